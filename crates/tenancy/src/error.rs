@@ -1,0 +1,94 @@
+//! What can go wrong in the kernel. The public message is for the caller; the private context is for the operator's log.
+
+use crate::quota::Exceeded;
+
+/// Result of the kernel.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// One semantic error. `Display` is the public message: the user's words, no secrets, no other tenant.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No credential, or one that does not verify. All causes look the same outside.
+    #[error("the credential is missing, expired or not valid")]
+    Unauthenticated,
+    /// Not there, not yours, or not for your eyes: one answer for all three.
+    #[error("there is no such {0}")]
+    NotFound(&'static str),
+    /// The caller may see the resource but not do this.
+    #[error("`{act}` is not allowed for this credential")]
+    Forbidden {
+        /// Name of the refused act.
+        act: &'static str,
+    },
+    /// The caller's input is wrong.
+    #[error("{0}")]
+    Invalid(String),
+    /// It exists already, or changed in the meantime.
+    #[error("{0}")]
+    Conflict(String),
+    /// A quota or rate is used up.
+    #[error("{0}")]
+    Quota(Exceeded),
+    /// The tenant does not take requests now: suspended, or being erased.
+    #[error("the tenant is {0}")]
+    TenantState(&'static str),
+    /// Stored bytes are not what was stored: tampered with, rolled back, moved, or damaged.
+    #[error("stored data failed its integrity check; nothing was served")]
+    Integrity(String),
+    /// Cannot do it now; nothing was done.
+    #[error("the service cannot do this now: {0}")]
+    Unavailable(&'static str),
+    /// A fault of the service. The context is private.
+    #[error("the service failed; nothing was done")]
+    Internal(String),
+}
+
+impl Error {
+    /// A fault of the service, with private context.
+    pub fn internal(context: impl std::fmt::Display) -> Self {
+        Self::Internal(context.to_string())
+    }
+
+    /// Stored bytes that do not hold, with private context.
+    pub fn integrity(context: impl std::fmt::Display) -> Self {
+        Self::Integrity(context.to_string())
+    }
+
+    /// What only the operator's log may hold.
+    #[must_use]
+    pub fn private(&self) -> Option<&str> {
+        match self {
+            Self::Integrity(context) | Self::Internal(context) => Some(context),
+            _ => None,
+        }
+    }
+
+    /// Stable code, one line in docs/errors.md each.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Unauthenticated => "unauthenticated",
+            Self::NotFound(_) => "not_found",
+            Self::Forbidden { .. } => "forbidden",
+            Self::Invalid(_) => "invalid",
+            Self::Conflict(_) => "conflict",
+            Self::Quota(_) => "quota_exceeded",
+            Self::TenantState(_) => "tenant_state",
+            Self::Integrity(_) => "integrity",
+            Self::Unavailable(_) => "unavailable",
+            Self::Internal(_) => "internal",
+        }
+    }
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Internal(format!("database: {error}"))
+    }
+}
+
+impl From<std::io::Error> for Error {
+    fn from(error: std::io::Error) -> Self {
+        Self::Internal(format!("file: {error}"))
+    }
+}

@@ -210,7 +210,8 @@ impl FromStr for LogProof {
         if text.len() > LOG_PROOF_BYTES_MAX {
             return Err(Error::TooLarge { what: "log proof", unit: "bytes", max: LOG_PROOF_BYTES_MAX as u64 });
         }
-        let body = text.strip_prefix(LOG_PROOF_HEADER).ok_or_else(|| Error::malformed("log proof", "first line is not the format's name"))?;
+        let body =
+            text.strip_prefix(LOG_PROOF_HEADER).ok_or_else(|| Error::malformed("log proof", "first line is not the format's name"))?;
         // Opaque data for other applications; not authenticated, so nothing here looks at it.
         let body = match body.strip_prefix("extra ") {
             Some(rest) => rest.split_once('\n').map_or("", |(_, after)| after),

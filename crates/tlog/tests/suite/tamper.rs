@@ -265,6 +265,38 @@ impl TileReader for Short<'_> {
     }
 }
 
+/// A store that keeps one growing file per tile and hands it out whole, here with what came later.
+struct Wide<'a>(&'a MemoryTree);
+
+impl TileReader for Wide<'_> {
+    fn read(&self, tile: Tile) -> Result<Vec<u8>, tlog::StoreError> {
+        let wider = Tile::in_tree(tile.level(), tile.index(), self.0.size()).ok_or("no tile")?;
+        self.0.read(wider)
+    }
+}
+
+#[test]
+fn wider_tiles_do_and_a_full_log_refuses() {
+    let log = tree(1000);
+    for size in [1, 255, 256, 300, 999] {
+        assert_eq!(Frontier::from_tiles(size, &Wide(&log)).unwrap().root(), tree(size).root());
+        let wide = Wide(&log);
+        let proof = InclusionProof::build(size / 2, size, &TileHashes::new(size, &wide).unwrap()).unwrap();
+        proof.verify(leaf(size / 2), size, tree(size).root()).unwrap();
+    }
+    struct Zeros;
+    impl TileReader for Zeros {
+        fn read(&self, tile: Tile) -> Result<Vec<u8>, tlog::StoreError> {
+            Ok(vec![0; tile.bytes()])
+        }
+    }
+    let mut full = Frontier::from_tiles(tlog::LEAVES_MAX - 1, &Zeros).unwrap();
+    assert_eq!(full.append(leaf(0), |_, _, _| {}).unwrap(), tlog::LEAVES_MAX - 1);
+    let root = full.root();
+    assert!(matches!(full.append(leaf(1), |_, _, _| {}), Err(Error::TooLarge { .. })));
+    assert_eq!((full.size(), full.root()), (tlog::LEAVES_MAX, root));
+}
+
 #[test]
 fn bad_tiles_show() {
     let log = tree(1000);

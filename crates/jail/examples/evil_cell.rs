@@ -1,0 +1,2 @@
+//! The prisoner.
+fn main() {}

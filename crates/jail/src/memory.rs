@@ -1,0 +1,206 @@
+//! Memory files: written once, sealed, handed over by descriptor, mapped read-only.
+//!
+//! A model travels from the service to a cell this way: no copy through a socket, no name in a file system, and after sealing neither side can
+//! change or shorten what the other reads. A cell after lock-down can only map (`mmap` is all it has), so [`Mapped::received`] takes the
+//! length from the message that brought the descriptor; [`SealedFile::from_fd`] asks the kernel for seals and length and is for the service.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    ops::Deref,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    ptr::NonNull,
+};
+
+use rustix::{
+    fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create},
+    mm::{MapFlags, ProtFlags, mmap, munmap},
+};
+
+/// What no one can undo: shrinking, growing, writing, and adding seals.
+const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::WRITE).union(SealFlags::SEAL);
+
+/// An anonymous file in memory that can no longer change.
+#[derive(Debug)]
+pub struct SealedFile {
+    fd: OwnedFd,
+    bytes: u64,
+}
+
+impl SealedFile {
+    /// A sealed copy of `bytes`.
+    pub fn create(bytes: &[u8]) -> io::Result<Self> {
+        let mut writer = Self::writer(bytes.len() as u64)?;
+        writer.write_all(bytes)?;
+        writer.seal()
+    }
+
+    /// A file to be written piece by piece; `bytes_hint` is the expected length in bytes, 0 when unknown.
+    pub fn writer(bytes_hint: u64) -> io::Result<Writer> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let fd = match memfd_create("insula", flags | MemfdFlags::NOEXEC_SEAL) {
+            Err(rustix::io::Errno::INVAL) => memfd_create("insula", flags)?,
+            other => other?,
+        };
+        ftruncate(&fd, bytes_hint)?;
+        Ok(Writer { file: File::from(fd), bytes: 0 })
+    }
+
+    /// Takes a descriptor that somebody sent, if it is sealed against writing, growing and shrinking. Not for a cell after lock-down.
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        let seals = fcntl_get_seals(&fd)?;
+        if !seals.contains(SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the memory file is not sealed"));
+        }
+        let bytes = u64::try_from(fstat(&fd)?.st_size).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+        Ok(Self { fd, bytes })
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// The whole content, read-only.
+    pub fn map(&self) -> io::Result<Mapped> {
+        Mapped::received(self.fd.as_fd(), self.bytes)
+    }
+
+    /// The descriptor, to be sent.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl AsFd for SealedFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// A memory file that is still being written.
+#[derive(Debug)]
+pub struct Writer {
+    file: File,
+    bytes: u64,
+}
+
+impl Writer {
+    /// Cuts the file to what was written and seals it.
+    pub fn seal(self) -> io::Result<SealedFile> {
+        let fd = OwnedFd::from(self.file);
+        ftruncate(&fd, self.bytes)?;
+        fcntl_add_seals(&fd, SEALS)?;
+        Ok(SealedFile { fd, bytes: self.bytes })
+    }
+}
+
+impl Write for Writer {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(buf)?;
+        self.bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A read-only private mapping, unmapped when dropped.
+#[derive(Debug)]
+pub struct Mapped {
+    start: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: the mapping is read-only, its file is sealed, and nobody else holds the address: any thread may read and unmap it.
+unsafe impl Send for Mapped {}
+// SAFETY: see above; a shared reference can only read.
+unsafe impl Sync for Mapped {}
+
+impl Mapped {
+    /// Maps the first `bytes` bytes of a memory file that a *trusted* sender sealed, by `mmap` alone.
+    ///
+    /// The service is trusted by its cells; the other way round use [`SealedFile::from_fd`], because a file shorter than announced is a
+    /// fatal signal at the first read past its end.
+    pub fn received(fd: BorrowedFd<'_>, bytes: u64) -> io::Result<Self> {
+        let bytes = usize::try_from(bytes).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        if bytes == 0 {
+            return Ok(Self { start: NonNull::dangling(), bytes });
+        }
+        // SAFETY: the kernel picks the address, so no existing memory is touched.
+        let start = unsafe { mmap(std::ptr::null_mut(), bytes, ProtFlags::READ, MapFlags::PRIVATE, fd, 0)? };
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { start, bytes })
+    }
+}
+
+impl Deref for Mapped {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: `start` is mapped readable for `bytes` bytes until drop (or dangling and empty), and the seals forbid any change.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.bytes) }
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            // SAFETY: this is exactly the range `mmap` returned, and no slice of it outlives `self`.
+            let _ = unsafe { munmap(self.start.as_ptr().cast(), self.bytes) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_survives_and_nothing_can_change_it() {
+        let sealed = SealedFile::create(b"weights").unwrap();
+        assert_eq!(&*sealed.map().unwrap(), b"weights");
+        let mut again = File::from(sealed.as_fd().try_clone_to_owned().unwrap());
+        assert_eq!(again.write(b"x").unwrap_err().raw_os_error(), Some(libc::EPERM));
+        assert_eq!(again.set_len(3).unwrap_err().raw_os_error(), Some(libc::EPERM));
+        assert_eq!(again.set_len(300).unwrap_err().raw_os_error(), Some(libc::EPERM));
+        assert!(fcntl_add_seals(&again, SealFlags::FUTURE_WRITE).is_err());
+    }
+
+    #[test]
+    fn a_wrong_hint_does_not_show() {
+        for hint in [0, 3, 4096] {
+            let mut writer = SealedFile::writer(hint).unwrap();
+            writer.write_all(b"abc").unwrap();
+            writer.write_all(b"defg").unwrap();
+            let sealed = writer.seal().unwrap();
+            assert_eq!((sealed.len(), &*sealed.map().unwrap()), (7, &b"abcdefg"[..]), "hint {hint}");
+        }
+    }
+
+    #[test]
+    fn empty_is_a_file_too() {
+        let sealed = SealedFile::create(b"").unwrap();
+        assert!(sealed.is_empty());
+        assert!(sealed.map().unwrap().is_empty());
+    }
+
+    #[test]
+    fn only_sealed_files_are_taken() {
+        let sealed = SealedFile::create(b"weights").unwrap();
+        let taken = SealedFile::from_fd(sealed.as_fd().try_clone_to_owned().unwrap()).unwrap();
+        assert_eq!(taken.len(), 7);
+        let open = memfd_create("open", MemfdFlags::ALLOW_SEALING).unwrap();
+        assert!(SealedFile::from_fd(open.try_clone().unwrap()).is_err());
+        fcntl_add_seals(&open, SealFlags::WRITE).unwrap();
+        assert!(SealedFile::from_fd(open).is_err());
+        assert!(SealedFile::from_fd(tempfile::tempfile().unwrap().into()).is_err());
+    }
+}

@@ -1,1 +1,43 @@
-//! Placeholder.
+//! What the service does, given permits: data sets, training, registry, deployments, predictions, and the cells in which all of it runs.
+//!
+//! Every operation is a method of [`Platform`] that takes a [`tenancy::Permit`] first. The permit says which tenant, which act and which
+//! resource: no operation has a second parameter for any of these, so none can be mixed up. This crate never parses a tenant's bytes:
+//! they go to that tenant's cell and come back bounded and checked.
+//!
+//! ```text
+//! server ──► Platform::predict(&permit, …) ──► cells: island → serving cell → slot ──► wire ──► insula-cell
+//!                     ::training_create    ──► row + ticket ──► scheduler ──► job cell ──► run, model version
+//! ```
+//!
+//! What is deliberately missing: HTTP, SQL, keys, and any way to name a tenant.
+
+mod cells;
+mod config;
+mod dataset;
+mod deployment;
+mod error;
+mod model;
+mod page;
+mod platform;
+mod predict;
+mod stats;
+mod training;
+
+pub use config::{JobStop, PlatformConfig};
+pub use dataset::{Column, Dataset, DatasetPreview, DatasetVersion, PREVIEW_ROWS_MAX, PreviewRequest, ValueCount};
+pub use deployment::{Deployment, DeploymentRequest, OIP_PLATFORM, OipMetadata};
+pub use error::{CellFailure, Error, Result};
+pub use model::{
+    ALIASES_MAX, AliasChange, AliasRequest, Lineage, Model, ModelRequest, ModelVersion, TAG_KEY_BYTES_MAX, TAGS_MAX, TEXT_BYTES_MAX, TagRequest,
+    Tensor, TrainingLineage,
+};
+pub use page::{PAGE_ITEMS_DEFAULT, PAGE_ITEMS_MAX, Page, PageRequest, Timestamp};
+pub use platform::Platform;
+pub use stats::{COLD_START_BOUNDS_MS, PlatformStats};
+pub use training::{
+    Failure, JobStep, LOG_LINES_MAX, LOG_PAGE_LINES_MAX, LogLine, Progress, Recipe, Run, SplitRequest, Training, TrainingLogs,
+    TrainingRequest, TrainingState,
+};
+
+/// The crates below, for the server, which has no edge to them of its own.
+pub use {jail, tenancy, wire};

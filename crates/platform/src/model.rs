@@ -1,0 +1,592 @@
+//! The registry, in MLflow's words: registered models, integer versions, aliases that move, tags, source run and lineage.
+//!
+//! A version is immutable. Its bytes enter only through admission: a cell loads them, checks format, budgets and external data,
+//! and reports the signature. The SHA-256 of what was admitted is bound to the version and compared again before each load.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use bytes::Bytes;
+use futures_util::Stream;
+use serde::{Deserialize, Serialize};
+use tenancy::{BlobId, ModelDelete, ModelRead, ModelWrite, Name, Permit, Record, Tx};
+use utoipa::ToSchema;
+
+use crate::cells::{Source, blob_stream};
+use crate::dataset::{hex, version_after, version_key};
+use crate::deployment::Deployment;
+use crate::error::{Error, Result};
+use crate::page::{Page, PageRequest, Timestamp};
+use crate::platform::Platform;
+
+/// Most tags of a model or a version.
+pub const TAGS_MAX: usize = 64;
+/// Longest tag key in bytes.
+pub const TAG_KEY_BYTES_MAX: usize = 250;
+/// Longest tag value or description in bytes.
+pub const TEXT_BYTES_MAX: usize = 5000;
+/// Most aliases of a model.
+pub const ALIASES_MAX: usize = 64;
+
+/// A registered model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Model {
+    /// Its name.
+    #[schema(value_type = String)]
+    pub name: Name,
+    /// For people.
+    #[serde(default)]
+    pub description: String,
+    /// Key and value texts.
+    #[serde(default)]
+    pub tags: BTreeMap<String, String>,
+    /// Version number each alias points at.
+    #[serde(default)]
+    pub aliases: BTreeMap<String, u64>,
+    /// Number of the newest version; 0 before the first.
+    pub latest_version: u64,
+    /// When it was registered.
+    pub created_at: Timestamp,
+    /// When it last changed.
+    pub updated_at: Timestamp,
+}
+
+/// What registers or describes a model.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ModelRequest {
+    /// For people; unchanged when absent.
+    pub description: Option<String>,
+    /// Replace all tags; unchanged when absent.
+    pub tags: Option<BTreeMap<String, String>>,
+}
+
+/// One immutable version of a model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ModelVersion {
+    /// Name of the registered model.
+    #[schema(value_type = String)]
+    pub model: Name,
+    /// 1, 2, 3, …
+    pub version: u64,
+    /// For people.
+    #[serde(default)]
+    pub description: String,
+    /// Key and value texts.
+    #[serde(default)]
+    pub tags: BTreeMap<String, String>,
+    /// Aliases that point here now.
+    #[serde(default)]
+    pub aliases: Vec<String>,
+    /// Length of the ONNX file in bytes.
+    pub bytes: u64,
+    /// SHA-256 of the ONNX file, lower-case hex.
+    pub sha256: String,
+    /// Inputs in graph order.
+    pub inputs: Vec<Tensor>,
+    /// Outputs in graph order.
+    pub outputs: Vec<Tensor>,
+    /// Operator sets as `domain:version`.
+    pub opsets: Vec<String>,
+    /// Nodes of the graph, subgraphs counted.
+    pub nodes: u32,
+    /// Who wrote the file, as it says.
+    pub producer: String,
+    /// Whether admission could run it on zeros.
+    pub smoke_run: bool,
+    /// The run that produced it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_id: Option<String>,
+    /// Where it comes from.
+    pub lineage: Lineage,
+    /// When it was registered.
+    pub created_at: Timestamp,
+    /// Who registered it.
+    pub created_by: String,
+}
+
+/// One input or output, in the terms of the Open Inference Protocol.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Tensor {
+    /// Name in the graph.
+    pub name: String,
+    /// `FP32`, `INT64`, `BYTES`, …
+    pub datatype: String,
+    /// Dimensions; -1 where the model leaves one open.
+    pub shape: Vec<i64>,
+}
+
+/// Where a version comes from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case", tag = "source")]
+pub enum Lineage {
+    /// Somebody uploaded it.
+    Upload,
+    /// A training made it.
+    Training(TrainingLineage),
+}
+
+/// Everything that is needed to make the same bytes again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct TrainingLineage {
+    /// The training job.
+    pub training: String,
+    /// Data set.
+    #[schema(value_type = String)]
+    pub dataset: Name,
+    /// Its version.
+    pub dataset_version: u64,
+    /// SHA-256 of its bytes.
+    pub dataset_sha256: String,
+    /// What was asked for, defaults filled in.
+    pub recipe: crate::training::Recipe,
+}
+
+/// One move of an alias.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AliasChange {
+    /// Name of the registered model.
+    #[schema(value_type = String)]
+    pub model: Name,
+    /// Counts the changes of the model's aliases: 1, 2, 3, …
+    pub sequence: u64,
+    /// The alias.
+    pub alias: String,
+    /// Version before; absent when it was new.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<u64>,
+    /// Version after; absent when it was removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<u64>,
+    /// When.
+    pub at: Timestamp,
+    /// Who.
+    pub by: String,
+}
+
+/// Where an alias shall point.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AliasRequest {
+    /// Version number.
+    pub version: u64,
+}
+
+/// A tag's value.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TagRequest {
+    /// Text.
+    pub value: String,
+}
+
+/// A version as the rows hold it. Its aliases live in [`Model`] alone.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct StoredModelVersion {
+    pub(crate) version: ModelVersion,
+    pub(crate) blob: BlobId,
+    pub(crate) resident_bytes: u64,
+}
+
+/// Number of alias changes so far.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct AliasSequence {
+    model: Name,
+    last: u64,
+}
+
+impl Record for Model {
+    const KIND: &'static str = "model";
+    fn key(&self) -> String {
+        self.name.to_string()
+    }
+}
+
+impl Record for StoredModelVersion {
+    const KIND: &'static str = "model_version";
+    fn key(&self) -> String {
+        version_key(self.version.model.as_str(), self.version.version)
+    }
+}
+
+impl Record for AliasChange {
+    const KIND: &'static str = "alias_change";
+    fn key(&self) -> String {
+        version_key(self.model.as_str(), self.sequence)
+    }
+}
+
+impl Record for AliasSequence {
+    const KIND: &'static str = "alias_sequence";
+    fn key(&self) -> String {
+        self.model.to_string()
+    }
+}
+
+impl Platform {
+    /// Registered models by name.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub async fn model_list(&self, permit: &Permit<ModelRead>, page: &PageRequest) -> Result<Page<Model>> {
+        let items = permit.rows().list::<Model>(page.after.as_deref(), page.limit() + 1, None).await?;
+        Ok(Page::cut(items, page.limit(), Record::key))
+    }
+
+    /// One registered model.
+    ///
+    /// # Errors
+    /// Not found.
+    pub async fn model_get(&self, permit: &Permit<ModelRead>) -> Result<Model> {
+        permit.rows().get::<Model>(permit.resource()).await?.ok_or(Error::not_found("model"))
+    }
+
+    /// Registers a model without versions, or changes description and tags of one.
+    ///
+    /// # Errors
+    /// Texts over their bounds.
+    pub async fn model_put(&self, permit: &Permit<ModelWrite>, request: ModelRequest) -> Result<Model> {
+        let mut tx = permit.tx().await?;
+        let mut model = model_or_new(&mut tx, permit.resource().parse()?).await?;
+        if let Some(description) = request.description {
+            text_checked("description", &description)?;
+            model.description = description;
+        }
+        if let Some(tags) = request.tags {
+            tags_checked(&tags)?;
+            model.tags = tags;
+        }
+        model.updated_at = Timestamp::now();
+        tx.put(&model).await?;
+        tx.commit().await?;
+        Ok(model)
+    }
+
+    /// Removes a model with all versions and aliases.
+    ///
+    /// # Errors
+    /// Not found; a conflict while a deployment uses it.
+    pub async fn model_delete(&self, permit: &Permit<ModelDelete>) -> Result<()> {
+        let name = permit.resource();
+        let mut tx = permit.tx().await?;
+        if !tx.delete::<Model>(name).await? {
+            return Err(Error::not_found("model"));
+        }
+        if let Some(user) = tx.find::<Deployment>("model", name, None, 1).await?.first() {
+            return Err(Error::conflict(format!("`{name}` is used by the deployment `{}`; delete that first", user.name)));
+        }
+        let prefix = format!("{name}/");
+        loop {
+            let versions = tx.list::<StoredModelVersion>(None, DELETE_BATCH, Some(&prefix)).await?;
+            let changes = tx.list::<AliasChange>(None, DELETE_BATCH, Some(&prefix)).await?;
+            if versions.is_empty() && changes.is_empty() {
+                break;
+            }
+            for stored in versions {
+                tx.delete::<StoredModelVersion>(&stored.key()).await?;
+                tx.detach(stored.blob).await?;
+            }
+            for change in changes {
+                tx.delete::<AliasChange>(&change.key()).await?;
+            }
+        }
+        tx.delete::<AliasSequence>(name).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// Stores an ONNX file as the next version, after admission in a cell. Registers the model when it is new.
+    ///
+    /// # Errors
+    /// [`Error::Input`] with `model_refused` and the reason; too large, broken off, quota. Nothing is stored then.
+    pub async fn model_version_upload(
+        &self,
+        permit: &Permit<ModelWrite>,
+        stream: impl Stream<Item = io::Result<Bytes>> + Send,
+    ) -> Result<ModelVersion> {
+        let name: Name = permit.resource().parse()?;
+        let sealed = self.receive(permit, stream, "model", self.config().model_bytes_max).await?;
+        if sealed.bytes() == 0 {
+            return Err(Error::invalid("the model is empty"));
+        }
+        let info = self.cells().admit(&self.owner(permit), name.as_str(), Source::blob(sealed.open().await?)).await?;
+        let mut tx = permit.tx().await?;
+        let origin = Origin { run_id: None, lineage: Lineage::Upload, created_by: permit.principal() };
+        let stored = version_insert(&mut tx, name, &sealed, info, origin).await?;
+        tx.attach(sealed).await?;
+        permit.detail("sha256", stored.version.sha256.clone());
+        permit.detail("model_version", stored.version.version.to_string());
+        tx.commit().await?;
+        Ok(stored.version)
+    }
+
+    /// Versions of a model, oldest first.
+    ///
+    /// # Errors
+    /// Not found.
+    pub async fn model_versions(&self, permit: &Permit<ModelRead>, page: &PageRequest) -> Result<Page<ModelVersion>> {
+        let model = self.model_get(permit).await?;
+        let prefix = format!("{}/", permit.resource());
+        let after = page.after.as_deref().map(|after| version_after(permit.resource(), after)).transpose()?;
+        let items = permit.rows().list::<StoredModelVersion>(after.as_deref(), page.limit() + 1, Some(&prefix)).await?;
+        let page = Page::cut(items, page.limit(), |stored| stored.version.version.to_string());
+        Ok(page.map(|stored| with_aliases(stored.version, &model)))
+    }
+
+    /// One version.
+    ///
+    /// # Errors
+    /// Not found.
+    pub async fn model_version_get(&self, permit: &Permit<ModelRead>, version: u64) -> Result<ModelVersion> {
+        let model = self.model_get(permit).await?;
+        Ok(with_aliases(model_version(permit, version).await?.version, &model))
+    }
+
+    /// The ONNX file, and what it is.
+    ///
+    /// # Errors
+    /// Not found, or stored bytes that fail their integrity check; the latter also as the last item of the stream.
+    pub async fn model_version_download(
+        &self,
+        permit: &Permit<ModelRead>,
+        version: u64,
+    ) -> Result<(ModelVersion, impl Stream<Item = io::Result<Bytes>> + Send + use<>)> {
+        let stored = model_version(permit, version).await?;
+        permit.detail("sha256", stored.version.sha256.clone());
+        let reader = permit.blobs().open(stored.blob).await?;
+        Ok((stored.version, blob_stream(reader)))
+    }
+
+    /// Points an alias at a version; the history keeps who, when, from and to.
+    ///
+    /// # Errors
+    /// Not found; an alias that is no name or reads like a version; too many aliases.
+    pub async fn alias_set(&self, permit: &Permit<ModelWrite>, alias: &str, request: &AliasRequest) -> Result<Model> {
+        alias_checked(alias)?;
+        let mut tx = permit.tx().await?;
+        let mut model = tx.get::<Model>(permit.resource()).await?.ok_or(Error::not_found("model"))?;
+        let key = version_key(model.name.as_str(), request.version);
+        tx.get::<StoredModelVersion>(&key).await?.ok_or(Error::not_found("model version"))?;
+        let from = model.aliases.insert(alias.to_owned(), request.version);
+        if model.aliases.len() > ALIASES_MAX {
+            return Err(Error::invalid(format!("a model has at most {ALIASES_MAX} aliases")));
+        }
+        alias_record(&mut tx, &mut model, alias, from, Some(request.version), permit.principal()).await?;
+        permit.detail("alias", alias);
+        permit.detail("model_version", request.version.to_string());
+        tx.commit().await?;
+        Ok(model)
+    }
+
+    /// Removes an alias; its history stays.
+    ///
+    /// # Errors
+    /// Not found.
+    pub async fn alias_delete(&self, permit: &Permit<ModelWrite>, alias: &str) -> Result<Model> {
+        let mut tx = permit.tx().await?;
+        let mut model = tx.get::<Model>(permit.resource()).await?.ok_or(Error::not_found("model"))?;
+        let from = model.aliases.remove(alias).ok_or(Error::not_found("alias"))?;
+        alias_record(&mut tx, &mut model, alias, Some(from), None, permit.principal()).await?;
+        permit.detail("alias", alias);
+        tx.commit().await?;
+        Ok(model)
+    }
+
+    /// Moves of the model's aliases, oldest first; `page.after` is a sequence number.
+    ///
+    /// # Errors
+    /// Not found.
+    pub async fn alias_history(&self, permit: &Permit<ModelRead>, page: &PageRequest) -> Result<Page<AliasChange>> {
+        self.model_get(permit).await?;
+        let prefix = format!("{}/", permit.resource());
+        let after = page.after.as_deref().map(|after| version_after(permit.resource(), after)).transpose()?;
+        let items = permit.rows().list::<AliasChange>(after.as_deref(), page.limit() + 1, Some(&prefix)).await?;
+        Ok(Page::cut(items, page.limit(), |change| change.sequence.to_string()))
+    }
+
+    /// Sets a tag of the model, or of one version.
+    ///
+    /// # Errors
+    /// Not found; texts over their bounds.
+    pub async fn tag_set(&self, permit: &Permit<ModelWrite>, version: Option<u64>, key: &str, request: &TagRequest) -> Result<()> {
+        self.tags_change(permit, version, |tags| {
+            tags.insert(key.to_owned(), request.value.clone());
+            tags_checked(tags)
+        })
+        .await
+    }
+
+    /// Removes a tag of the model, or of one version.
+    ///
+    /// # Errors
+    /// Not found.
+    pub async fn tag_delete(&self, permit: &Permit<ModelWrite>, version: Option<u64>, key: &str) -> Result<()> {
+        self.tags_change(permit, version, |tags| tags.remove(key).map(|_| ()).ok_or(Error::not_found("tag"))).await
+    }
+
+    async fn tags_change(
+        &self,
+        permit: &Permit<ModelWrite>,
+        version: Option<u64>,
+        change: impl FnOnce(&mut BTreeMap<String, String>) -> Result<()>,
+    ) -> Result<()> {
+        let mut tx = permit.tx().await?;
+        let mut model = tx.get::<Model>(permit.resource()).await?.ok_or(Error::not_found("model"))?;
+        match version {
+            None => change(&mut model.tags)?,
+            Some(version) => {
+                let key = version_key(model.name.as_str(), version);
+                let mut stored = tx.get::<StoredModelVersion>(&key).await?.ok_or(Error::not_found("model version"))?;
+                change(&mut stored.version.tags)?;
+                tx.put(&stored).await?;
+            }
+        }
+        model.updated_at = Timestamp::now();
+        tx.put(&model).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+}
+
+/// Rows deleted in one step of a transaction.
+const DELETE_BATCH: u32 = 200;
+
+/// Who and what made a version.
+pub(crate) struct Origin<'a> {
+    pub(crate) run_id: Option<String>,
+    pub(crate) lineage: Lineage,
+    pub(crate) created_by: &'a str,
+}
+
+/// Adds the next version of `name` to the transaction; the blob is attached by the caller.
+pub(crate) async fn version_insert(
+    tx: &mut Tx<'_>,
+    name: Name,
+    sealed: &tenancy::StoredUpload,
+    info: wire::ModelInfo,
+    origin: Origin<'_>,
+) -> Result<StoredModelVersion> {
+    let mut model = model_or_new(tx, name).await?;
+    let now = Timestamp::now();
+    model.latest_version += 1;
+    model.updated_at = now;
+    let version = ModelVersion {
+        model: model.name.clone(),
+        version: model.latest_version,
+        description: String::new(),
+        tags: BTreeMap::new(),
+        aliases: vec![],
+        bytes: sealed.bytes(),
+        sha256: hex(&sealed.sha256()),
+        inputs: info.inputs.into_iter().map(Tensor::from).collect(),
+        outputs: info.outputs.into_iter().map(Tensor::from).collect(),
+        opsets: info.opsets,
+        nodes: info.nodes,
+        producer: info.producer,
+        smoke_run: info.smoke_run,
+        run_id: origin.run_id,
+        lineage: origin.lineage,
+        created_at: now,
+        created_by: origin.created_by.to_owned(),
+    };
+    let stored = StoredModelVersion { version, blob: sealed.id(), resident_bytes: info.resident_bytes };
+    tx.put(&model).await?;
+    tx.insert(&stored).await?;
+    Ok(stored)
+}
+
+/// One stored version of the model the permit is about.
+pub(crate) async fn model_version(permit: &Permit<ModelRead>, version: u64) -> Result<StoredModelVersion> {
+    let key = version_key(permit.resource(), version);
+    permit.rows().get::<StoredModelVersion>(&key).await?.ok_or(Error::not_found("model version"))
+}
+
+async fn model_or_new(tx: &mut Tx<'_>, name: Name) -> Result<Model> {
+    if let Some(model) = tx.get::<Model>(name.as_str()).await? {
+        return Ok(model);
+    }
+    let now = Timestamp::now();
+    Ok(Model {
+        name,
+        description: String::new(),
+        tags: BTreeMap::new(),
+        aliases: BTreeMap::new(),
+        latest_version: 0,
+        created_at: now,
+        updated_at: now,
+    })
+}
+
+async fn alias_record(tx: &mut Tx<'_>, model: &mut Model, alias: &str, from: Option<u64>, to: Option<u64>, by: &str) -> Result<()> {
+    let now = Timestamp::now();
+    let last = tx.get::<AliasSequence>(model.name.as_str()).await?.map_or(0, |sequence| sequence.last);
+    let change =
+        AliasChange { model: model.name.clone(), sequence: last + 1, alias: alias.to_owned(), from, to, at: now, by: by.to_owned() };
+    model.updated_at = now;
+    tx.put(&AliasSequence { model: model.name.clone(), last: last + 1 }).await?;
+    tx.insert(&change).await?;
+    tx.put(model).await?;
+    Ok(())
+}
+
+fn with_aliases(mut version: ModelVersion, model: &Model) -> ModelVersion {
+    version.aliases = model.aliases.iter().filter(|(_, number)| **number == version.version).map(|(alias, _)| alias.clone()).collect();
+    version
+}
+
+/// An alias is a name, and never reads like a version (`7`, `v7`) or MLflow's reserved `latest`.
+fn alias_checked(alias: &str) -> Result<()> {
+    let _: Name = alias.parse()?;
+    let digits = alias.strip_prefix(['v', 'V']).unwrap_or(alias);
+    if alias.eq_ignore_ascii_case("latest") || digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(Error::invalid(format!("`{alias}` cannot be an alias: it would be mistaken for a version")));
+    }
+    Ok(())
+}
+
+fn text_checked(what: &str, text: &str) -> Result<()> {
+    if text.len() > TEXT_BYTES_MAX {
+        return Err(Error::invalid(format!("the {what} is longer than {TEXT_BYTES_MAX} bytes")));
+    }
+    Ok(())
+}
+
+fn tags_checked(tags: &BTreeMap<String, String>) -> Result<()> {
+    if tags.len() > TAGS_MAX {
+        return Err(Error::invalid(format!("there are more than {TAGS_MAX} tags")));
+    }
+    for (key, value) in tags {
+        if key.is_empty() || key.len() > TAG_KEY_BYTES_MAX || key.chars().any(char::is_control) {
+            return Err(Error::invalid(format!("a tag's key has 1 to {TAG_KEY_BYTES_MAX} bytes and no control characters")));
+        }
+        text_checked("tag's value", value)?;
+    }
+    Ok(())
+}
+
+impl From<wire::TensorInfo> for Tensor {
+    fn from(info: wire::TensorInfo) -> Self {
+        Self { name: info.name, datatype: info.datatype, shape: info.shape }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn aliases_do_not_read_like_versions() {
+        for (alias, good) in [("champion", true), ("v7", false), ("7", false), ("Latest", false), ("v7b", true), ("v", false), ("", false)] {
+            assert_eq!(alias_checked(alias).is_ok(), good, "{alias}");
+        }
+    }
+
+    #[test]
+    fn tags_are_bounded() {
+        let tags = |key: &str, value: String| BTreeMap::from([(key.to_owned(), value)]);
+        assert!(tags_checked(&tags("k", "v".repeat(TEXT_BYTES_MAX))).is_ok());
+        assert!(tags_checked(&tags("k", "v".repeat(TEXT_BYTES_MAX + 1))).is_err());
+        assert!(tags_checked(&tags("", String::new())).is_err());
+        assert!(tags_checked(&tags("a\nb", String::new())).is_err());
+    }
+}

@@ -1,0 +1,18 @@
+//! Predictions: the hot path. Permit in, the client's bytes to the cell, the cell's bytes out.
+
+use bytes::Bytes;
+use tenancy::{Permit, Predict};
+
+use crate::error::Result;
+use crate::platform::Platform;
+
+impl Platform {
+    /// Asks the deployment the permit is about. `body` and the answer are JSON of the Open Inference Protocol; nobody here looks into them.
+    /// `version`, when given, must be the one that answers.
+    ///
+    /// # Errors
+    /// Not found; what the tenant's input, model or cell does wrong; overload and deadline.
+    pub async fn predict(&self, permit: &Permit<Predict>, version: Option<&str>, body: Bytes) -> Result<Bytes> {
+        self.cells().predict(permit, &self.owner(permit), version, body).await
+    }
+}

@@ -1,0 +1,130 @@
+//! Figures of the platform for the operator: counts and times, never content and never a tenant.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Upper bounds of the cold start buckets, in milliseconds; one more bucket takes the rest.
+pub const COLD_START_BOUNDS_MS: [u64; 12] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000, 30_000];
+
+/// A snapshot.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PlatformStats {
+    /// Live cells of all kinds.
+    pub cells_live: u64,
+    /// Of those, blank and ready.
+    pub cells_blank: u64,
+    /// Of those, serving predictions.
+    pub cells_serving: u64,
+    /// Of those, working on a job.
+    pub cells_working: u64,
+    /// Memory of all cells as last measured, in bytes.
+    pub cells_memory_bytes: u64,
+    /// Cells started since the start of the service.
+    pub cells_started: u64,
+    /// Cells that ended although nobody stopped them.
+    pub cells_failed: u64,
+    /// Of those, over their memory limit.
+    pub cells_out_of_memory: u64,
+    /// Cells stopped because they broke the protocol.
+    pub cells_hostile: u64,
+    /// Serving cells stopped to make room or after idling.
+    pub cells_evicted: u64,
+    /// Models loaded into cells.
+    pub models_loaded: u64,
+    /// Models put out of a cell to make room.
+    pub models_evicted: u64,
+    /// Predictions that had to wait for a cell or a model.
+    pub cold_starts: u64,
+    /// Cold starts per bucket of [`COLD_START_BOUNDS_MS`], not cumulated; the last bucket takes the rest.
+    pub cold_start_buckets: [u64; COLD_START_BOUNDS_MS.len() + 1],
+    /// Sum of all cold starts in microseconds.
+    pub cold_start_micros: u64,
+    /// Predictions refused because too many waited.
+    pub overloaded: u64,
+    /// Training jobs claimed by this node that wait.
+    pub trainings_waiting: u64,
+    /// Training jobs that run.
+    pub trainings_running: u64,
+    /// Training jobs that succeeded, failed, and were cancelled while running.
+    pub trainings_succeeded: u64,
+    /// See `trainings_succeeded`.
+    pub trainings_failed: u64,
+    /// See `trainings_succeeded`.
+    pub trainings_cancelled: u64,
+}
+
+/// The live counters.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) started: AtomicU64,
+    pub(crate) failed: AtomicU64,
+    pub(crate) out_of_memory: AtomicU64,
+    pub(crate) hostile: AtomicU64,
+    pub(crate) evicted: AtomicU64,
+    pub(crate) models_loaded: AtomicU64,
+    pub(crate) models_evicted: AtomicU64,
+    pub(crate) overloaded: AtomicU64,
+    pub(crate) memory_bytes: AtomicU64,
+    pub(crate) trainings_succeeded: AtomicU64,
+    pub(crate) trainings_failed: AtomicU64,
+    pub(crate) trainings_cancelled: AtomicU64,
+    cold_buckets: [AtomicU64; COLD_START_BOUNDS_MS.len() + 1],
+    cold_micros: AtomicU64,
+}
+
+/// Adds one.
+pub(crate) fn bump(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+impl Counters {
+    /// One prediction waited this long for its cell and model.
+    pub(crate) fn cold_start(&self, took: Duration) {
+        let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        let bucket = COLD_START_BOUNDS_MS.iter().position(|bound| ms <= *bound).unwrap_or(COLD_START_BOUNDS_MS.len());
+        if let Some(counter) = self.cold_buckets.get(bucket) {
+            bump(counter);
+        }
+        self.cold_micros.fetch_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// What is counted here; live numbers are added by their owners.
+    pub(crate) fn snapshot(&self) -> PlatformStats {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let buckets = std::array::from_fn(|at| self.cold_buckets.get(at).map_or(0, get));
+        PlatformStats {
+            cells_memory_bytes: get(&self.memory_bytes),
+            cells_started: get(&self.started),
+            cells_failed: get(&self.failed),
+            cells_out_of_memory: get(&self.out_of_memory),
+            cells_hostile: get(&self.hostile),
+            cells_evicted: get(&self.evicted),
+            models_loaded: get(&self.models_loaded),
+            models_evicted: get(&self.models_evicted),
+            cold_starts: buckets.iter().sum(),
+            cold_start_buckets: buckets,
+            cold_start_micros: get(&self.cold_micros),
+            overloaded: get(&self.overloaded),
+            trainings_succeeded: get(&self.trainings_succeeded),
+            trainings_failed: get(&self.trainings_failed),
+            trainings_cancelled: get(&self.trainings_cancelled),
+            ..PlatformStats::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cold_starts_fall_into_buckets() {
+        let counters = Counters::default();
+        for ms in [0, 1, 4, 60_000] {
+            counters.cold_start(Duration::from_millis(ms));
+        }
+        let stats = counters.snapshot();
+        assert_eq!((stats.cold_starts, stats.cold_start_buckets[0], stats.cold_start_buckets[2], stats.cold_start_buckets[12]), (4, 2, 1, 1));
+        assert_eq!(stats.cold_start_micros, 60_005_000);
+    }
+}

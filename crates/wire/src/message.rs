@@ -313,7 +313,7 @@ mod tests {
 
     #[test]
     fn every_message_survives_its_frame() {
-        let load = Load { name: "m".into(), version: "3".into(), nodes_max: 10 };
+        let load = Load { name: "m".into(), version: "3".into(), bytes: 64, nodes_max: 10 };
         for message in [
             ToCell::Ping,
             ToCell::Load { slot: 2, load: load.clone() },

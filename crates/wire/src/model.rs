@@ -10,6 +10,8 @@ pub struct Load {
     pub name: String,
     /// Version that answers carry.
     pub version: String,
+    /// Length of the attached memory file in bytes: a locked-down cell cannot ask for it.
+    pub bytes: u64,
     /// Most nodes in the graph, subgraphs counted.
     pub nodes_max: u32,
 }

@@ -1,12 +1,44 @@
-//! A tenant's sealed objects.
+//! A tenant's sealed objects: one file each, written once, read in pieces, in parallel.
+//!
+//! Every object has a random key of its own, wrapped under the tenant's key in the row that knows the object. From it and the
+//! object's id come the encryption key and a 32-byte *commitment*, which lies in the row and is compared before anything is
+//! decrypted (a wrong key cannot be made to decrypt to something else). The file is a run of chunks of 64 KiB, each sealed
+//! with AES-256-GCM; nonce and associated data name tenant, object, format, chunk number and whether it is the last one. So a
+//! chunk that is changed, moved, dropped or taken from another object or tenant does not open.
+//! The pattern is C2SP chunked-encryption.
+//!
+//! A file exists before its row does. One without a row was left by a crash, and is swept away.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use aws_lc_rs::aead::{Aad, LessSafeKey, NONCE_LEN, Nonce};
+use aws_lc_rs::digest;
 use bytes::Bytes;
 use futures_util::Stream;
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use crate::error::{Error, Result};
-use crate::name::{hex, unhex};
+use crate::keyring::Keyring;
+use crate::name::{TenantId, hex, unhex};
+use crate::rows::db::blocking;
+use crate::seal::{self, Key, TAG_BYTES, same};
 
-const LATER: &str = "being written";
+/// Plaintext bytes of every chunk but the last.
+const CHUNK_BYTES: usize = 64 * 1024;
+const SEALED_CHUNK_BYTES: usize = CHUNK_BYTES + TAG_BYTES;
+/// Goes into every chunk's associated data.
+const FORMAT: u8 = 1;
+/// Plaintext a writer holds before it goes to work.
+const WAITING_BYTES_MAX: usize = 256 * 1024;
+/// Plaintext one [`BlobReader::read_at`] gives.
+pub const READ_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Plaintext of one item of [`BlobReader::stream`].
+const STREAM_BYTES: usize = 512 * 1024;
 
 /// 128 random bits that name one immutable object of one tenant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -16,81 +48,394 @@ pub struct BlobId(pub(crate) [u8; 16]);
 impl TryFrom<String> for BlobId {
     type Error = Error;
     fn try_from(text: String) -> Result<Self> {
-        unhex(&text).map(Self).ok_or_else(|| Error::Invalid("not a blob id".into()))
+        unhex(&text).map(Self).ok_or_else(|| Error::Invalid("an object id has 32 hex digits".into()))
     }
 }
+
 impl From<BlobId> for String {
     fn from(id: BlobId) -> Self {
         hex(&id.0)
     }
 }
+
 impl std::fmt::Display for BlobId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&hex(&self.0))
     }
 }
 
+/// What a tenant's rows know about an object.
+#[derive(Clone)]
+pub(crate) struct BlobRow {
+    pub(crate) key_version: u32,
+    pub(crate) wrapped_key: Vec<u8>,
+    pub(crate) commitment: [u8; 32],
+    pub(crate) bytes: u64,
+    pub(crate) sha256: [u8; 32],
+}
+
 /// Writes one object. Dropped before [`BlobWriter::finish`], nothing is left of it.
-pub struct BlobWriter {}
+pub struct BlobWriter {
+    /// `None` while a piece is being sealed; stays so if that failed or nobody waited for it.
+    sealer: Option<Sealer>,
+    waiting: Vec<Bytes>,
+    waiting_bytes: usize,
+    bytes: u64,
+    key: Key,
+    commitment: [u8; 32],
+    tenant: TenantId,
+    id: BlobId,
+    leftover: Leftover,
+}
 
 impl BlobWriter {
-    /// Appends.
-    pub async fn write(&mut self, _data: Bytes) -> Result<()> {
-        Err(Error::Unavailable(LATER))
+    /// Begins an object in the tenant's folder of objects.
+    pub(crate) fn create(dir: &Path, tenant: TenantId) -> Result<Self> {
+        let (id, key) = (BlobId(seal::random()?), Key::random()?);
+        let path = path(dir, id);
+        let folder = path.parent().ok_or_else(|| Error::internal("an object without a folder"))?;
+        if let Err(error) = DirBuilder::new().mode(0o700).create(folder) {
+            if error.kind() != std::io::ErrorKind::AlreadyExists {
+                return Err(error.into());
+            }
+        } else {
+            File::open(dir)?.sync_all()?;
+        }
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        let (chunks, commitment) = Chunks::new(&key, tenant, id)?;
+        let (buffer, digest) = (Zeroizing::new(Vec::new()), digest::Context::new(&digest::SHA256));
+        Ok(Self {
+            sealer: Some(Sealer { file, chunks, next: 0, buffer, digest }),
+            waiting: Vec::new(),
+            waiting_bytes: 0,
+            bytes: 0,
+            key,
+            commitment,
+            tenant,
+            id,
+            leftover: Leftover(Some(path)),
+        })
     }
+
+    /// Appends. Holds at most 256 KiB and the piece itself in memory.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the disk fails; the object is lost then.
+    pub async fn write(&mut self, data: Bytes) -> Result<()> {
+        self.bytes += data.len() as u64;
+        self.waiting_bytes += data.len();
+        self.waiting.push(data);
+        if self.waiting_bytes < WAITING_BYTES_MAX && self.waiting.len() < WAITING_BYTES_MAX / 1024 {
+            return Ok(());
+        }
+        let (mut sealer, waiting) = self.take()?;
+        let sealer = blocking(move || {
+            waiting.iter().try_for_each(|piece| sealer.push(piece))?;
+            Ok(sealer)
+        });
+        self.sealer = Some(sealer.await?);
+        Ok(())
+    }
+
     /// Plaintext bytes so far.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        0
+        self.bytes
     }
+
     /// Makes it durable.
-    pub async fn finish(self) -> Result<SealedBlob> {
-        Err(Error::Unavailable(LATER))
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the disk fails; the object is lost then.
+    pub async fn finish(mut self) -> Result<SealedBlob> {
+        let (mut sealer, waiting) = self.take()?;
+        let folder = self.leftover.0.as_deref().and_then(Path::parent).map(Path::to_owned);
+        let sha256 = blocking(move || {
+            waiting.iter().try_for_each(|piece| sealer.push(piece))?;
+            let sha256 = sealer.finish()?;
+            if let Some(folder) = folder {
+                File::open(folder)?.sync_all()?;
+            }
+            Ok(sha256)
+        });
+        let sha256 = sha256.await?;
+        let Self { tenant, bytes, key, commitment, id, leftover, .. } = self;
+        Ok(SealedBlob { tenant, id, bytes, sha256, key, commitment, leftover })
+    }
+
+    fn take(&mut self) -> Result<(Sealer, Vec<Bytes>)> {
+        self.waiting_bytes = 0;
+        let sealer = self.sealer.take().ok_or_else(|| Error::internal("an object's writing was broken off"))?;
+        Ok((sealer, std::mem::take(&mut self.waiting)))
     }
 }
 
-/// A written, durable object which no record knows yet. Dropped, nothing is left of it; [`crate::rows::Tx::attach`] keeps it.
-pub struct SealedBlob {}
+/// A written, durable object which no record knows yet. Dropped, nothing is left of it; `Tx::attach` keeps it.
+pub struct SealedBlob {
+    tenant: TenantId,
+    id: BlobId,
+    bytes: u64,
+    sha256: [u8; 32],
+    key: Key,
+    commitment: [u8; 32],
+    leftover: Leftover,
+}
 
 impl SealedBlob {
     /// Its id.
     #[must_use]
     pub fn id(&self) -> BlobId {
-        BlobId([0; 16])
+        self.id
     }
+
     /// Plaintext length in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        0
+        self.bytes
     }
+
     /// SHA-256 of the plaintext.
     #[must_use]
     pub fn sha256(&self) -> [u8; 32] {
-        [0; 32]
+        self.sha256
+    }
+
+    /// Reads it before any record knows it (to inspect what was uploaded).
+    pub(crate) fn open(&self, tenant: TenantId) -> Result<BlobReader> {
+        let path = self.leftover.0.as_ref().ok_or(Error::NotFound("object"))?;
+        let (chunks, _) = Chunks::new(&self.key, tenant, self.id)?;
+        Ok(BlobReader(Arc::new(Opened { file: File::open(path)?, chunks, bytes: self.bytes, sha256: self.sha256 })))
+    }
+
+    pub(crate) fn key(&self) -> &Key {
+        &self.key
+    }
+
+    pub(crate) fn commitment(&self) -> [u8; 32] {
+        self.commitment
+    }
+
+    /// Reads it back before any record knows it.
+    pub(crate) async fn open(&self) -> Result<BlobReader> {
+        let (chunks, _) = Chunks::new(&self.key, self.tenant, self.id)?;
+        let path = self.leftover.0.clone().ok_or_else(|| Error::internal("an object without a file"))?;
+        let (bytes, sha256) = (self.bytes, self.sha256);
+        blocking(move || Ok(BlobReader(Arc::new(Opened { file: File::open(path)?, chunks, bytes, sha256 })))).await
+    }
+
+    /// From now on the rows decide whether the file stays.
+    pub(crate) fn keep(mut self) {
+        self.leftover.0 = None;
     }
 }
 
 /// Reads one object; cheap to clone, safe to use in parallel.
 #[derive(Clone)]
-pub struct BlobReader {}
+pub struct BlobReader(Arc<Opened>);
+
+struct Opened {
+    file: File,
+    chunks: Chunks,
+    bytes: u64,
+    sha256: [u8; 32],
+}
 
 impl BlobReader {
+    /// Opens the object's key, compares commitment and length.
+    pub(crate) fn open(dir: &Path, id: BlobId, row: &BlobRow, keys: &Keyring) -> Result<Self> {
+        let key = keys.unwrap_object(row.key_version, id.0, &row.wrapped_key)?;
+        let (chunks, commitment) = Chunks::new(&key, keys.tenant(), id)?;
+        if !same(&commitment, &row.commitment) {
+            return Err(Error::integrity(format!("object {id}: the key is not the one it was sealed with")));
+        }
+        let file = File::open(path(dir, id)).map_err(|error| Error::integrity(format!("object {id}: {error}")))?;
+        let (found, expected) = (file.metadata()?.len(), sealed_bytes(row.bytes));
+        if found != expected {
+            return Err(Error::integrity(format!("object {id}: the file has {found} bytes instead of {expected}")));
+        }
+        Ok(Self(Arc::new(Opened { file, chunks, bytes: row.bytes, sha256: row.sha256 })))
+    }
+
     /// Plaintext length in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        0
+        self.0.bytes
     }
+
     /// SHA-256 of the plaintext.
     #[must_use]
     pub fn sha256(&self) -> [u8; 32] {
-        [0; 32]
+        self.0.sha256
     }
-    /// At most `len` bytes from `offset`; shorter only at the end.
-    pub async fn read_at(&self, _offset: u64, _len: usize) -> Result<Bytes> {
-        Err(Error::Unavailable(LATER))
+
+    /// `len` plaintext bytes from `offset`; fewer only at the end.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] above [`READ_BYTES_MAX`]; [`Error::Integrity`] when the file is not what was written.
+    pub async fn read_at(&self, offset: u64, len: usize) -> Result<Bytes> {
+        if len > READ_BYTES_MAX {
+            return Err(Error::Invalid(format!("read at most {READ_BYTES_MAX} bytes at once")));
+        }
+        let opened = Arc::clone(&self.0);
+        blocking(move || opened.read(offset, len)).await
     }
-    /// All of it, in pieces.
+
+    /// All of it, in pieces of 512 KiB.
     pub fn stream(&self) -> impl Stream<Item = Result<Bytes>> + Send + 'static {
-        futures_util::stream::empty()
+        futures_util::stream::try_unfold((self.clone(), 0), |(reader, offset)| async move {
+            if offset >= reader.bytes() {
+                return Ok(None);
+            }
+            let piece = reader.read_at(offset, STREAM_BYTES).await?;
+            let next = offset + piece.len() as u64;
+            Ok(Some((piece, (reader, next))))
+        })
     }
 }
+
+impl Opened {
+    fn read(&self, offset: u64, len: usize) -> Result<Bytes> {
+        let end = self.bytes.min(offset.saturating_add(len as u64));
+        if offset >= end {
+            return Ok(Bytes::new());
+        }
+        let mut out = Vec::with_capacity(usize::try_from(end - offset).map_err(Error::internal)?);
+        let mut sealed = Zeroizing::new(vec![0u8; SEALED_CHUNK_BYTES]);
+        let (first, last) = (offset / CHUNK_BYTES as u64, (end - 1) / CHUNK_BYTES as u64);
+        for number in first..=last {
+            let start = number * CHUNK_BYTES as u64;
+            let plain_bytes = (self.bytes - start).min(CHUNK_BYTES as u64);
+            let within = |at: u64| usize::try_from(at.clamp(start, start + plain_bytes) - start).map_err(Error::internal);
+            sealed.resize(usize::try_from(plain_bytes).map_err(Error::internal)? + TAG_BYTES, 0);
+            self.file.read_exact_at(&mut sealed, number * SEALED_CHUNK_BYTES as u64).map_err(|_| self.chunks.refused(number))?;
+            let plain = self.chunks.open(number, start + plain_bytes == self.bytes, &mut sealed)?;
+            out.extend_from_slice(plain.get(within(offset)?..within(end)?).ok_or_else(|| self.chunks.refused(number))?);
+        }
+        Ok(out.into())
+    }
+}
+
+/// Seals an object chunk by chunk into its file.
+struct Sealer {
+    file: File,
+    chunks: Chunks,
+    next: u64,
+    /// Plaintext not sealed yet: one chunk at most, since only the end shows which chunk is the last.
+    buffer: Zeroizing<Vec<u8>>,
+    digest: digest::Context,
+}
+
+impl Sealer {
+    fn push(&mut self, mut data: &[u8]) -> Result<()> {
+        self.digest.update(data);
+        let room = SEALED_CHUNK_BYTES.saturating_sub(self.buffer.len());
+        self.buffer.reserve_exact(room);
+        while !data.is_empty() {
+            if self.buffer.len() == CHUNK_BYTES {
+                self.chunk(false)?;
+            }
+            let (now, later) = data.split_at(data.len().min(CHUNK_BYTES - self.buffer.len()));
+            self.buffer.extend_from_slice(now);
+            data = later;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<[u8; 32]> {
+        self.chunk(true)?;
+        self.file.sync_all()?;
+        self.digest.finish().as_ref().try_into().map_err(Error::internal)
+    }
+
+    fn chunk(&mut self, last: bool) -> Result<()> {
+        self.chunks.seal(self.next, last, &mut self.buffer)?;
+        self.file.write_all(&self.buffer)?;
+        self.buffer.clear();
+        self.next += 1;
+        Ok(())
+    }
+}
+
+/// The cipher of one object, bound to its place.
+struct Chunks {
+    cipher: LessSafeKey,
+    tenant: TenantId,
+    id: BlobId,
+}
+
+impl Chunks {
+    /// The cipher and the commitment.
+    fn new(key: &Key, tenant: TenantId, id: BlobId) -> Result<(Self, [u8; 32])> {
+        let place = [tenant.0, id.0].concat();
+        let cipher = key.derive("object encryption", &place).cipher()?;
+        Ok((Self { cipher, tenant, id }, *key.derive("object commitment", &place).bytes()))
+    }
+
+    /// Plaintext becomes ciphertext and tag, in place.
+    fn seal(&self, number: u64, last: bool, buffer: &mut Vec<u8>) -> Result<()> {
+        let (nonce, aad) = self.place(number, last);
+        let tag = self.cipher.seal_in_place_separate_tag(nonce, Aad::from(aad), buffer).map_err(|_| Error::internal("sealing failed"))?;
+        buffer.extend_from_slice(tag.as_ref());
+        Ok(())
+    }
+
+    fn open<'a>(&self, number: u64, last: bool, sealed: &'a mut [u8]) -> Result<&'a [u8]> {
+        let (nonce, aad) = self.place(number, last);
+        self.cipher.open_in_place(nonce, Aad::from(aad), sealed).map(|plain| &*plain).map_err(|_| self.refused(number))
+    }
+
+    /// Nonce: 0 (3) | chunk (8) | last (1). The key is used for this object alone, so the counter never repeats.
+    fn place(&self, number: u64, last: bool) -> (Nonce, Vec<u8>) {
+        let mut nonce = [0u8; NONCE_LEN];
+        for (to, from) in nonce.iter_mut().skip(3).zip(number.to_be_bytes().into_iter().chain([u8::from(last)])) {
+            *to = from;
+        }
+        let aad = [&self.tenant.0[..], &self.id.0, &[FORMAT], &number.to_be_bytes(), &[u8::from(last)]].concat();
+        (Nonce::assume_unique_for_key(nonce), aad)
+    }
+
+    fn refused(&self, number: u64) -> Error {
+        Error::integrity(format!("object {}: chunk {number} is not what was written", self.id))
+    }
+}
+
+/// Where an object lies.
+pub(crate) fn path(dir: &Path, id: BlobId) -> PathBuf {
+    let name = id.to_string();
+    dir.join(name.get(..2).unwrap_or_default()).join(name)
+}
+
+/// Removes the files of objects that are not `known`.
+pub(crate) fn sweep(dir: &Path, known: impl Fn(BlobId) -> bool) -> Result<()> {
+    for folder in fs::read_dir(dir)? {
+        for file in fs::read_dir(folder?.path())? {
+            let file = file?;
+            let id = file.file_name().to_str().and_then(unhex).map(BlobId);
+            if !id.is_some_and(&known) {
+                fs::remove_file(file.path())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// File length of an object.
+fn sealed_bytes(plain: u64) -> u64 {
+    plain.saturating_add(plain.div_ceil(CHUNK_BYTES as u64).max(1).saturating_mul(TAG_BYTES as u64))
+}
+
+/// Removes the file when dropped, unless it was kept.
+struct Leftover(Option<PathBuf>);
+
+impl Drop for Leftover {
+    fn drop(&mut self) {
+        if let Some(path) = self.0.take()
+            && let Err(error) = fs::remove_file(path)
+        {
+            tracing::warn!(%error, "an unfinished object could not be removed; the next sweep will");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,14 +1,38 @@
-//! The service's own rows: tenants, their wrapped keys, credentials, tickets, erasures. No tenant content.
+//! The service's own rows: tenants, their wrapped keys, credentials, tickets, erasures. No tenant content, and no way to it:
+//! keys lie here wrapped under the root key, which is kept outside the data folder.
+//!
+//! Whoever can write the data folder can put old bytes back. Three things stand against that: the file's generation and hash
+//! are anchored in the keystore; every row that grants, revokes or erases carries a MAC over itself and the generation it was
+//! written in; and the sum of these MACs lies beside the generation, so that a single row or page put back does not add up.
+//! The sum is checked at open, unless the hash of the closed file said already that nothing moved.
+
+mod protected;
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::path::Path;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, query, query_scalar};
 
 use crate::anchor::Anchors;
 use crate::error::{Error, Result};
-use crate::keyring::KeyRows;
+use crate::keyring::{DataKeyRow, KeyRows, TenantKeyRow, rewrap};
 use crate::name::{Name, TenantId};
 use crate::root::RootStore;
-use std::sync::Arc;
+use crate::rows::db::{Db, Expect, Migrations, as_i64};
+use crate::seal::Key;
+use protected::{ControlTxn, Verifier};
 
-const LATER: &str = "being written";
+const MIGRATIONS: Migrations = &[include_str!("../migrations/control/0001.sql")];
+/// Tenants a page holds.
+const PAGE_MAX: u32 = 1000;
+/// Credentials whose last use waits to be written.
+const TOUCHED_MAX: usize = 100_000;
+/// Stands for the service itself among the anchors.
+const SERVICE: TenantId = TenantId([0; 16]);
 
 /// Whether a tenant takes requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,8 +47,27 @@ pub(crate) enum TenantState {
     Erased,
 }
 
+impl TenantState {
+    const ALL: [Self; 4] = [Self::Active, Self::Suspended, Self::Erasing, Self::Erased];
+
+    /// Name in control rows and for people.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Suspended => "suspended",
+            Self::Erasing => "erasing",
+            Self::Erased => "erased",
+        }
+    }
+
+    /// From [`TenantState::name`].
+    pub(crate) fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.name() == name)
+    }
+}
+
 /// A tenant. Times in Unix microseconds.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TenantRow {
     pub(crate) id: TenantId,
     pub(crate) name: Name,
@@ -49,8 +92,23 @@ pub(crate) enum CredentialKind {
     Operator,
 }
 
+impl CredentialKind {
+    /// Name in control rows.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Member => "member",
+            Self::Operator => "operator",
+        }
+    }
+
+    /// From [`CredentialKind::name`].
+    pub(crate) fn parse(name: &str) -> Option<Self> {
+        [Self::Member, Self::Operator].into_iter().find(|kind| kind.name() == name)
+    }
+}
+
 /// A credential. Times in Unix microseconds.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CredentialRow {
     pub(crate) id: String,
     pub(crate) kind: CredentialKind,
@@ -69,7 +127,7 @@ pub(crate) struct CredentialRow {
 }
 
 /// Work that waits for a tenant; no content. Times in Unix microseconds.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TicketRow {
     pub(crate) id: String,
     pub(crate) tenant: TenantId,
@@ -81,7 +139,7 @@ pub(crate) struct TicketRow {
 }
 
 /// An erasure under way or done. Times in Unix microseconds.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ErasureRow {
     pub(crate) tenant: TenantId,
     /// A word of the erasure machine.
@@ -94,159 +152,446 @@ pub(crate) struct ErasureRow {
 }
 
 /// The control database, open.
-pub(crate) struct Control {}
+pub(crate) struct Control {
+    db: Db,
+    verifier: Verifier,
+    touched: Mutex<HashMap<String, i64>>,
+}
 
 impl Control {
-    /// Opens or makes `control.db`.
-    pub(crate) async fn open(_path: &Path, _root: &RootStore, _anchors: &Arc<Anchors>) -> Result<Self> {
-        Err(Error::Unavailable(LATER))
-    }
-    /// Closes cleanly.
-    pub(crate) async fn close(&self) -> Result<()> {
-        Err(Error::Unavailable(LATER))
+    /// Opens or makes `control.db` at `path`.
+    ///
+    /// # Errors
+    /// [`Error::Integrity`] if the file does not decrypt, was rolled back, or a protected row was changed or put back.
+    pub(crate) async fn open(path: &Path, root: &RootStore, anchors: &Arc<Anchors>) -> Result<Self> {
+        let anchor = anchors.slot(0, SERVICE)?;
+        let before = anchor.now();
+        let expect = if path.exists() || before.generation > 0 { Expect::Present } else { Expect::Absent };
+        let key = root.control_key().derive("control.db", &[]);
+        let db = Db::open(path, &key, anchor, MIGRATIONS, expect).await?;
+        let control = Self { db, verifier: Verifier::new(root.control_key()), touched: Mutex::default() };
+        if before.clean.is_none() {
+            control.verifier.verify_all(control.db.read().await?.connection()?).await?;
+        }
+        Ok(control)
     }
 
-    /// A new tenant with its keys and first credential, in one transaction. `row.slot` and `row.epoch_generation` are set here.
-    pub(crate) async fn tenant_insert(&self, _row: &TenantRow, _keys: &KeyRows, _first: Option<&CredentialRow>) -> Result<TenantRow> {
-        Err(Error::Unavailable(LATER))
+    /// Writes what waits and closes cleanly. Everything asked later is refused.
+    pub(crate) async fn close(&self) -> Result<()> {
+        self.flush().await?;
+        self.db.close().await
     }
+
+    async fn begin(&self) -> Result<ControlTxn<'_>> {
+        ControlTxn::begin(&self.db, &self.verifier).await
+    }
+
+    // Tenants.
+
+    /// A new tenant with its keys and first credential, in one transaction. `slot` and `epoch_generation` of the row are set
+    /// here; the row is returned with them.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] if the name is taken.
+    pub(crate) async fn tenant_insert(&self, row: &TenantRow, keys: &KeyRows, first: Option<&CredentialRow>) -> Result<TenantRow> {
+        let mut tx = self.begin().await?;
+        let taken: Option<i64> = query_scalar("SELECT 1 FROM tenant WHERE name = $1 AND state <> 'erased'")
+            .bind(row.name.as_str())
+            .fetch_optional(tx.db()?)
+            .await?;
+        if taken.is_some() {
+            return Err(Error::Conflict(format!("a tenant named `{}` exists already", row.name)));
+        }
+        let slot: i64 = query_scalar("UPDATE state SET value = value + 1 WHERE name = 'slot_next' RETURNING value - 1").fetch_one(tx.db()?).await?;
+        let row = TenantRow { slot: u64::try_from(slot).map_err(Error::internal)?, epoch_generation: 1, ..row.clone() };
+        tx.tenant_write(None, &row).await?;
+        tx.keys_write(row.id, keys).await?;
+        if let Some(first) = first {
+            tx.credential_write(None, first).await?;
+        }
+        tx.commit().await?;
+        Ok(row)
+    }
+
     /// By name; never an erased one.
-    pub(crate) async fn tenant_by_name(&self, _name: &Name) -> Result<Option<TenantRow>> {
-        Err(Error::Unavailable(LATER))
+    pub(crate) async fn tenant_by_name(&self, name: &Name) -> Result<Option<TenantRow>> {
+        let mut reading = self.db.read().await?;
+        let row = query("SELECT * FROM tenant WHERE name = $1 AND state <> 'erased'").bind(name.as_str());
+        let row = row.fetch_optional(reading.connection()?).await?;
+        row.map(|row| self.verifier.read(&row)).transpose()
     }
+
     /// By id.
-    pub(crate) async fn tenant_by_id(&self, _id: TenantId) -> Result<Option<TenantRow>> {
-        Err(Error::Unavailable(LATER))
+    pub(crate) async fn tenant_by_id(&self, id: TenantId) -> Result<Option<TenantRow>> {
+        let mut reading = self.db.read().await?;
+        let row = query("SELECT * FROM tenant WHERE id = $1").bind(id.0.as_slice()).fetch_optional(reading.connection()?).await?;
+        row.map(|row| self.verifier.read(&row)).transpose()
     }
-    /// Ordered by name; without erased ones.
-    pub(crate) async fn tenants_page(&self, _after: Option<&Name>, _limit: u32) -> Result<Vec<TenantRow>> {
-        Err(Error::Unavailable(LATER))
+
+    /// At most `limit` (and 1,000) tenants after the name `after`, ordered by name; without erased ones.
+    pub(crate) async fn tenants_page(&self, after: Option<&Name>, limit: u32) -> Result<Vec<TenantRow>> {
+        let mut reading = self.db.read().await?;
+        let rows = query("SELECT * FROM tenant WHERE state <> 'erased' AND name > $1 ORDER BY name LIMIT $2")
+            .bind(after.map_or("", Name::as_str))
+            .bind(limit.min(PAGE_MAX))
+            .fetch_all(reading.connection()?)
+            .await?;
+        rows.iter().map(|row| self.verifier.read(row)).collect()
     }
-    /// Sets the state.
-    pub(crate) async fn tenant_set_state(&self, _id: TenantId, _state: TenantState) -> Result<()> {
-        Err(Error::Unavailable(LATER))
-    }
-    /// Sets limits (JSON).
-    pub(crate) async fn tenant_set_limits(&self, _id: TenantId, _limits: &str) -> Result<()> {
-        Err(Error::Unavailable(LATER))
-    }
-    /// Sets placement (JSON).
-    pub(crate) async fn tenant_set_placement(&self, _id: TenantId, _placement: &str) -> Result<()> {
-        Err(Error::Unavailable(LATER))
-    }
+
     /// How many, without erased ones.
     pub(crate) async fn tenants_count(&self) -> Result<u64> {
-        Err(Error::Unavailable(LATER))
+        let mut reading = self.db.read().await?;
+        let count: i64 = query_scalar("SELECT count(*) FROM tenant WHERE state <> 'erased'").fetch_one(reading.connection()?).await?;
+        u64::try_from(count).map_err(Error::internal)
     }
+
+    /// Sets the state.
+    pub(crate) async fn tenant_set_state(&self, id: TenantId, state: TenantState) -> Result<()> {
+        self.tenant_change(id, |row| {
+            row.state = state;
+            row.epoch_generation += 1;
+        })
+        .await
+    }
+
+    /// Sets limits (JSON).
+    pub(crate) async fn tenant_set_limits(&self, id: TenantId, limits: &str) -> Result<()> {
+        self.tenant_change(id, |row| limits.clone_into(&mut row.limits)).await
+    }
+
+    /// Sets placement (JSON).
+    pub(crate) async fn tenant_set_placement(&self, id: TenantId, placement: &str) -> Result<()> {
+        self.tenant_change(id, |row| placement.clone_into(&mut row.placement)).await
+    }
+
+    async fn tenant_change(&self, id: TenantId, change: impl FnOnce(&mut TenantRow)) -> Result<()> {
+        let mut tx = self.begin().await?;
+        let (old, mac) = tx.tenant(id).await?;
+        let mut new = old;
+        change(&mut new);
+        tx.tenant_write(Some(mac), &new).await?;
+        tx.commit().await
+    }
+
+    // Keys.
 
     /// A tenant's stored keys.
-    pub(crate) async fn keys_of(&self, _tenant: TenantId) -> Result<KeyRows> {
-        Err(Error::Unavailable(LATER))
+    pub(crate) async fn keys_of(&self, tenant: TenantId) -> Result<KeyRows> {
+        let mut reading = self.db.read().await?;
+        let versions = query("SELECT * FROM tenant_key WHERE tenant = $1 ORDER BY version").bind(tenant.0.as_slice());
+        let versions = versions.fetch_all(reading.connection()?).await?;
+        let data = query("SELECT * FROM data_key WHERE tenant = $1 ORDER BY purpose, n").bind(tenant.0.as_slice());
+        let data = data.fetch_all(reading.connection()?).await?;
+        let versions = versions.iter().map(|row| Ok(self.verifier.read::<Owned<TenantKeyRow>>(row)?.row));
+        let data = data.iter().map(|row| Ok(self.verifier.read::<Owned<DataKeyRow>>(row)?.row));
+        Ok(KeyRows { tenant: versions.collect::<Result<_>>()?, data: data.collect::<Result<_>>()? })
     }
-    /// Replaces all of a tenant's stored keys; bumps its `epoch_generation`.
-    pub(crate) async fn keys_replace(&self, _tenant: TenantId, _keys: &KeyRows) -> Result<()> {
-        Err(Error::Unavailable(LATER))
+
+    /// Replaces all of a tenant's stored keys; raises its `epoch_generation`.
+    pub(crate) async fn keys_replace(&self, tenant: TenantId, keys: &KeyRows) -> Result<()> {
+        let mut tx = self.begin().await?;
+        let (mut row, mac) = tx.tenant(tenant).await?;
+        row.epoch_generation += 1;
+        tx.tenant_write(Some(mac), &row).await?;
+        tx.keys_delete(tenant).await?;
+        tx.keys_write(tenant, keys).await?;
+        tx.commit().await
     }
-    /// Destroys a tenant's stored keys.
-    pub(crate) async fn keys_destroy(&self, _tenant: TenantId) -> Result<()> {
-        Err(Error::Unavailable(LATER))
+
+    /// Destroys a tenant's stored keys; whether there were any.
+    pub(crate) async fn keys_destroy(&self, tenant: TenantId) -> Result<bool> {
+        let mut tx = self.begin().await?;
+        let gone = tx.keys_delete(tenant).await?;
+        tx.commit().await?;
+        Ok(gone > 0)
     }
+
     /// Re-wraps every tenant key that is not under `epoch` yet, in one transaction; returns how many.
-    pub(crate) async fn rewrap_all(&self, _root: &RootStore, _epoch: u64) -> Result<u64> {
-        Err(Error::Unavailable(LATER))
+    pub(crate) async fn rewrap_all(&self, root: &RootStore, epoch: u64) -> Result<u64> {
+        let kek = |epoch| root.epoch_key(epoch).ok_or_else(|| Error::integrity(format!("key epoch {epoch} was destroyed")));
+        let new = kek(epoch)?;
+        let mut old: HashMap<u64, Key> = HashMap::new();
+        let mut tx = self.begin().await?;
+        let rows = query("SELECT * FROM tenant_key WHERE epoch <> $1 AND state <> 'retired'").bind(as_i64(epoch)?).fetch_all(tx.db()?).await?;
+        let mut rewrapped = 0;
+        for row in &rows {
+            let (mut key, mac) = self.verifier.read_with_mac::<Owned<TenantKeyRow>>(row)?;
+            let from = match old.entry(key.row.epoch) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(unknown) => unknown.insert(kek(key.row.epoch)?),
+            };
+            key.row.wrapped = rewrap(from, &new, key.tenant, &key.row, epoch)?;
+            key.row.epoch = epoch;
+            tx.tenant_key_rewrapped(mac, &key).await?;
+            rewrapped += 1;
+        }
+        tx.commit().await?;
+        Ok(rewrapped)
     }
+
+    // Credentials.
 
     /// By id.
-    pub(crate) async fn credential_by_id(&self, _id: &str) -> Result<Option<CredentialRow>> {
-        Err(Error::Unavailable(LATER))
+    pub(crate) async fn credential_by_id(&self, id: &str) -> Result<Option<CredentialRow>> {
+        let mut reading = self.db.read().await?;
+        let row = query("SELECT * FROM credential WHERE id = $1").bind(id).fetch_optional(reading.connection()?).await?;
+        row.map(|row| self.verifier.read(&row)).transpose()
     }
+
     /// All of a tenant's, newest first; `None` for the operator's.
-    pub(crate) async fn credentials_of(&self, _tenant: Option<TenantId>) -> Result<Vec<CredentialRow>> {
-        Err(Error::Unavailable(LATER))
+    pub(crate) async fn credentials_of(&self, tenant: Option<TenantId>) -> Result<Vec<CredentialRow>> {
+        let mut reading = self.db.read().await?;
+        let rows = query("SELECT * FROM credential WHERE tenant IS $1 ORDER BY created_at DESC, id")
+            .bind(tenant.map(|tenant| tenant.0.to_vec()))
+            .fetch_all(reading.connection()?)
+            .await?;
+        rows.iter().map(|row| self.verifier.read(row)).collect()
     }
-    /// Adds one; [`Error::Conflict`] if the id is taken.
-    pub(crate) async fn credential_insert(&self, _row: &CredentialRow) -> Result<()> {
-        Err(Error::Unavailable(LATER))
+
+    /// Adds one.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] if the id is taken.
+    pub(crate) async fn credential_insert(&self, row: &CredentialRow) -> Result<()> {
+        let mut tx = self.begin().await?;
+        let taken: Option<i64> = query_scalar("SELECT 1 FROM credential WHERE id = $1").bind(&row.id).fetch_optional(tx.db()?).await?;
+        if taken.is_some() {
+            return Err(Error::Conflict("the credential exists already".into()));
+        }
+        tx.credential_write(None, row).await?;
+        tx.commit().await
     }
-    /// Revokes one of this tenant's (or of the operator's); whether it was there and live.
-    pub(crate) async fn credential_revoke(&self, _tenant: Option<TenantId>, _id: &str, _now: i64) -> Result<bool> {
-        Err(Error::Unavailable(LATER))
+
+    /// Revokes one of this tenant's (`None`: of the operator's); whether it was there and not revoked yet.
+    pub(crate) async fn credential_revoke(&self, tenant: Option<TenantId>, id: &str, now: i64) -> Result<bool> {
+        let mut tx = self.begin().await?;
+        let rows = query("SELECT * FROM credential WHERE id = $1 AND tenant IS $2 AND revoked_at IS NULL")
+            .bind(id)
+            .bind(tenant.map(|tenant| tenant.0.to_vec()))
+            .fetch_all(tx.db()?)
+            .await?;
+        Ok(self.revoke(tx, &rows, now).await? > 0)
     }
+
     /// Revokes all of a principal's; how many.
-    pub(crate) async fn credentials_revoke_of(&self, _tenant: TenantId, _principal: &str, _now: i64) -> Result<u64> {
-        Err(Error::Unavailable(LATER))
+    pub(crate) async fn credentials_revoke_of(&self, tenant: TenantId, principal: &str, now: i64) -> Result<u64> {
+        let mut tx = self.begin().await?;
+        let rows = query("SELECT * FROM credential WHERE tenant = $1 AND principal = $2 AND revoked_at IS NULL")
+            .bind(tenant.0.as_slice())
+            .bind(principal)
+            .fetch_all(tx.db()?)
+            .await?;
+        self.revoke(tx, &rows, now).await
     }
-    /// Removes all of a tenant's (erasure).
-    pub(crate) async fn credentials_destroy(&self, _tenant: TenantId) -> Result<u64> {
-        Err(Error::Unavailable(LATER))
+
+    async fn revoke(&self, mut tx: ControlTxn<'_>, rows: &[SqliteRow], now: i64) -> Result<u64> {
+        for row in rows {
+            let (mut credential, mac) = self.verifier.read_with_mac::<CredentialRow>(row)?;
+            credential.revoked_at = Some(now);
+            tx.credential_write(Some(mac), &credential).await?;
+        }
+        if !rows.is_empty() {
+            tx.commit().await?;
+        }
+        Ok(rows.len() as u64)
     }
-    /// Notes a use in memory; stored by [`Control::flush`].
-    pub(crate) fn credential_touch(&self, _id: &str, _now: i64) {}
-    /// Stores noted uses. Call each few seconds; close does it too.
+
+    /// Removes all of a tenant's (erasure); how many.
+    pub(crate) async fn credentials_destroy(&self, tenant: TenantId) -> Result<u64> {
+        let mut tx = self.begin().await?;
+        let gone = query("DELETE FROM credential WHERE tenant = $1 RETURNING *").bind(tenant.0.as_slice()).fetch_all(tx.db()?).await?;
+        let gone = tx.forget(gone)?;
+        tx.commit().await?;
+        Ok(gone)
+    }
+
+    /// Notes a use in memory; [`Control::flush`] stores it.
+    pub(crate) fn credential_touch(&self, id: &str, now: i64) {
+        let mut touched = self.touched.lock();
+        if let Some(last) = touched.get_mut(id) {
+            *last = now.max(*last);
+        } else if touched.len() < TOUCHED_MAX {
+            touched.insert(id.to_owned(), now);
+        }
+    }
+
+    /// Stores noted uses. Call it each few seconds; close does it too.
     pub(crate) async fn flush(&self) -> Result<()> {
-        Err(Error::Unavailable(LATER))
+        let touched = std::mem::take(&mut *self.touched.lock());
+        if touched.is_empty() {
+            return Ok(());
+        }
+        let mut tx = self.begin().await?;
+        for (id, at) in touched {
+            query("UPDATE credential SET last_used_at = max(coalesce(last_used_at, 0), $2) WHERE id = $1").bind(id).bind(at).execute(tx.db()?).await?;
+        }
+        tx.commit().await
     }
+
+    // Tickets.
 
     /// Adds a ticket.
-    pub(crate) async fn ticket_insert(&self, _row: &TicketRow) -> Result<()> {
-        Err(Error::Unavailable(LATER))
+    pub(crate) async fn ticket_insert(&self, row: &TicketRow) -> Result<()> {
+        let mut tx = self.begin().await?;
+        query("INSERT INTO ticket (id, tenant, kind, principal, created_at, claimed_by, attempts) VALUES ($1, $2, $3, $4, $5, $6, $7)")
+            .bind(&row.id)
+            .bind(row.tenant.0.as_slice())
+            .bind(&row.kind)
+            .bind(&row.principal)
+            .bind(row.created_at)
+            .bind(&row.claimed_by)
+            .bind(row.attempts)
+            .execute(tx.db()?)
+            .await?;
+        tx.commit().await
     }
-    /// Claims a ticket nobody has; counts the attempt.
-    pub(crate) async fn ticket_claim(&self, _id: &str, _by: &str) -> Result<Option<TicketRow>> {
-        Err(Error::Unavailable(LATER))
+
+    /// Claims a ticket nobody has, and counts the attempt; `None` if it is gone or somebody has it.
+    pub(crate) async fn ticket_claim(&self, id: &str, by: &str) -> Result<Option<TicketRow>> {
+        let mut tx = self.begin().await?;
+        let row = query("UPDATE ticket SET claimed_by = $2, attempts = attempts + 1 WHERE id = $1 AND claimed_by IS NULL RETURNING *")
+            .bind(id)
+            .bind(by)
+            .fetch_optional(tx.db()?)
+            .await?;
+        let Some(row) = row else { return Ok(None) };
+        tx.commit().await?;
+        ticket(&row).map(Some)
     }
+
     /// Gives a claimed ticket back.
-    pub(crate) async fn ticket_release(&self, _id: &str) -> Result<()> {
-        Err(Error::Unavailable(LATER))
+    pub(crate) async fn ticket_release(&self, id: &str) -> Result<()> {
+        let mut tx = self.begin().await?;
+        query("UPDATE ticket SET claimed_by = NULL WHERE id = $1").bind(id).execute(tx.db()?).await?;
+        tx.commit().await
     }
-    /// Gives all claimed tickets back: at start, when no claimer can be alive.
+
+    /// Gives all claimed tickets back: at start, when no claimer can be alive; how many.
     pub(crate) async fn tickets_release_all(&self) -> Result<u64> {
-        Err(Error::Unavailable(LATER))
+        let mut tx = self.begin().await?;
+        let released = query("UPDATE ticket SET claimed_by = NULL WHERE claimed_by IS NOT NULL").execute(tx.db()?).await?.rows_affected();
+        tx.commit().await?;
+        Ok(released)
     }
+
     /// Removes a ticket; whether it was there.
-    pub(crate) async fn ticket_delete(&self, _id: &str) -> Result<bool> {
-        Err(Error::Unavailable(LATER))
+    pub(crate) async fn ticket_delete(&self, id: &str) -> Result<bool> {
+        let mut tx = self.begin().await?;
+        let gone = query("DELETE FROM ticket WHERE id = $1").bind(id).execute(tx.db()?).await?.rows_affected();
+        tx.commit().await?;
+        Ok(gone > 0)
     }
+
     /// Tickets nobody has, oldest first.
-    pub(crate) async fn tickets_waiting(&self, _limit: u32) -> Result<Vec<TicketRow>> {
-        Err(Error::Unavailable(LATER))
+    pub(crate) async fn tickets_waiting(&self, limit: u32) -> Result<Vec<TicketRow>> {
+        let mut reading = self.db.read().await?;
+        let rows = query("SELECT * FROM ticket WHERE claimed_by IS NULL ORDER BY created_at LIMIT $1").bind(limit);
+        rows.fetch_all(reading.connection()?).await?.iter().map(ticket).collect()
     }
-    /// Removes a tenant's tickets.
-    pub(crate) async fn tickets_destroy(&self, _tenant: TenantId) -> Result<u64> {
-        Err(Error::Unavailable(LATER))
+
+    /// Removes a tenant's tickets; how many.
+    pub(crate) async fn tickets_destroy(&self, tenant: TenantId) -> Result<u64> {
+        let mut tx = self.begin().await?;
+        let gone = query("DELETE FROM ticket WHERE tenant = $1").bind(tenant.0.as_slice()).execute(tx.db()?).await?.rows_affected();
+        tx.commit().await?;
+        Ok(gone)
     }
+
+    // Erasure.
 
     /// Adds or replaces a tenant's erasure.
-    pub(crate) async fn erasure_put(&self, _row: &ErasureRow) -> Result<()> {
-        Err(Error::Unavailable(LATER))
-    }
-    /// A tenant's erasure.
-    pub(crate) async fn erasure_of(&self, _tenant: TenantId) -> Result<Option<ErasureRow>> {
-        Err(Error::Unavailable(LATER))
-    }
-    /// All erasures, oldest first.
-    pub(crate) async fn erasures(&self) -> Result<Vec<ErasureRow>> {
-        Err(Error::Unavailable(LATER))
-    }
-    /// Stores a certificate (JSON).
-    pub(crate) async fn certificate_put(&self, _tenant: TenantId, _json: &str) -> Result<()> {
-        Err(Error::Unavailable(LATER))
-    }
-    /// A stored certificate.
-    pub(crate) async fn certificate_of(&self, _tenant: TenantId) -> Result<Option<String>> {
-        Err(Error::Unavailable(LATER))
+    pub(crate) async fn erasure_put(&self, row: &ErasureRow) -> Result<()> {
+        let mut tx = self.begin().await?;
+        tx.erasure_write(row).await?;
+        tx.commit().await
     }
 
-    /// A small value of the service's own.
-    pub(crate) async fn meta(&self, _key: &str) -> Result<Option<Vec<u8>>> {
-        Err(Error::Unavailable(LATER))
+    /// A tenant's erasure.
+    pub(crate) async fn erasure_of(&self, tenant: TenantId) -> Result<Option<ErasureRow>> {
+        let mut reading = self.db.read().await?;
+        let row = query("SELECT * FROM erasure WHERE tenant = $1").bind(tenant.0.as_slice()).fetch_optional(reading.connection()?).await?;
+        row.map(|row| self.verifier.read(&row)).transpose()
     }
+
+    /// All erasures, oldest first.
+    pub(crate) async fn erasures(&self) -> Result<Vec<ErasureRow>> {
+        let mut reading = self.db.read().await?;
+        let rows = query("SELECT * FROM erasure ORDER BY requested_at, tenant").fetch_all(reading.connection()?).await?;
+        rows.iter().map(|row| self.verifier.read(row)).collect()
+    }
+
+    /// Stores a certificate (JSON).
+    pub(crate) async fn certificate_put(&self, tenant: TenantId, json: &str) -> Result<()> {
+        let mut tx = self.begin().await?;
+        query("INSERT INTO certificate (tenant, json) VALUES ($1, $2) ON CONFLICT DO UPDATE SET json = excluded.json")
+            .bind(tenant.0.as_slice())
+            .bind(json)
+            .execute(tx.db()?)
+            .await?;
+        tx.commit().await
+    }
+
+    /// A stored certificate.
+    pub(crate) async fn certificate_of(&self, tenant: TenantId) -> Result<Option<String>> {
+        let mut reading = self.db.read().await?;
+        let json = query_scalar("SELECT json FROM certificate WHERE tenant = $1").bind(tenant.0.as_slice());
+        Ok(json.fetch_optional(reading.connection()?).await?)
+    }
+
+    // Small values of the service's own.
+
+    /// A small value.
+    pub(crate) async fn meta(&self, key: &str) -> Result<Option<Vec<u8>>> {
+        let mut reading = self.db.read().await?;
+        let value = query_scalar("SELECT value FROM state WHERE name = $1").bind(meta_name(key));
+        Ok(value.fetch_optional(reading.connection()?).await?)
+    }
+
     /// Sets it.
-    pub(crate) async fn meta_set(&self, _key: &str, _value: &[u8]) -> Result<()> {
-        Err(Error::Unavailable(LATER))
+    pub(crate) async fn meta_set(&self, key: &str, value: &[u8]) -> Result<()> {
+        let mut tx = self.begin().await?;
+        query("INSERT INTO state (name, value) VALUES ($1, $2) ON CONFLICT DO UPDATE SET value = excluded.value")
+            .bind(meta_name(key))
+            .bind(value)
+            .execute(tx.db()?)
+            .await?;
+        tx.commit().await
     }
-    /// Removes it; returns whether it was there (one-time secrets).
-    pub(crate) async fn meta_take(&self, _key: &str) -> Result<Option<Vec<u8>>> {
-        Err(Error::Unavailable(LATER))
+
+    /// Removes it and returns it, to one caller only (one-time secrets).
+    pub(crate) async fn meta_take(&self, key: &str) -> Result<Option<Vec<u8>>> {
+        let mut tx = self.begin().await?;
+        let value: Option<Vec<u8>> =
+            query_scalar("DELETE FROM state WHERE name = $1 RETURNING value").bind(meta_name(key)).fetch_optional(tx.db()?).await?;
+        if value.is_some() {
+            tx.commit().await?;
+        }
+        Ok(value)
     }
 }
+
+/// A stored row together with the tenant it belongs to.
+pub(crate) struct Owned<R> {
+    tenant: TenantId,
+    row: R,
+}
+
+fn meta_name(key: &str) -> String {
+    format!("meta/{key}")
+}
+
+fn ticket(row: &SqliteRow) -> Result<TicketRow> {
+    Ok(TicketRow {
+        id: row.try_get("id")?,
+        tenant: protected::id(row, "tenant")?,
+        kind: row.try_get("kind")?,
+        principal: row.try_get("principal")?,
+        created_at: row.try_get("created_at")?,
+        claimed_by: row.try_get("claimed_by")?,
+        attempts: row.try_get("attempts")?,
+    })
+}
+
+#[cfg(test)]
+mod tests;

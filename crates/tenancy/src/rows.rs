@@ -1,82 +1,169 @@
 //! A tenant's structured records, in its own encrypted file.
-use std::path::Path;
-use std::sync::Arc;
+//!
+//! The kernel does not know what a data set or a model is. A [`Record`] is JSON under a kind and a key, with a few fields to
+//! find it by. [`Rows`] reads; [`Tx`] reads and writes, and what it commits is durable together with its ledger entry: the
+//! entry lies in the *outbox* of the same file until the ledger has it, so that neither can exist without the other.
+//!
+//! ```text
+//! let mut tx = store.tx().await?;
+//! tx.insert(&dataset).await?;             // Conflict if the key is taken
+//! tx.attach(sealed_blob).await?;          // the object exists from the commit on
+//! tx.usage_add("objects", 1).await?;
+//! let generation = tx.commit_with(Some(entry)).await?;
+//! ```
+//! A tenant has one connection. Whoever holds a [`Tx`] holds all of the tenant's rows: be short, and do not ask [`Rows`] inside.
 
+pub(crate) mod db;
+mod records;
+
+use std::collections::HashSet;
+use std::fs::{self, DirBuilder, File};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::RwLock;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use sqlx::query_as;
 
 use crate::anchor::AnchorSlot;
-use crate::blobs::{BlobId, BlobReader, BlobWriter, SealedBlob};
+use crate::blobs::{self, BlobId, BlobReader, BlobRow, BlobWriter, SealedBlob};
 use crate::error::{Error, Result};
 use crate::keyring::Keyring;
+use db::{Db, Expect, Migrations, Txn, blocking};
 
-const LATER: &str = "being written";
+const ROWS: &str = "rows.db";
+const BLOBS: &str = "blobs";
+const MIGRATIONS: Migrations = &[include_str!("../migrations/rows/0001.sql")];
 
 /// A kind of record: stored as JSON under a key, found by its fields.
 pub trait Record: Serialize + DeserializeOwned + Send + Sync {
     /// Name of the kind: one word, never changed.
     const KIND: &'static str;
-    /// Unique among the kind; listings are ordered by it, as bytes.
+    /// Unique among the kind; listings are ordered by it, as bytes. 1 to 512 bytes.
     fn key(&self) -> String;
-    /// Secondary look-ups: (field, value), for [`Rows::find`].
+    /// Secondary look-ups: (field, value), for [`Rows::find`]. At most 16, of at most 512 bytes each.
     fn fields(&self) -> Vec<(&'static str, String)> {
         Vec::new()
     }
 }
 
 /// One tenant's open rows and blobs.
-pub(crate) struct Store {}
+pub(crate) struct Store {
+    db: Db,
+    blobs: PathBuf,
+    keys: RwLock<Arc<Keyring>>,
+    /// Commits with objects whose outcome was not seen: files may lie around that no row knows.
+    unseen: AtomicU64,
+}
 
 impl Store {
     /// Makes `dir` (which must not exist) with an empty `rows.db` and `blobs/`.
-    pub(crate) async fn create(_dir: &Path, _keys: Arc<Keyring>, _anchor: AnchorSlot) -> Result<Self> {
-        Err(Error::Unavailable(LATER))
+    pub(crate) async fn create(dir: &Path, keys: Arc<Keyring>, anchor: AnchorSlot) -> Result<Self> {
+        let mut private = DirBuilder::new();
+        private.mode(0o700).create(dir)?;
+        private.create(dir.join(BLOBS))?;
+        let db = Db::open(&dir.join(ROWS), keys.rows_key(), anchor, MIGRATIONS, Expect::Absent).await?;
+        File::open(dir)?.sync_all()?;
+        Ok(Self::new(dir, keys, db))
     }
-    /// Opens what [`Store::create`] made; checks it against its anchor.
-    pub(crate) async fn open(_dir: &Path, _keys: Arc<Keyring>, _anchor: AnchorSlot) -> Result<Self> {
-        Err(Error::Unavailable(LATER))
+
+    /// Opens what [`Store::create`] made.
+    ///
+    /// # Errors
+    /// [`Error::Integrity`] if the file does not decrypt, is older than its anchor, or was changed while it was closed.
+    pub(crate) async fn open(dir: &Path, keys: Arc<Keyring>, anchor: AnchorSlot) -> Result<Self> {
+        let clean = anchor.now().clean.is_some();
+        let db = Db::open(&dir.join(ROWS), keys.rows_key(), anchor, MIGRATIONS, Expect::Present).await?;
+        let store = Self::new(dir, keys, db);
+        if !clean {
+            store.sweep().await?;
+        }
+        Ok(store)
     }
+
+    fn new(dir: &Path, keys: Arc<Keyring>, db: Db) -> Self {
+        Self { db, blobs: dir.join(BLOBS), keys: RwLock::new(keys), unseen: AtomicU64::new(0) }
+    }
+
     /// Checkpoints, closes and leaves the hash of the file in the anchor. Everything asked later is refused.
     pub(crate) async fn close(&self) -> Result<()> {
-        Err(Error::Unavailable(LATER))
+        if self.unseen.swap(0, Ordering::AcqRel) > 0 {
+            self.sweep().await?;
+        }
+        self.db.close().await
     }
+
     /// Reads.
     pub(crate) fn rows(&self) -> Rows<'_> {
         Rows { store: self }
     }
-    /// Begins a transaction.
+
+    /// Begins a transaction; waits for the one before it.
     pub(crate) async fn tx(&self) -> Result<Tx<'_>> {
-        Err(Error::Unavailable(LATER))
+        Ok(Tx { store: self, txn: self.db.begin().await?, attached: Vec::new(), detached: Vec::new() })
     }
+
     /// Begins a blob.
     pub(crate) fn blob_writer(&self) -> Result<BlobWriter> {
-        Err(Error::Unavailable(LATER))
+        BlobWriter::create(&self.blobs, self.keys.read().tenant())
     }
+
     /// The anchor, for the ledger's size.
     pub(crate) fn anchor(&self) -> Result<&AnchorSlot> {
-        Err(Error::Unavailable(LATER))
+        Ok(self.db.anchor())
     }
+
     /// Generation of the last commit.
     pub(crate) fn generation(&self) -> u64 {
-        0
+        self.db.generation()
     }
+
     /// The keys in use.
     pub(crate) fn keyring(&self) -> Result<Arc<Keyring>> {
-        Err(Error::Unavailable(LATER))
+        Ok(Arc::clone(&self.keys.read()))
     }
+
     /// After a rotation.
-    pub(crate) fn keyring_replace(&self, _keys: Arc<Keyring>) {}
-    /// Re-wraps at most `limit` object keys under the active version; returns how many are left.
-    pub(crate) async fn blobs_rewrap(&self, _limit: u32) -> Result<u64> {
-        Err(Error::Unavailable(LATER))
+    pub(crate) fn keyring_replace(&self, keys: Arc<Keyring>) {
+        *self.keys.write() = keys;
     }
+
+    /// Re-wraps at most `limit` object keys under the active version; returns how many are left under older ones.
+    pub(crate) async fn blobs_rewrap(&self, limit: u32) -> Result<u64> {
+        let mut txn = self.db.begin().await?;
+        let keys = self.keyring()?;
+        let result = records::blobs_rewrap(txn.enter()?, &keys, limit).await;
+        let (changed, left) = txn.leave(result)?;
+        if changed > 0 {
+            txn.commit().await?;
+        }
+        Ok(left)
+    }
+
     /// Committed entries the ledger may not have yet: (generation, entry), oldest first.
-    pub(crate) async fn outbox_pending(&self, _limit: u32) -> Result<Vec<(u64, Vec<u8>)>> {
-        Err(Error::Unavailable(LATER))
+    pub(crate) async fn outbox_pending(&self, limit: u32) -> Result<Vec<(u64, Vec<u8>)>> {
+        records::outbox_pending(self.db.read().await?.connection()?, limit).await
     }
-    /// Forgets entries up to and with `generation`, once the ledger has them durably. Not anchored.
-    pub(crate) async fn outbox_prune(&self, _up_to_generation: u64) -> Result<()> {
-        Err(Error::Unavailable(LATER))
+
+    /// Forgets entries up to and with `generation`, once the ledger has them durably.
+    pub(crate) async fn outbox_prune(&self, up_to_generation: u64) -> Result<()> {
+        let mut txn = self.db.begin().await?;
+        let result = records::outbox_prune(txn.enter()?, up_to_generation).await;
+        if txn.leave(result)? > 0 {
+            txn.commit().await?;
+        }
+        Ok(())
+    }
+
+    /// Removes object files that no row knows: left-overs of a crash.
+    async fn sweep(&self) -> Result<()> {
+        let known: Vec<(Vec<u8>,)> = query_as("SELECT id FROM blob").fetch_all(self.db.read().await?.connection()?).await?;
+        let known: HashSet<Vec<u8>> = known.into_iter().map(|(id,)| id).collect();
+        let dir = self.blobs.clone();
+        blocking(move || blobs::sweep(&dir, |id| known.contains(id.0.as_slice()))).await
     }
 }
 
@@ -87,97 +174,189 @@ pub struct Rows<'p> {
 
 impl Rows<'_> {
     /// The record with this key.
-    pub async fn get<R: Record>(&self, _key: &str) -> Result<Option<R>> {
-        Err(Error::Unavailable(LATER))
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the store fails, [`Error::Unavailable`] when it is busy for too long; so for all methods here.
+    pub async fn get<R: Record>(&self, key: &str) -> Result<Option<R>> {
+        records::get(self.store.db.read().await?.connection()?, key).await
     }
-    /// As `get`, [`Error::NotFound`] if absent.
-    pub async fn require<R: Record>(&self, _key: &str) -> Result<R> {
-        Err(Error::Unavailable(LATER))
+
+    /// As [`Rows::get`].
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if it is absent.
+    pub async fn require<R: Record>(&self, key: &str) -> Result<R> {
+        self.get(key).await?.ok_or(Error::NotFound(R::KIND))
     }
-    /// Ordered by key, after `after`.
-    pub async fn list<R: Record>(&self, _after: Option<&str>, _limit: u32, _prefix: Option<&str>) -> Result<Vec<R>> {
-        Err(Error::Unavailable(LATER))
+
+    /// At most `limit` (and 1,000) records after the key `after`, ordered by key; only those whose key begins with `prefix`.
+    pub async fn list<R: Record>(&self, after: Option<&str>, limit: u32, prefix: Option<&str>) -> Result<Vec<R>> {
+        records::list(self.store.db.read().await?.connection()?, after, limit, prefix).await
     }
-    /// Records whose field has this value, ordered by key.
-    pub async fn find<R: Record>(&self, _field: &'static str, _value: &str, _after: Option<&str>, _limit: u32) -> Result<Vec<R>> {
-        Err(Error::Unavailable(LATER))
+
+    /// At most `limit` (and 1,000) records whose field has this value, after the key `after`, ordered by key.
+    pub async fn find<R: Record>(&self, field: &'static str, value: &str, after: Option<&str>, limit: u32) -> Result<Vec<R>> {
+        records::find(self.store.db.read().await?.connection()?, field, value, after, limit).await
     }
-    /// How many.
+
+    /// How many records of the kind there are.
     pub async fn count<R: Record>(&self) -> Result<u64> {
-        Err(Error::Unavailable(LATER))
+        records::count::<R>(self.store.db.read().await?.connection()?).await
     }
-    /// A durable counter.
-    pub async fn usage(&self, _name: &str) -> Result<i64> {
-        Err(Error::Unavailable(LATER))
+
+    /// A durable counter; 0 if it never was added to.
+    pub async fn usage(&self, name: &str) -> Result<i64> {
+        records::usage(self.store.db.read().await?.connection()?, name).await
     }
+
     /// Opens a blob.
-    pub async fn blob(&self, _id: BlobId) -> Result<BlobReader> {
-        let _ = self.store;
-        Err(Error::Unavailable(LATER))
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if no row knows it; [`Error::Integrity`] if its file is gone, cut or not the one that was written.
+    pub async fn blob(&self, id: BlobId) -> Result<BlobReader> {
+        let row = records::blob_row(self.store.db.read().await?.connection()?, id).await?.ok_or(Error::NotFound("object"))?;
+        let keys = self.store.keyring()?;
+        let dir = self.store.blobs.clone();
+        blocking(move || BlobReader::open(&dir, id, &row, &keys)).await
     }
 }
 
 /// One transaction on one tenant's records. Dropped without commit, nothing of it has happened.
+///
+/// An operation whose future is dropped half-way breaks the transaction: it can then only be dropped.
 pub struct Tx<'p> {
     store: &'p Store,
+    txn: Txn<'p>,
+    attached: Vec<SealedBlob>,
+    detached: Vec<BlobId>,
 }
 
 impl Tx<'_> {
     /// As [`Rows::get`].
-    pub async fn get<R: Record>(&mut self, _key: &str) -> Result<Option<R>> {
-        Err(Error::Unavailable(LATER))
+    pub async fn get<R: Record>(&mut self, key: &str) -> Result<Option<R>> {
+        let result = records::get(self.txn.enter()?, key).await;
+        self.txn.leave(result)
     }
+
     /// As [`Rows::require`].
-    pub async fn require<R: Record>(&mut self, _key: &str) -> Result<R> {
-        Err(Error::Unavailable(LATER))
+    pub async fn require<R: Record>(&mut self, key: &str) -> Result<R> {
+        self.get(key).await?.ok_or(Error::NotFound(R::KIND))
     }
+
     /// As [`Rows::list`].
-    pub async fn list<R: Record>(&mut self, _after: Option<&str>, _limit: u32, _prefix: Option<&str>) -> Result<Vec<R>> {
-        Err(Error::Unavailable(LATER))
+    pub async fn list<R: Record>(&mut self, after: Option<&str>, limit: u32, prefix: Option<&str>) -> Result<Vec<R>> {
+        let result = records::list(self.txn.enter()?, after, limit, prefix).await;
+        self.txn.leave(result)
     }
+
     /// As [`Rows::find`].
-    pub async fn find<R: Record>(&mut self, _field: &'static str, _value: &str, _after: Option<&str>, _limit: u32) -> Result<Vec<R>> {
-        Err(Error::Unavailable(LATER))
+    pub async fn find<R: Record>(&mut self, field: &'static str, value: &str, after: Option<&str>, limit: u32) -> Result<Vec<R>> {
+        let result = records::find(self.txn.enter()?, field, value, after, limit).await;
+        self.txn.leave(result)
     }
+
     /// As [`Rows::count`].
     pub async fn count<R: Record>(&mut self) -> Result<u64> {
-        Err(Error::Unavailable(LATER))
+        let result = records::count::<R>(self.txn.enter()?).await;
+        self.txn.leave(result)
     }
-    /// Adds a record; [`Error::Conflict`] if the key is taken.
-    pub async fn insert<R: Record>(&mut self, _record: &R) -> Result<()> {
-        Err(Error::Unavailable(LATER))
+
+    /// Adds a record.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] if the key is taken; the transaction may go on.
+    pub async fn insert<R: Record>(&mut self, record: &R) -> Result<()> {
+        let result = records::insert(self.txn.enter()?, record).await;
+        self.txn.leave(result)
     }
+
     /// Adds or replaces a record.
-    pub async fn put<R: Record>(&mut self, _record: &R) -> Result<()> {
-        Err(Error::Unavailable(LATER))
+    pub async fn put<R: Record>(&mut self, record: &R) -> Result<()> {
+        let result = records::put(self.txn.enter()?, record).await;
+        self.txn.leave(result)
     }
+
     /// Removes a record; whether it was there.
-    pub async fn delete<R: Record>(&mut self, _key: &str) -> Result<bool> {
-        Err(Error::Unavailable(LATER))
+    pub async fn delete<R: Record>(&mut self, key: &str) -> Result<bool> {
+        let result = records::delete::<R>(self.txn.enter()?, key).await;
+        self.txn.leave(result)
     }
+
     /// Takes a written blob over; it exists from the commit on.
-    pub async fn attach(&mut self, _blob: SealedBlob) -> Result<BlobId> {
-        Err(Error::Unavailable(LATER))
+    pub async fn attach(&mut self, blob: SealedBlob) -> Result<BlobId> {
+        let keys = self.store.keyring()?;
+        let (key_version, wrapped_key) = keys.wrap_object(blob.key(), blob.id().0)?;
+        let row = BlobRow { key_version, wrapped_key, commitment: blob.commitment(), bytes: blob.bytes(), sha256: blob.sha256() };
+        let result = records::blob_insert(self.txn.enter()?, blob.id(), &row).await;
+        self.txn.leave(result)?;
+        let id = blob.id();
+        self.attached.push(blob);
+        Ok(id)
     }
+
     /// Removes a blob: its key now, its file after the commit. Returns its size in bytes, or `None` if it was not there.
-    pub async fn detach(&mut self, _id: BlobId) -> Result<Option<u64>> {
-        Err(Error::Unavailable(LATER))
+    pub async fn detach(&mut self, id: BlobId) -> Result<Option<u64>> {
+        let result = records::blob_delete(self.txn.enter()?, id).await;
+        let bytes = self.txn.leave(result)?;
+        if bytes.is_some() {
+            self.detached.push(id);
+        }
+        Ok(bytes)
     }
-    /// A durable counter.
-    pub async fn usage(&mut self, _name: &str) -> Result<i64> {
-        Err(Error::Unavailable(LATER))
+
+    /// As [`Rows::usage`].
+    pub async fn usage(&mut self, name: &str) -> Result<i64> {
+        let result = records::usage(self.txn.enter()?, name).await;
+        self.txn.leave(result)
     }
-    /// Adds to a durable counter; returns the new value. Below zero is refused.
-    pub async fn usage_add(&mut self, _name: &str, _delta: i64) -> Result<i64> {
-        Err(Error::Unavailable(LATER))
+
+    /// Adds to a durable counter; returns the new value.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if it would fall below zero: somebody gave back more than was taken.
+    pub async fn usage_add(&mut self, name: &str, delta: i64) -> Result<i64> {
+        let result = records::usage_add(self.txn.enter()?, name, delta).await;
+        self.txn.leave(result)
     }
+
     /// The generation this transaction will have once committed: nobody else can take it meanwhile.
     pub(crate) fn generation(&self) -> u64 {
-        let _ = self.store;
-        0
+        self.txn.generation()
     }
-    /// Commits, with a ledger entry in the same transaction. Durable on return.
-    pub(crate) async fn commit_with(self, _entry: Option<Vec<u8>>) -> Result<u64> {
-        Err(Error::Unavailable(LATER))
+
+    /// As [`Store::outbox_prune`], as part of this transaction.
+    pub(crate) async fn outbox_prune(&mut self, up_to_generation: u64) -> Result<()> {
+        let result = records::outbox_prune(self.txn.enter()?, up_to_generation).await;
+        self.txn.leave(result).map(drop)
+    }
+
+    /// Commits, with a ledger entry in the same transaction. Durable on return; returns the new generation.
+    pub(crate) async fn commit_with(mut self, entry: Option<Vec<u8>>) -> Result<u64> {
+        if let Some(entry) = entry {
+            let generation = self.generation();
+            let result = records::outbox_insert(self.txn.enter()?, generation, &entry).await;
+            self.txn.leave(result)?;
+        }
+        let objects = !self.attached.is_empty() || !self.detached.is_empty();
+        if objects {
+            // From here on the rows decide which files are right. If nobody sees the outcome, a sweep asks them.
+            self.store.unseen.fetch_add(1, Ordering::AcqRel);
+            self.attached.drain(..).for_each(SealedBlob::keep);
+        }
+        let generation = self.txn.commit().await?;
+        for id in &self.detached {
+            let path = blobs::path(&self.store.blobs, *id);
+            if let Err(error) = fs::remove_file(&path) {
+                // Its key is gone, so it is unreadable; the next sweep takes it away.
+                tracing::warn!(%error, "a deleted object's file could not be removed");
+            }
+        }
+        if objects {
+            self.store.unseen.fetch_sub(1, Ordering::AcqRel);
+        }
+        Ok(generation)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -26,17 +26,8 @@ pub enum ResourceKind {
 
 impl ResourceKind {
     /// All kinds.
-    pub const ALL: [Self; 9] = [
-        Self::Tenant,
-        Self::Member,
-        Self::Key,
-        Self::Dataset,
-        Self::Training,
-        Self::Run,
-        Self::Model,
-        Self::Deployment,
-        Self::Ledger,
-    ];
+    pub const ALL: [Self; 9] =
+        [Self::Tenant, Self::Member, Self::Key, Self::Dataset, Self::Training, Self::Run, Self::Model, Self::Deployment, Self::Ledger];
 
     /// Name in policies, as in `Insula::Dataset`.
     #[must_use]

@@ -202,7 +202,8 @@ impl Control {
         if taken.is_some() {
             return Err(Error::Conflict(format!("a tenant named `{}` exists already", row.name)));
         }
-        let slot: i64 = query_scalar("UPDATE state SET value = value + 1 WHERE name = 'slot_next' RETURNING value - 1").fetch_one(tx.db()?).await?;
+        let slot: i64 =
+            query_scalar("UPDATE state SET value = value + 1 WHERE name = 'slot_next' RETURNING value - 1").fetch_one(tx.db()?).await?;
         let row = TenantRow { slot: u64::try_from(slot).map_err(Error::internal)?, epoch_generation: 1, ..row.clone() };
         tx.tenant_write(None, &row).await?;
         tx.keys_write(row.id, keys).await?;
@@ -313,7 +314,8 @@ impl Control {
         let new = kek(epoch)?;
         let mut old: HashMap<u64, Key> = HashMap::new();
         let mut tx = self.begin().await?;
-        let rows = query("SELECT * FROM tenant_key WHERE epoch <> $1 AND state <> 'retired'").bind(as_i64(epoch)?).fetch_all(tx.db()?).await?;
+        let rows =
+            query("SELECT * FROM tenant_key WHERE epoch <> $1 AND state <> 'retired'").bind(as_i64(epoch)?).fetch_all(tx.db()?).await?;
         let mut rewrapped = 0;
         for row in &rows {
             let (mut key, mac) = self.verifier.read_with_mac::<Owned<TenantKeyRow>>(row)?;
@@ -424,7 +426,11 @@ impl Control {
         }
         let mut tx = self.begin().await?;
         for (id, at) in touched {
-            query("UPDATE credential SET last_used_at = max(coalesce(last_used_at, 0), $2) WHERE id = $1").bind(id).bind(at).execute(tx.db()?).await?;
+            query("UPDATE credential SET last_used_at = max(coalesce(last_used_at, 0), $2) WHERE id = $1")
+                .bind(id)
+                .bind(at)
+                .execute(tx.db()?)
+                .await?;
         }
         tx.commit().await
     }

@@ -173,7 +173,9 @@ impl Scope {
         }
         if let Some(resource) = resources.iter().find(|resource| *resource != "*" && !is_pattern(resource)) {
             let shown = shown(resource);
-            return Err(Error::Invalid(format!("`{shown}` is not a resource: give `*`, or a kind and a name as in `dataset:iris` or `model:*`")));
+            return Err(Error::Invalid(format!(
+                "`{shown}` is not a resource: give `*`, or a kind and a name as in `dataset:iris` or `model:*`"
+            )));
         }
         Ok(Self { acts, resources })
     }
@@ -212,8 +214,7 @@ impl Scope {
     pub fn matches(&self, act: &str, kind: ResourceKind, name: &str) -> bool {
         let acts = self.acts.iter().any(|allowed| allowed == "*" || allowed == act);
         acts && self.resources.iter().any(|pattern| {
-            pattern == "*"
-                || pattern.split_once(':').is_some_and(|(word, wanted)| word == kind.word() && (wanted == "*" || wanted == name))
+            pattern == "*" || pattern.split_once(':').is_some_and(|(word, wanted)| word == kind.word() && (wanted == "*" || wanted == name))
         })
     }
 

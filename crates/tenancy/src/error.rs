@@ -44,6 +44,20 @@ pub enum Error {
 }
 
 impl Error {
+    /// Every code that [`Error::code`] can give.
+    pub const CODES: &'static [&'static str] = &[
+        "unauthenticated",
+        "not_found",
+        "forbidden",
+        "invalid",
+        "conflict",
+        "quota_exceeded",
+        "tenant_state",
+        "integrity",
+        "unavailable",
+        "internal",
+    ];
+
     /// A fault of the service, with private context.
     pub fn internal(context: impl std::fmt::Display) -> Self {
         Self::Internal(context.to_string())

@@ -1,72 +1,66 @@
-//! The ledger: being filled in.
+//! The ledger: a tenant's own append-only log of every act, allowed or refused.
+//!
+//! Each [`Entry`] is sealed under the tenant's key ([`entry`]) and becomes a leaf of a Merkle tree (crate `tlog`). Its signed
+//! checkpoints, tiles and proofs are public forms (C2SP), so that outside tools can follow the log without being able to
+//! read it; an export opens the entries for an auditor and can be verified without any service ([`verify_export`]). When
+//! the content keys are destroyed, the tree stays valid and says nothing any more.
+//!
+//! ```text
+//! append → handed to the operating system    a crash of the service loses nothing
+//! sync → on disk                             a crash of the machine loses nothing
+//! checkpoint → on disk, signed               nobody can change it unseen
+//! ```
+//!
+//! After one failed write every append is refused until the log is opened again, because what reached the file is not
+//! known. Opening checks the last checkpoint against the files, then takes each later entry that opens under its key and
+//! index, and cuts what is torn behind them. Damage before the checkpoint is `Integrity`: at once where opening looks (the
+//! right edge), and when it is read elsewhere; [`Ledger::check`] reads everything.
+//!
+//! What is deliberately missing: deleting, and a clock: the keeper calls [`Ledger::sync`] and [`Ledger::checkpoint`].
 
-use std::collections::BTreeMap;
-use std::io::{BufRead, Write};
+mod entry;
+mod export;
+mod files;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use parking_lot::Mutex;
+use serde::Serialize;
+use tlog::tile::TILE_WIDTH;
+use tlog::{
+    Bundle, Checkpoint, ConsistencyProof, Frontier, Hash, InclusionProof, LogProof, Note, SigningKey, Tile, TileHashes, TreeHead, leaf_hash,
+};
 use zeroize::Zeroizing;
 
-use crate::error::Result;
+pub(crate) use entry::LedgerKeys;
+pub use entry::{Entry, Outcome};
+pub use export::{Report, verify_export};
 
-/// How an act ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Outcome {
-    /// Done.
-    Allowed,
-    /// Not done: policy, scope, quota or state.
-    Refused,
-    /// Allowed, and failed.
-    Failed,
-}
+use crate::error::{Error, Result};
+use entry::{Opened, Sealer};
+use files::{Files, Rows, Tiles, read_partial};
 
-/// One act. Names, digests and versions; never content.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Entry {
-    /// Unix microseconds.
-    pub time: i64,
-    /// Request id.
-    pub request: String,
-    /// Principal.
-    pub actor: String,
-    /// Key id, token or lease the actor came with.
-    pub via: String,
-    /// Name of the act.
-    pub act: String,
-    /// As in `dataset:iris`.
-    pub resource: String,
-    /// How it ended.
-    pub outcome: Outcome,
-    /// Policy ids, or the error's code.
-    pub reason: String,
-    /// Digests and versions: at most 16, keys 64 and values 256 bytes.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub detail: BTreeMap<String, String>,
-    /// Generation of the rows this entry was committed with (durable acts).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub generation: Option<u64>,
-}
-
-/// Keys of one ledger.
-pub(crate) struct LedgerKeys {
-    /// Content keys by number; the last one seals, all open.
-    pub(crate) content: Vec<(u32, Zeroizing<[u8; 32]>)>,
-    /// Ed25519 seed that signs checkpoints.
-    pub(crate) signing_seed: Zeroizing<[u8; 32]>,
-}
+/// Entries that one call of [`Ledger::search`] reads at most; the page says where to go on.
+const SEARCH_ENTRIES_MAX: u64 = 65_536;
+/// Entries that one call of [`Ledger::entries`] returns at most.
+const ENTRIES_MAX: u64 = 10_000;
+const WIDTH: u64 = TILE_WIDTH as u64;
+/// Line in the checkpoint with the greatest generation in the log, so that opening need not look for it.
+const GENERATION: &str = "generation ";
 
 /// An entry as read back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Numbered {
     /// Place in the log, from 0.
     pub index: u64,
-    /// The entry; none if its key was shredded.
+    /// The entry; none if its key was destroyed.
     pub entry: Option<Entry>,
 }
 
-/// What to look for. Empty fields match everything.
+/// What to look for. Fields that are not set match everything.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
     /// Exact.
@@ -81,16 +75,16 @@ pub struct Filter {
     pub since: Option<i64>,
     /// Unix microseconds, exclusive.
     pub until: Option<i64>,
-    /// Somewhere in the entry, case-insensitive.
+    /// Somewhere in the entry's JSON, whatever the case.
     pub text: Option<String>,
-    /// Newest first from below this index, or oldest first from this index.
+    /// Where to begin: newest first below this index, oldest first at this index. [`Found::next`] of the page before.
     pub from: Option<u64>,
     /// Oldest first.
     pub oldest_first: bool,
 }
 
 /// One page of a search.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Found {
     /// The hits, in order.
     pub entries: Vec<Numbered>,
@@ -98,95 +92,439 @@ pub struct Found {
     pub next: Option<u64>,
 }
 
-/// One append-only log.
-pub(crate) struct Ledger;
+/// One log, shared by all threads of its tenant.
+pub(crate) struct Ledger {
+    origin: String,
+    signing: SigningKey,
+    files: Files,
+    inner: Mutex<Inner>,
+    /// One checkpoint at a time; appends go on meanwhile.
+    checkpointing: Mutex<()>,
+}
+
+struct Inner {
+    sealer: Sealer,
+    frontier: Frontier,
+    rows: Rows,
+    /// Where each bundle begins; the last one is the one that grows.
+    offsets: Vec<u64>,
+    end: u64,
+    generation: Option<u64>,
+    /// How much is known to be on disk.
+    synced_size: u64,
+    signed: Signed,
+    failed: bool,
+}
+
+#[derive(Clone)]
+struct Signed {
+    size: u64,
+    note: String,
+}
 
 impl Ledger {
-    /// Opens or creates the log in `dir` (made if missing). Recovers a torn tail.
-    pub(crate) fn open(_dir: &Path, _keys: LedgerKeys, _tenant: [u8; 16], _origin: &str) -> Result<Self> {
-        todo!()
+    /// Opens the log in `dir`, or begins one there, and recovers from a crash. `origin` names it in checkpoints, as in
+    /// `insula/<service id>/<tenant id>`.
+    ///
+    /// # Errors
+    /// `Integrity`: what was signed is not there any more, or not by this key.
+    pub(crate) fn open(dir: &Path, keys: LedgerKeys, tenant: [u8; 16], origin: &str) -> Result<Self> {
+        let signing = SigningKey::from_seed(origin, &keys.signing_seed).map_err(Error::internal)?;
+        let files = Files::open(dir)?;
+        let sealer = Sealer::new(tenant, &keys.content)?;
+        let signed = match files.read_checkpoint()? {
+            Some(note) => note,
+            None if files.log_bytes()? == 0 => {
+                let note = Checkpoint::new(origin, 0, Hash::EMPTY_TREE).sign(&signing).map_err(Error::internal)?.to_string();
+                files.write_checkpoint(&note)?;
+                note.into_bytes()
+            }
+            None => return Err(Error::integrity("the ledger's checkpoint is missing")),
+        };
+        let inner = Inner::load(&files, sealer, &signed, &signing, origin)?;
+        Ok(Self { origin: origin.into(), signing, files, inner: Mutex::new(inner), checkpointing: Mutex::new(()) })
     }
-    /// Handed to the operating system when this returns. The index of the entry.
-    pub(crate) fn append(&self, _entry: &Entry) -> Result<u64> {
-        todo!()
+
+    /// Appends; handed to the operating system when this returns. The index of the entry.
+    ///
+    /// # Errors
+    /// `Invalid`: an entry over its limits; nothing happened. `Unavailable`: a write failed, now or before; open the log again.
+    pub(crate) fn append(&self, entry: &Entry) -> Result<u64> {
+        let json = entry.to_json()?;
+        let mut inner = self.inner.lock();
+        if inner.failed {
+            return Err(Error::Unavailable("the audit log cannot be written"));
+        }
+        let index = inner.frontier.size();
+        let leaf = inner.sealer.seal(index, &json)?;
+        inner.failed = true; // unless all of what follows is done
+        let written = inner.write(&self.files, &leaf, entry.generation);
+        match written {
+            Ok(()) => {
+                inner.failed = false;
+                Ok(index)
+            }
+            Err(error) => {
+                tracing::error!(origin = self.origin, private = error.private(), "the ledger cannot be written");
+                Err(Error::Unavailable("the audit log cannot be written"))
+            }
+        }
     }
-    /// On disk when this returns.
+
+    /// Whether there was a failed write: every append is refused until the log is opened again.
+    pub(crate) fn failed(&self) -> bool {
+        self.inner.lock().failed
+    }
+
+    /// Everything appended before is on disk when this returns. Costs nothing if it is already.
     pub(crate) fn sync(&self) -> Result<()> {
-        todo!()
+        let size = {
+            let inner = self.inner.lock();
+            if inner.failed {
+                return Err(Error::Unavailable("the audit log cannot be written"));
+            }
+            if inner.synced_size == inner.frontier.size() {
+                return Ok(());
+            }
+            inner.frontier.size()
+        };
+        let synced = self.files.sync_log();
+        let mut inner = self.inner.lock();
+        // After a failed sync the system may have dropped the pages: nothing that was not synced before can be relied on.
+        inner.failed |= synced.is_err();
+        synced?;
+        inner.synced_size = inner.synced_size.max(size);
+        Ok(())
     }
-    /// Signs and stores the present size (syncs first); returns the note. Cheap if nothing was appended since.
+
+    /// Signs the present size, with all of it on disk, and returns the note. Costs nothing if nothing was appended since.
     pub(crate) fn checkpoint(&self) -> Result<String> {
-        todo!()
+        let _one = self.checkpointing.lock();
+        let (old, size, root, rows, generation, offsets) = {
+            let inner = self.inner.lock();
+            if inner.signed.size == inner.frontier.size() {
+                return Ok(inner.signed.note.clone());
+            }
+            let first = (inner.signed.size / WIDTH + 1) as usize;
+            let offsets = inner.offsets.get(first..).unwrap_or_default().to_vec();
+            (inner.signed.size, inner.frontier.size(), inner.frontier.root(), inner.rows.clone(), inner.generation, offsets)
+        };
+        self.sync()?;
+        // The last tile of level 0 is in entries.log already; those above would take many reads to compute.
+        let tiles = || Tile::between(old, size).filter(|tile| tile.is_full() || tile.level() > 0);
+        for tile in tiles().filter(|tile| !tile.is_full()) {
+            let row = rows.get(usize::from(tile.level())).map(Vec::as_slice).unwrap_or_default();
+            self.files.write_tile(tile, row)?;
+        }
+        self.files.sync_tiles(tiles())?;
+        self.files.write_index(old / WIDTH + 1, &offsets)?;
+        let mut checkpoint = Checkpoint::new(&self.origin, size, root);
+        checkpoint.extensions.extend(generation.map(|generation| format!("{GENERATION}{generation}")));
+        let note = checkpoint.sign(&self.signing).map_err(Error::internal)?.to_string();
+        self.files.write_checkpoint(&note)?;
+        let kept: Vec<Tile> = Tile::right_edge(size).collect();
+        Tile::right_edge(old).filter(|tile| tile.level() > 0 && !kept.contains(tile)).for_each(|tile| self.files.remove_tile(tile));
+        self.inner.lock().signed = Signed { size, note: note.clone() };
+        Ok(note)
     }
-    /// Entries appended since the last checkpoint.
+
+    /// Whether something was appended since the last checkpoint.
     pub(crate) fn dirty(&self) -> bool {
-        todo!()
+        let inner = self.inner.lock();
+        inner.signed.size != inner.frontier.size()
     }
+
+    /// Entries in the log.
     pub(crate) fn size(&self) -> u64 {
-        todo!()
+        self.inner.lock().frontier.size()
     }
+
+    /// Root of the tree over all entries.
     pub(crate) fn root(&self) -> [u8; 32] {
-        todo!()
+        self.inner.lock().frontier.root().0
     }
-    /// Greatest generation in the log: the outbox above it is replayed by the caller.
+
+    /// Greatest generation in the log: what waits above it was committed and not yet appended.
     pub(crate) fn last_generation(&self) -> Option<u64> {
-        todo!()
+        self.inner.lock().generation
     }
-    pub(crate) fn entry(&self, _index: u64) -> Result<Numbered> {
-        todo!()
+
+    /// Adds a content key; later entries are sealed under it.
+    pub(crate) fn add_content_key(&self, number: u32, key: &Zeroizing<[u8; 32]>) -> Result<()> {
+        self.inner.lock().sealer.add(number, key)
     }
-    pub(crate) fn entries(&self, _range: std::ops::Range<u64>) -> Result<Vec<Numbered>> {
-        todo!()
+
+    /// One entry.
+    pub(crate) fn entry(&self, index: u64) -> Result<Numbered> {
+        let end = index.checked_add(1).ok_or(Error::NotFound("ledger entry"))?;
+        self.entries(index..end)?.pop().ok_or(Error::NotFound("ledger entry"))
     }
-    /// Reads at most `SEARCH_ENTRIES_MAX` entries a call.
-    pub(crate) fn search(&self, _filter: &Filter, _limit: usize) -> Result<Found> {
-        todo!()
+
+    /// Entries in order, at most `ENTRIES_MAX` of them; fewer at the end of the log.
+    pub(crate) fn entries(&self, range: Range<u64>) -> Result<Vec<Numbered>> {
+        let end = range.end.min(self.size()).min(range.start.saturating_add(ENTRIES_MAX));
+        let mut entries = Vec::new();
+        for bundle in range.start / WIDTH..end.div_ceil(WIDTH) {
+            for (index, leaf) in self.bundle(bundle)?.into_iter().filter(|(index, _)| (range.start..end).contains(index)) {
+                let entry = self.opened(index, &leaf)?.map(|opened| opened.entry()).transpose()?;
+                entries.push(Numbered { index, entry });
+            }
+        }
+        Ok(entries)
     }
-    /// Adds a content key; later entries are sealed with it.
-    pub(crate) fn add_content_key(&self, _number: u32, _key: Zeroizing<[u8; 32]>) {
-        todo!()
+
+    /// One page of at most `limit` hits. Reads at most `SEARCH_ENTRIES_MAX` entries, so a page may have none and still a next.
+    pub(crate) fn search(&self, filter: &Filter, limit: usize) -> Result<Found> {
+        let size = self.size();
+        let text = filter.text.as_ref().map(|text| text.to_lowercase());
+        let mut found = Found::default();
+        let mut place = if filter.oldest_first { filter.from.unwrap_or(0) } else { filter.from.unwrap_or(size).min(size) };
+        let mut read = 0;
+        let mut loaded: Option<(u64, Vec<(u64, Vec<u8>)>)> = None;
+        loop {
+            let index = if filter.oldest_first { Some(place).filter(|place| *place < size) } else { place.checked_sub(1) };
+            let Some(index) = index else { return Ok(found) };
+            if found.entries.len() >= limit || read >= SEARCH_ENTRIES_MAX {
+                found.next = Some(place);
+                return Ok(found);
+            }
+            let bundle = match loaded.take() {
+                Some((number, bundle)) if number == index / WIDTH => bundle,
+                _ => self.bundle(index / WIDTH)?,
+            };
+            if let Some((_, leaf)) = bundle.get((index % WIDTH) as usize)
+                && let Some(opened) = self.opened(index, leaf)?
+                && let Some(entry) = filter.hit(&opened, text.as_deref())?
+            {
+                found.entries.push(Numbered { index, entry: Some(entry) });
+            }
+            loaded = Some((index / WIDTH, bundle));
+            read += 1;
+            place = if filter.oldest_first { index + 1 } else { index };
+        }
     }
-    /// The whole log up to a fresh checkpoint as one `.insula-ledger` file.
-    pub(crate) fn export(&self, _to: &mut dyn Write) -> Result<u64> {
-        todo!()
+
+    /// Reads every entry that is signed and compares with what was signed.
+    ///
+    /// # Errors
+    /// `Integrity`.
+    pub(crate) fn check(&self) -> Result<TreeHead> {
+        let signed = self.inner.lock().signed.clone();
+        let checkpoint = verified(signed.note.as_bytes(), &self.signing, &self.origin)?;
+        let mut frontier = Frontier::new();
+        self.signed_leaves(signed.size, |index, leaf| {
+            self.opened(index, leaf)?;
+            frontier.append(leaf_hash(leaf), |_, _, _| {}).map(|_| ()).map_err(Error::internal)
+        })?;
+        if frontier.root() != checkpoint.head.root {
+            return Err(Error::integrity("the ledger's entries are not those that were signed"));
+        }
+        Ok(checkpoint.head)
     }
-    /// C2SP path (`checkpoint`, `tile/0/x001/234.p/5`, `tile/entries/000`) to bytes, up to the last checkpoint.
-    pub(crate) fn tile(&self, _path: &str) -> Result<Vec<u8>> {
-        todo!()
+
+    /// What lies at a C2SP path of the last checkpoint: `checkpoint`, `tile/0/x001/234`, `tile/1/000.p/5`, `tile/entries/000`.
+    ///
+    /// # Errors
+    /// `NotFound`: no such path, or beyond the checkpoint.
+    pub(crate) fn tile(&self, path: &str) -> Result<Vec<u8>> {
+        let missing = || Error::NotFound("tile");
+        let signed = self.inner.lock().signed.clone();
+        if path == "checkpoint" {
+            return Ok(signed.note.into_bytes());
+        }
+        if let Ok(bundle) = path.parse::<Bundle>() {
+            let there = Bundle::in_tree(bundle.index(), signed.size).filter(|there| there.width() >= bundle.width());
+            there.ok_or_else(missing)?;
+            let mut bytes = Vec::new();
+            for (_, leaf) in self.bundle(bundle.index())?.into_iter().take(bundle.width().into()) {
+                tlog::push_entry(&mut bytes, &leaf).map_err(Error::internal)?;
+            }
+            return Ok(bytes);
+        }
+        let tile: Tile = path.parse().map_err(|_| missing())?;
+        let there = Tile::in_tree(tile.level(), tile.index(), signed.size).filter(|there| there.width() >= tile.width());
+        there.ok_or_else(missing)?;
+        let mut bytes = tlog::TileReader::read(&self.tiles(), tile).map_err(|error| Error::integrity(format!("`{tile}`: {error}")))?;
+        bytes.truncate(tile.bytes());
+        Ok(bytes)
     }
-    /// Audit path of an entry in the tree of `size` entries (RFC 6962).
-    pub(crate) fn prove_inclusion(&self, _index: u64, _size: u64) -> Result<Vec<[u8; 32]>> {
-        todo!()
+
+    /// Audit path of an entry in the tree of the first `size` entries (RFC 9162).
+    pub(crate) fn prove_inclusion(&self, index: u64, size: u64) -> Result<InclusionProof> {
+        if index >= size || size > self.size() {
+            return Err(Error::Invalid(format!("there is no entry `{index}` among the first `{size}`")));
+        }
+        let tiles = self.tiles();
+        TileHashes::new(size, &tiles).and_then(|hashes| InclusionProof::build(index, size, &hashes)).map_err(Error::integrity)
     }
-    /// Proof that the tree of `from` entries is a prefix of the tree of `to` entries.
-    pub(crate) fn prove_consistency(&self, _from: u64, _to: u64) -> Result<Vec<[u8; 32]>> {
-        todo!()
+
+    /// Proof that the tree of the first `from` entries begins the tree of the first `to`.
+    pub(crate) fn prove_consistency(&self, from: u64, to: u64) -> Result<ConsistencyProof> {
+        if from > to || to > self.size() {
+            return Err(Error::Invalid(format!("there are no trees of `{from}` and `{to}` entries, one the beginning of the other")));
+        }
+        let tiles = self.tiles();
+        TileHashes::new(to, &tiles).and_then(|hashes| ConsistencyProof::build(from, to, &hashes)).map_err(Error::integrity)
     }
-    /// Public key for verifiers, C2SP form.
+
+    /// Proof of one entry that travels alone, with a fresh checkpoint (C2SP tlog-proof). Verified against the leaf data.
+    pub(crate) fn prove_entry(&self, index: u64) -> Result<String> {
+        let note = self.checkpoint()?;
+        let checkpoint = verified(note.as_bytes(), &self.signing, &self.origin)?;
+        let inclusion = self.prove_inclusion(index, checkpoint.head.size)?;
+        Ok(LogProof { inclusion, checkpoint: Note::parse(note.as_bytes()).map_err(Error::internal)? }.to_string())
+    }
+
+    /// Public key for verifiers, in the form of C2SP signed-note.
     pub(crate) fn vkey(&self) -> String {
-        todo!()
+        self.signing.verifying_key().to_string()
+    }
+
+    /// Calls with each leaf below `size` in order.
+    fn signed_leaves(&self, size: u64, mut each: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
+        for bundle in 0..size.div_ceil(WIDTH) {
+            self.bundle(bundle)?.iter().filter(|(index, _)| *index < size).try_for_each(|(index, leaf)| each(*index, leaf))?;
+        }
+        Ok(())
+    }
+
+    /// Indexes and leaf data of a bundle as it is now.
+    fn bundle(&self, number: u64) -> Result<Vec<(u64, Vec<u8>)>> {
+        let place = usize::try_from(number).map_err(Error::internal)?;
+        let (start, end, size) = {
+            let inner = self.inner.lock();
+            let start = *inner.offsets.get(place).ok_or(Error::NotFound("ledger entry"))?;
+            (start, inner.offsets.get(place + 1).copied().unwrap_or(inner.end), inner.frontier.size())
+        };
+        let Some(bundle) = Bundle::in_tree(number, size) else { return Ok(Vec::new()) };
+        let bytes = self.files.read_log(start, end)?;
+        let leaves = bundle.entries(&bytes).map_err(Error::integrity)?;
+        Ok((number * WIDTH..).zip(leaves.into_iter().map(<[u8]>::to_vec)).collect())
+    }
+
+    fn opened(&self, index: u64, leaf: &[u8]) -> Result<Option<Opened>> {
+        self.inner.lock().sealer.open(index, leaf)
+    }
+
+    fn tiles(&self) -> Tiles<'_> {
+        let inner = self.inner.lock();
+        Tiles { files: &self.files, size: inner.frontier.size(), rows: inner.rows.clone() }
     }
 }
 
-/// What an export was found to be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Report {
-    /// Origin in the checkpoint.
-    pub origin: String,
-    /// Entries.
-    pub size: u64,
-    /// Root of the tree, base64.
-    pub root: String,
-    /// Entries whose content was readable and matched its leaf.
-    pub opened: u64,
-    /// Entries that are shredded: only their leaf is left.
-    pub shredded: u64,
+impl Inner {
+    /// The state at the checkpoint, compared with it; then every later entry that is whole and opens.
+    fn load(files: &Files, sealer: Sealer, note: &[u8], signing: &SigningKey, origin: &str) -> Result<Self> {
+        let checkpoint = verified(note, signing, origin)?;
+        let size = checkpoint.head.size;
+        let offsets = files.offsets(size / WIDTH)?;
+        let mut records = files.records(offsets.last().copied().unwrap_or(0))?;
+        let mut rows = Rows::default();
+        for tile in Tile::right_edge(size).filter(|tile| tile.level() > 0) {
+            if let Some(row) = rows.get_mut(usize::from(tile.level())) {
+                *row = read_partial(files, tile)?;
+            }
+        }
+        let missing = || Error::integrity("the ledger's entries end before what was signed");
+        for _ in 0..size % WIDTH {
+            let leaf = records.next_record()?.ok_or_else(missing)?;
+            rows.first_mut().into_iter().for_each(|row| row.push(leaf_hash(&leaf)));
+        }
+        let frontier = Frontier::from_tiles(size, &Tiles { files, size, rows: rows.clone() }).map_err(Error::integrity)?;
+        if frontier.root() != checkpoint.head.root {
+            return Err(Error::integrity("the ledger's entries are not those that were signed"));
+        }
+        let generation = checkpoint.extensions.iter().find_map(|line| line.strip_prefix(GENERATION)?.parse().ok());
+        let signed = Signed { size, note: String::from_utf8(note.to_vec()).map_err(Error::integrity)? };
+        let end = records.offset;
+        let mut inner = Self { sealer, frontier, rows, offsets, end, generation, synced_size: size, signed, failed: false };
+        inner.recover(files, &mut records)?;
+        Ok(inner)
+    }
+
+    fn recover(&mut self, files: &Files, records: &mut files::Records) -> Result<()> {
+        while let Some(leaf) = records.next_record()? {
+            let generation = match self.sealer.open(self.frontier.size(), &leaf) {
+                Ok(Some(opened)) => opened.entry()?.generation,
+                // A key that is gone and a torn entry are not told apart by cutting: what was acknowledged must not be lost for a wrong key.
+                Ok(None) if leaf.len() > entry::COMMITMENT_BYTES && leaf.iter().any(|byte| *byte != 0) => {
+                    return Err(Error::integrity(format!("the key of ledger entry {} is missing", self.frontier.size())));
+                }
+                _ => break,
+            };
+            self.count(files, &leaf, generation)?;
+        }
+        let torn = files.log_bytes()?.saturating_sub(self.end);
+        if torn > 0 {
+            tracing::warn!(bytes = torn, entries = self.frontier.size(), "cut the torn end of a ledger");
+            files.cut_log(self.end)?;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, files: &Files, leaf: &[u8], generation: Option<u64>) -> Result<()> {
+        let mut record = Vec::with_capacity(2 + leaf.len());
+        tlog::push_entry(&mut record, leaf).map_err(Error::internal)?;
+        files.write_log(&record, self.end)?;
+        self.count(files, leaf, generation)
+    }
+
+    /// Takes an entry that is in the log into the tree.
+    fn count(&mut self, files: &Files, leaf: &[u8], generation: Option<u64>) -> Result<()> {
+        let rows = &mut self.rows;
+        let appended = self.frontier.append(leaf_hash(leaf), |level, _, hash| {
+            if level.is_multiple_of(8)
+                && let Some(row) = rows.get_mut(usize::from(level / 8))
+            {
+                row.push(hash);
+            }
+        });
+        let size = appended.map_err(Error::internal)? + 1;
+        self.end += 2 + leaf.len() as u64;
+        self.generation = self.generation.max(generation);
+        if size.is_multiple_of(WIDTH) {
+            self.offsets.push(self.end);
+        }
+        for (level, row) in (0u8..).zip(self.rows.iter_mut()).filter(|(_, row)| row.len() as u64 == WIDTH) {
+            if let Some(tile) = Tile::in_tree(level, (size >> (8 * level)) / WIDTH - 1, size) {
+                files.write_tile(tile, row)?;
+            }
+            row.clear();
+        }
+        Ok(())
+    }
 }
 
-/// Checks an export without any service: signature, every leaf, the root, and that a remembered (size, root base64) is a prefix.
-///
-/// # Errors
-/// `Integrity` with what is wrong, or a read error.
-pub fn verify_export(_from: &mut dyn BufRead, _origin: &str, _vkey: &str, _remembered: Option<(u64, &str)>) -> Result<Report> {
-    todo!()
+impl Filter {
+    /// The entry, if it is one that is looked for.
+    fn hit(&self, opened: &Opened, text: Option<&str>) -> Result<Option<Entry>> {
+        if text.is_some_and(|text| !String::from_utf8_lossy(opened.json()).to_lowercase().contains(text)) {
+            return Ok(None);
+        }
+        let entry = opened.entry()?;
+        let same = |wanted: &Option<String>, found: &str| wanted.as_ref().is_none_or(|wanted| wanted == found);
+        let resource = self.resource.as_ref().is_none_or(|wanted| match wanted.strip_suffix('*') {
+            Some(kind) if kind.ends_with(':') => entry.resource.starts_with(kind),
+            _ => *wanted == entry.resource,
+        });
+        let hit = same(&self.actor, &entry.actor)
+            && same(&self.act, &entry.act)
+            && self.outcome.is_none_or(|wanted| wanted == entry.outcome)
+            && resource
+            && self.since.is_none_or(|since| entry.time >= since)
+            && self.until.is_none_or(|until| entry.time < until);
+        Ok(hit.then_some(entry))
+    }
+}
+
+/// A checkpoint of this log by this key.
+fn verified(note: &[u8], signing: &SigningKey, origin: &str) -> Result<Checkpoint> {
+    let bad = |error: tlog::Error| Error::integrity(format!("the ledger's checkpoint: {error}"));
+    let note = Note::parse(note).map_err(bad)?;
+    note.verify([signing.verifying_key()]).map_err(bad)?;
+    let checkpoint: Checkpoint = note.text().parse().map_err(bad)?;
+    if checkpoint.origin != origin {
+        return Err(Error::integrity(format!("the ledger's checkpoint is one of `{}`", checkpoint.origin)));
+    }
+    Ok(checkpoint)
 }

@@ -1,20 +1,64 @@
 //! The kernel: identity, policy, quota, keys, rows, blobs, ledger, erasure. The only code that can touch tenant bytes.
+//!
+//! Authority is a value here. A verified credential becomes a [`Caller`], a caller opens a [`Tenant`], and a tenant is *asked*:
+//! [`Tenant::allow`] answers with a [`Permit`] of one act, and only a permit opens [`Rows`], [`Blobs`] and, if the act writes,
+//! a [`Tx`]. No signature outside this crate takes a tenant id, so a function over two tenants cannot be written there.
+//!
+//! ```no_run
+//! # async fn example(kernel: tenancy::Kernel, token: &str) -> tenancy::Result<()> {
+//! use tenancy::{Identity, Presented, RequestId, act::MemberRead};
+//!
+//! let request = RequestId::fresh();
+//! if let Identity::Tenant(caller) = kernel.authenticate(Presented::Bearer(token), &request).await? {
+//!     let tenant = kernel.open_tenant(caller).await?;
+//!     let permit = tenant.allow::<MemberRead>("")?; // policy yes, quota slot held, entry opened
+//!     let members = permit.members(None, 100);
+//!     let _closed = permit.finish()?; // the entry is written; only now may an answer leave
+//!     println!("{} members", members.len());
+//! }
+//! # Ok(()) }
+//! ```
+//!
+//! Deliberately missing: HTTP, and any idea of what a data set or a model is. Records are generic ([`Record`]), objects are bytes.
 
 pub mod act;
 mod anchor;
 mod blobs;
+mod clock;
 mod control;
 mod credential;
+mod erasure;
 mod error;
+mod island;
+mod kernel;
 mod keyring;
 mod ledger;
+mod manage;
+mod member;
 mod name;
+mod operator;
+mod permit;
 mod policy;
 mod quota;
 mod root;
+mod rotation;
 mod rows;
 mod seal;
+mod tenant;
 mod token;
 
+pub use blobs::{BlobId, BlobReader};
+pub use credential::Scope;
+pub use erasure::{Compute, ErasureInfo, ErasureState, ErasureStatement, name_digest, verify_certificate};
 pub use error::{Error, Result};
+pub use kernel::{AccessToken, FirstStart, Identity, Kernel, KernelConfig, Presented, TenantUsage};
+pub use ledger::{Entry, Filter, Found, Numbered, Outcome, Report, verify_export};
+pub use manage::{IssuedKey, KEY_DAYS_MAX, KeyInfo, KeySpec, KeyringVersion, LedgerView, QuotaUse, TenantInfo};
+pub use member::Member;
 pub use name::{NAME_BYTES_MAX, Name};
+pub use operator::{CreatedTenant, OPERATOR_ACTS, Operator, TenantSpec};
+pub use permit::{Blobs, Closed, Held, MeterHandle, Permit, StoredUpload, Tx, Upload};
+pub use policy::Role;
+pub use quota::{Exceeded, Limits, RateLimitState, Resource, Usage};
+pub use rows::{Record, Rows};
+pub use tenant::{Caller, IslandToken, Lease, RequestId, Scoped, Tenant};

@@ -612,10 +612,7 @@ mod tests {
         first.grow(20).unwrap();
         let refused = first.grow(11).unwrap_err();
         assert_eq!(refused, Exceeded { limit: "storage_bytes", value: 100, used: 90, retry_after_seconds: None });
-        assert_eq!(
-            refused.to_string(),
-            "the limit `storage_bytes` of 100 is reached: 90 in use; free some or ask the operator for more"
-        );
+        assert_eq!(refused.to_string(), "the limit `storage_bytes` of 100 is reached: 90 in use; free some or ask the operator for more");
         assert_eq!(first.amount(), 50);
         drop(meter.reserve(Resource::StorageBytes, 10).unwrap());
         first.commit();
@@ -636,8 +633,7 @@ mod tests {
     fn many_threads_never_exceed() {
         let limits = Limits { concurrency_max: 5, objects: 1_000, ..rate(1, 400) };
         let (meter, _) = held(limits);
-        let (in_flight, peak, admitted, committed) =
-            (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
+        let (in_flight, peak, admitted, committed) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
         std::thread::scope(|scope| {
             for thread in 0..8usize {
                 let (meter, in_flight, peak, admitted, committed) = (&meter, &in_flight, &peak, &admitted, &committed);

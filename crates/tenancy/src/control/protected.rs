@@ -43,7 +43,10 @@ impl Verifier {
         let stored: Vec<u8> = row.try_get("mac")?;
         let expected = self.mac(&parsed, row.try_get("seq")?);
         if !same(&expected, &stored) {
-            return Err(Error::integrity(format!("a row of `{}` in the control database was changed; restore it from your backup", P::TABLE)));
+            return Err(Error::integrity(format!(
+                "a row of `{}` in the control database was changed; restore it from your backup",
+                P::TABLE
+            )));
         }
         Ok((parsed, expected))
     }
@@ -193,7 +196,8 @@ impl<'a> ControlTxn<'a> {
 
     /// How many rows there were.
     pub(super) async fn keys_delete(&mut self, tenant: TenantId) -> Result<u64> {
-        let versions = query("DELETE FROM tenant_key WHERE tenant = $1 RETURNING *").bind(tenant.0.as_slice()).fetch_all(self.db()?).await?;
+        let versions =
+            query("DELETE FROM tenant_key WHERE tenant = $1 RETURNING *").bind(tenant.0.as_slice()).fetch_all(self.db()?).await?;
         let data = query("DELETE FROM data_key WHERE tenant = $1 RETURNING *").bind(tenant.0.as_slice()).fetch_all(self.db()?).await?;
         self.verifier.take_off::<Owned<TenantKeyRow>>(&mut self.sum, versions)?;
         let gone = data.len() as u64;

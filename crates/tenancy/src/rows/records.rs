@@ -23,23 +23,17 @@ pub(super) async fn get<R: Record>(db: &mut SqliteConnection, key: &str) -> Resu
     value.map(|value| decode(&value)).transpose()
 }
 
-pub(super) async fn list<R: Record>(
-    db: &mut SqliteConnection,
-    after: Option<&str>,
-    limit: u32,
-    prefix: Option<&str>,
-) -> Result<Vec<R>> {
+pub(super) async fn list<R: Record>(db: &mut SqliteConnection, after: Option<&str>, limit: u32, prefix: Option<&str>) -> Result<Vec<R>> {
     let prefix = prefix.unwrap_or_default();
-    let values: Vec<Vec<u8>> = query_scalar(
-        "SELECT value FROM record WHERE kind = $1 AND key > $2 AND key >= $3 AND key < $4 ORDER BY key LIMIT $5",
-    )
-    .bind(R::KIND)
-    .bind(after.unwrap_or_default())
-    .bind(prefix)
-    .bind(format!("{prefix}{KEY_END}"))
-    .bind(limit.min(LIST_MAX))
-    .fetch_all(db)
-    .await?;
+    let values: Vec<Vec<u8>> =
+        query_scalar("SELECT value FROM record WHERE kind = $1 AND key > $2 AND key >= $3 AND key < $4 ORDER BY key LIMIT $5")
+            .bind(R::KIND)
+            .bind(after.unwrap_or_default())
+            .bind(prefix)
+            .bind(format!("{prefix}{KEY_END}"))
+            .bind(limit.min(LIST_MAX))
+            .fetch_all(db)
+            .await?;
     values.iter().map(|value| decode(value)).collect()
 }
 
@@ -105,8 +99,7 @@ pub(super) async fn delete<R: Record>(db: &mut SqliteConnection, key: &str) -> R
 }
 
 pub(super) async fn usage(db: &mut SqliteConnection, name: &str) -> Result<i64> {
-    let value: Option<i64> =
-        query_scalar("SELECT value FROM state WHERE name = $1").bind(usage_name(name)).fetch_optional(db).await?;
+    let value: Option<i64> = query_scalar("SELECT value FROM state WHERE name = $1").bind(usage_name(name)).fetch_optional(db).await?;
     Ok(value.unwrap_or(0))
 }
 
@@ -159,12 +152,11 @@ pub(super) async fn blob_delete(db: &mut SqliteConnection, id: BlobId) -> Result
 
 /// (re-wrapped now, left under older versions).
 pub(super) async fn blobs_rewrap(db: &mut SqliteConnection, keys: &Keyring, limit: u32) -> Result<(u64, u64)> {
-    let rows: Vec<(Vec<u8>, u32, Vec<u8>)> =
-        query_as("SELECT id, key_version, wrapped_key FROM blob WHERE key_version <> $1 LIMIT $2")
-            .bind(keys.version())
-            .bind(limit)
-            .fetch_all(&mut *db)
-            .await?;
+    let rows: Vec<(Vec<u8>, u32, Vec<u8>)> = query_as("SELECT id, key_version, wrapped_key FROM blob WHERE key_version <> $1 LIMIT $2")
+        .bind(keys.version())
+        .bind(limit)
+        .fetch_all(&mut *db)
+        .await?;
     let mut changed = 0;
     for (id, version, wrapped) in rows {
         let id: [u8; 16] = id.try_into().map_err(|_| Error::integrity("an object's id is malformed"))?;

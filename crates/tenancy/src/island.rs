@@ -1,0 +1,236 @@
+//! One tenant, opened: its keys, its store, its ledger, its meter, and what was already decided about it.
+//!
+//! Nothing outside the kernel sees this type. [`Tenant`](crate::Tenant) is a handle on it without a data method, and a
+//! [`Permit`](crate::Permit) is the only way from the handle to the data.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use lru::LruCache;
+use parking_lot::{Mutex, RwLock};
+
+use crate::act::ResourceKind;
+use crate::clock::now_micros;
+use crate::error::{Error, Result};
+use crate::ledger::{Entry, Ledger};
+use crate::member::Member;
+use crate::name::{Name, TenantId};
+use crate::policy::{Decision, Policy, Question};
+use crate::quota::{Meter, Resource};
+use crate::rows::Store;
+
+/// Decisions remembered per tenant.
+const DECISIONS_MAX: NonZeroUsize = NonZeroUsize::new(2048).expect("not zero");
+/// Entries the outbox may hold although the ledger has them on disk.
+const OUTBOX_KEPT_MAX: u64 = 64;
+/// Members a tenant can have at most, whatever its limits say: they are held in memory while the tenant is open.
+pub(crate) const MEMBERS_MAX: usize = 10_000;
+
+/// Durable counters and the limits they stand for.
+pub(crate) const COUNTERS: [(&str, Resource); 6] = [
+    ("storage_bytes", Resource::StorageBytes),
+    ("objects", Resource::Objects),
+    ("models", Resource::Models),
+    ("deployments", Resource::Deployments),
+    ("members", Resource::Members),
+    ("keys", Resource::Keys),
+];
+
+/// Name of the durable counter of a resource; none for what lives in memory only.
+pub(crate) fn counter(what: Resource) -> Option<&'static str> {
+    COUNTERS.iter().find(|(_, resource)| *resource == what).map(|(name, _)| *name)
+}
+
+/// An opened tenant.
+pub(crate) struct Island {
+    pub(crate) id: TenantId,
+    pub(crate) name: Name,
+    pub(crate) store: Store,
+    pub(crate) ledger: Ledger,
+    pub(crate) meter: Arc<Meter>,
+    pub(crate) policy: Arc<Policy>,
+    members: RwLock<Arc<HashMap<String, Arc<Member>>>>,
+    decisions: Mutex<LruCache<DecisionKey, Arc<Decision>>>,
+    epoch: AtomicU64,
+    frozen: AtomicBool,
+    /// One rotation at a time.
+    pub(crate) rotating: tokio::sync::Mutex<()>,
+    /// Greatest outbox generation that is on disk in the ledger, that was appended to it, and that was pruned.
+    synced_generation: AtomicU64,
+    pruned_generation: AtomicU64,
+    appended_generation: AtomicU64,
+}
+
+#[derive(PartialEq, Eq, Hash)]
+struct DecisionKey {
+    member: String,
+    act: &'static str,
+    resource: String,
+}
+
+impl Island {
+    /// Puts the parts together, replays the outbox into the ledger, reads members and counters.
+    pub(crate) async fn new(
+        id: TenantId,
+        name: Name,
+        store: Store,
+        ledger: Ledger,
+        meter: Arc<Meter>,
+        policy: Arc<Policy>,
+    ) -> Result<Self> {
+        let island = Self {
+            id,
+            name,
+            store,
+            ledger,
+            meter,
+            policy,
+            members: RwLock::default(),
+            decisions: Mutex::new(LruCache::new(DECISIONS_MAX)),
+            epoch: AtomicU64::new(u64::try_from(now_micros()).unwrap_or_default()),
+            frozen: AtomicBool::new(false),
+            rotating: tokio::sync::Mutex::new(()),
+            synced_generation: AtomicU64::new(0),
+            pruned_generation: AtomicU64::new(0),
+            appended_generation: AtomicU64::new(0),
+        };
+        island.replay().await?;
+        island.members_reload().await?;
+        let rows = island.store.rows();
+        for (name, what) in COUNTERS {
+            island.meter.seed(what, u64::try_from(rows.usage(name).await?).unwrap_or_default());
+        }
+        Ok(island)
+    }
+
+    /// What was committed but had not reached the ledger when the service died reaches it now, in order.
+    async fn replay(&self) -> Result<()> {
+        let anchored = self.store.anchor()?.now().ledger_size;
+        if self.ledger.size() < anchored {
+            return Err(Error::integrity(format!(
+                "the ledger has {} entries, {anchored} were anchored: it was rolled back",
+                self.ledger.size()
+            )));
+        }
+        let known = self.ledger.last_generation();
+        let mut last = known.unwrap_or_default();
+        for (generation, bytes) in self.store.outbox_pending(u32::MAX).await? {
+            if known.is_none_or(|known| generation > known) {
+                let mut entry: Entry = serde_json::from_slice(&bytes).map_err(Error::integrity)?;
+                entry.generation = Some(generation);
+                self.ledger.append(&entry)?;
+                last = last.max(generation);
+            }
+        }
+        self.ledger.sync()?;
+        self.appended_generation.store(last, Ordering::Release);
+        self.synced_generation.store(last, Ordering::Release);
+        Ok(())
+    }
+
+    /// The member of this name as of the last committed change.
+    pub(crate) fn member(&self, name: &str) -> Option<Arc<Member>> {
+        self.members.read().get(name).cloned()
+    }
+
+    /// Reads the members again and forgets every decision; after each change of members.
+    pub(crate) async fn members_reload(&self) -> Result<()> {
+        let rows = self.store.rows();
+        let mut members = HashMap::new();
+        let mut after: Option<String> = None;
+        while members.len() < MEMBERS_MAX {
+            let page: Vec<Member> = rows.list(after.as_deref(), 500, None).await?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.name.to_string());
+            members.extend(page.into_iter().map(|member| (member.name.to_string(), Arc::new(member))));
+        }
+        *self.members.write() = Arc::new(members);
+        self.decisions.lock().clear();
+        Ok(())
+    }
+
+    /// All members, as of the last committed change.
+    pub(crate) fn members(&self) -> Arc<HashMap<String, Arc<Member>>> {
+        Arc::clone(&self.members.read())
+    }
+
+    /// What the policy says, remembered until members change.
+    pub(crate) fn decide(&self, member: &Member, act: &'static str, kind: ResourceKind, resource: &str) -> Arc<Decision> {
+        let key = DecisionKey { member: member.name.to_string(), act, resource: resource.to_owned() };
+        if let Some(known) = self.decisions.lock().get(&key) {
+            return Arc::clone(known);
+        }
+        let decision = Arc::new(self.policy.decide(&Question {
+            tenant: self.id,
+            principal: member.name.as_str(),
+            roles: &member.roles,
+            act,
+            resource_kind: kind,
+            resource_name: resource,
+            resource_tenant: self.id,
+        }));
+        self.decisions.lock().put(key, Arc::clone(&decision));
+        decision
+    }
+
+    /// Changes with every committed write: caches outside compare it.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// After a commit: caches are stale, and the entry joins the ledger.
+    pub(crate) fn committed(&self, generation: u64, entry: Option<Entry>) -> Result<()> {
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        if let Some(mut entry) = entry {
+            entry.generation = Some(generation);
+            // The outbox has it: should this fail, it is replayed at the next open, and until then the ledger takes no act.
+            self.ledger.append(&entry)?;
+            self.appended_generation.fetch_max(generation, Ordering::AcqRel);
+        }
+        Ok(())
+    }
+
+    /// No commit and no new permit from here on; for suspension in flight and erasure.
+    pub(crate) fn freeze(&self) {
+        self.frozen.store(true, Ordering::Release);
+    }
+
+    /// Refuses when frozen.
+    pub(crate) fn thawed(&self) -> Result<()> {
+        if self.frozen.load(Ordering::Acquire) { Err(Error::TenantState("not taking requests")) } else { Ok(()) }
+    }
+
+    /// Puts the ledger on disk; signs a checkpoint too when asked. Blocking.
+    pub(crate) fn flush(&self, checkpoint: bool) -> Result<()> {
+        if !self.ledger.dirty() {
+            return Ok(());
+        }
+        let (appended, size) = (self.appended_generation.load(Ordering::Acquire), self.ledger.size());
+        if checkpoint {
+            self.ledger.checkpoint()?;
+        } else {
+            self.ledger.sync()?;
+        }
+        self.synced_generation.fetch_max(appended, Ordering::AcqRel);
+        self.store.anchor()?.ledger_size(size)
+    }
+
+    /// Forgets what the outbox no longer needs, once there is enough of it or when asked to.
+    pub(crate) async fn prune(&self, always: bool) -> Result<()> {
+        let (synced, pruned) = (self.synced_generation.load(Ordering::Acquire), self.pruned_generation.load(Ordering::Acquire));
+        if synced > pruned && (always || synced - pruned >= OUTBOX_KEPT_MAX) {
+            self.store.outbox_prune(synced).await?;
+            self.pruned_generation.store(synced, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Everything on disk and anchored; the island may be dropped.
+    pub(crate) async fn close(&self) -> Result<()> {
+        self.flush(true)?;
+        self.prune(true).await?;
+        self.store.close().await
+    }
+}

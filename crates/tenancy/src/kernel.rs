@@ -1,0 +1,712 @@
+//! The kernel, opened: where credentials become callers, callers become tenants, and everything reaches the disk.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use lru::LruCache;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::anchor::Anchors;
+use crate::clock::{now_micros, now_seconds};
+use crate::control::{Control, CredentialKind, CredentialRow, TenantRow, TenantState, TicketRow};
+use crate::credential::{self, CredentialId, Scope};
+use crate::error::{Error, Result};
+use crate::island::Island;
+use crate::keyring::Keyring;
+use crate::ledger::{Entry, Ledger, LedgerKeys, Outcome};
+use crate::manage::IssuedKey;
+use crate::member::Member;
+use crate::name::{Name, TenantId, hex};
+use crate::operator::Operator;
+use crate::policy::{Policy, Role};
+use crate::quota::{Limits, Meter, Usage};
+use crate::root::{Created, RootStore};
+use crate::rows::Store;
+use crate::seal::Key;
+use crate::tenant::{Caller, Lease, RequestId, Tenant};
+use crate::token::{Grant, TOKEN_LIFE_SECONDS_MAX, Tokens};
+
+/// Entries reach the disk within this time.
+const SYNC_EVERY: Duration = Duration::from_millis(100);
+/// A checkpoint is signed this many syncs apart while entries arrive.
+const CHECKPOINT_EVERY_SYNCS: u32 = 10;
+/// Credentials held in memory.
+const CREDENTIALS_MAX: NonZeroUsize = NonZeroUsize::new(65_536).expect("not zero");
+/// Locks that keep one tenant from being opened twice at once.
+const OPENING_LOCKS: usize = 64;
+/// Tickets looked at for one claim.
+const TICKETS_SEEN_MAX: u32 = 1000;
+/// Life of the first keys, in days.
+const FIRST_KEY_DAYS: i64 = 365;
+/// File of the one-time secret, in the keystore.
+const BOOTSTRAP_FILE: &str = "bootstrap.secret";
+const BOOTSTRAP_META: &str = "bootstrap_mac";
+
+/// Where the kernel lives and what it starts from.
+#[derive(Debug, Clone)]
+pub struct KernelConfig {
+    /// Tenants' bytes, sealed.
+    pub data_dir: PathBuf,
+    /// Root key and anchors; outside the data.
+    pub keystore_dir: PathBuf,
+    /// Public base URL: issuer and audience of access tokens.
+    pub issuer: String,
+    /// Open tenants held at once.
+    pub stores_open_max: usize,
+    /// Limits of a new tenant.
+    pub limits: Limits,
+}
+
+/// What the first start made, to be told to the operator.
+#[derive(Debug, Clone, Default)]
+pub struct FirstStart {
+    /// The root key was made in this folder.
+    pub root_key_created: Option<PathBuf>,
+    /// The operator's one-time secret waits in this file.
+    pub bootstrap_secret: Option<PathBuf>,
+}
+
+/// What a request presents.
+#[derive(Clone, Copy)]
+pub enum Presented<'a> {
+    /// The text after `Bearer `: an API key or an access token.
+    Bearer(&'a str),
+}
+
+/// Who a credential belongs to.
+pub enum Identity {
+    /// A member of a tenant.
+    Tenant(Caller),
+    /// The operator of the service.
+    Operator(Operator),
+}
+
+/// A fresh access token.
+pub struct AccessToken {
+    /// JWT (RFC 9068).
+    pub token: String,
+    /// Life in seconds.
+    pub expires_in_seconds: u64,
+    /// What it is narrowed to.
+    pub scope: String,
+}
+
+/// Counters of one tenant for the operator; no content.
+#[derive(Debug, Clone)]
+pub struct TenantUsage {
+    /// The tenant's name.
+    pub name: String,
+    /// Since the service started.
+    pub usage: Usage,
+}
+
+/// The kernel. Cheap to clone.
+#[derive(Clone)]
+pub struct Kernel(pub(crate) Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub(crate) config: KernelConfig,
+    pub(crate) root: RootStore,
+    pub(crate) anchors: Arc<Anchors>,
+    pub(crate) control: Control,
+    policy: Arc<Policy>,
+    tokens: Tokens,
+    pub(crate) credential_key: [u8; 32],
+    pub(crate) service: Ledger,
+    islands: Mutex<LruCache<TenantId, Arc<Island>>>,
+    opening: Vec<tokio::sync::Mutex<()>>,
+    meters: Mutex<HashMap<TenantId, (Name, Arc<Meter>)>>,
+    credentials: Mutex<LruCache<CredentialId, Arc<Credential>>>,
+    tickets: Arc<Notify>,
+    running: Mutex<HashMap<TenantId, u64>>,
+    pub(crate) erasing: tokio::sync::Mutex<()>,
+    /// Held shared while a key is wrapped under the present root epoch and stored; alone while an epoch is destroyed.
+    pub(crate) epoch_gate: tokio::sync::RwLock<()>,
+}
+
+/// A credential as held in memory.
+struct Credential {
+    row: CredentialRow,
+    scope: Arc<Scope>,
+}
+
+impl Kernel {
+    /// Opens, or on the first start makes, everything in the two folders. Must run inside a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with a remedy for unsafe folders, [`Error::Integrity`] when stored data is not what was stored,
+    /// [`Error::Unavailable`] when another service uses the folders.
+    pub async fn open(config: KernelConfig) -> Result<(Self, FirstStart)> {
+        let (root, created) = RootStore::open_or_create(&config.keystore_dir)?;
+        let anchors = Anchors::open(&root)?;
+        private_folder(&config.data_dir)?;
+        private_folder(&config.data_dir.join("tenants"))?;
+        let control = Control::open(&config.data_dir.join("control.db"), &root, &anchors).await?;
+        let mut first = FirstStart::default();
+        if created == Created::Yes {
+            first.root_key_created = Some(config.keystore_dir.clone());
+        }
+        let key = root.control_key();
+        let credential_key = *key.derive("credentials", &[]).bytes();
+        let token_seed = *key.derive("tokens", &[]).bytes();
+        let service = service_ledger(&config.data_dir, &root)?;
+        let inner = Inner {
+            policy: Arc::new(Policy::platform()?),
+            tokens: Tokens::new(&config.issuer, &config.issuer, &token_seed, None)?,
+            credential_key,
+            service,
+            islands: Mutex::new(LruCache::unbounded()),
+            opening: (0..OPENING_LOCKS).map(|_| tokio::sync::Mutex::new(())).collect(),
+            meters: Mutex::default(),
+            credentials: Mutex::new(LruCache::new(CREDENTIALS_MAX)),
+            tickets: Arc::new(Notify::new()),
+            running: Mutex::default(),
+            erasing: tokio::sync::Mutex::new(()),
+            epoch_gate: tokio::sync::RwLock::new(()),
+            config,
+            root,
+            anchors,
+            control,
+        };
+        let kernel = Self(Arc::new(inner));
+        first.bootstrap_secret = kernel.bootstrap_secret().await?;
+        tokio::spawn(flusher(Arc::downgrade(&kernel.0)));
+        Ok((kernel, first))
+    }
+
+    /// Flushes, anchors and closes every store. Nothing may be asked afterwards.
+    ///
+    /// # Errors
+    /// The first thing that could not be written.
+    pub async fn close(&self) -> Result<()> {
+        let islands: Vec<_> = {
+            let mut open = self.0.islands.lock();
+            std::iter::from_fn(|| open.pop_lru()).map(|(_, island)| island).collect()
+        };
+        let mut result = Ok(());
+        for island in islands {
+            result = result.and(island.close().await);
+        }
+        result = result.and(self.0.service.checkpoint().map(|_| ()));
+        result.and(self.0.control.close().await).and(self.0.anchors.sync())
+    }
+
+    /// Public base URL, issuer of tokens.
+    #[must_use]
+    pub fn issuer(&self) -> &str {
+        &self.0.config.issuer
+    }
+
+    /// Public keys of access tokens, a JWK set (RFC 7517).
+    #[must_use]
+    pub fn jwks(&self) -> serde_json::Value {
+        self.0.tokens.jwks()
+    }
+
+    /// Who presents this. Every failure is the same [`Error::Unauthenticated`].
+    ///
+    /// # Errors
+    /// [`Error::Unauthenticated`].
+    pub async fn authenticate(&self, presented: Presented<'_>, request: &RequestId) -> Result<Identity> {
+        let Presented::Bearer(text) = presented;
+        if let Some(key) = credential::Presented::parse(text) {
+            let credential = self.credential(key.id).await?;
+            let stored = credential.as_ref().map(|credential| &credential.row.secret_mac);
+            let matches = key.verify(&self.0.credential_key, stored);
+            let credential = credential.filter(|_| matches).ok_or(Error::Unauthenticated)?;
+            let scope = Arc::clone(&credential.scope);
+            return self.identity(&credential, scope, request);
+        }
+        let claims = self.0.tokens.verify(text, now_seconds())?;
+        let id = CredentialId::parse(&claims.client_id).ok_or(Error::Unauthenticated)?;
+        let credential = self.credential(id).await?.ok_or(Error::Unauthenticated)?;
+        let same =
+            credential.row.tenant.map(|tenant| tenant.hex()).unwrap_or_default() == claims.tenant && credential.row.principal == claims.sub;
+        if !same {
+            return Err(Error::Unauthenticated);
+        }
+        let scope = Arc::new(Scope::from_claim(&claims.scope).map_err(|_| Error::Unauthenticated)?);
+        self.identity(&credential, scope, request)
+    }
+
+    fn identity(&self, credential: &Credential, scope: Arc<Scope>, request: &RequestId) -> Result<Identity> {
+        let row = &credential.row;
+        let expired = row.expires_at.is_some_and(|at| at <= now_micros());
+        if expired || row.revoked_at.is_some() {
+            return Err(Error::Unauthenticated);
+        }
+        self.0.control.credential_touch(&row.id, now_micros());
+        match (row.kind, row.tenant) {
+            (CredentialKind::Member, Some(tenant)) => {
+                let (principal, via, request) = (row.principal.clone(), row.id.clone(), request.clone());
+                Ok(Identity::Tenant(Caller { tenant, principal, via, scope, request }))
+            }
+            (CredentialKind::Operator, None) => Ok(Identity::Operator(Operator::new(self.clone(), row.id.clone(), request.clone()))),
+            _ => Err(Error::integrity("a credential of no kind")),
+        }
+    }
+
+    /// OAuth 2.0 client credentials (RFC 6749, 4.4): the id of an API key and the key itself buy a short-lived access token.
+    ///
+    /// # Errors
+    /// [`Error::Unauthenticated`], or [`Error::Invalid`] when the asked scope is not inside the key's.
+    pub async fn token_exchange(&self, client_id: &str, client_secret: &str, scope: Option<&str>) -> Result<AccessToken> {
+        let key = credential::Presented::parse(client_secret).ok_or(Error::Unauthenticated)?;
+        if key.id.as_str() != client_id {
+            return Err(Error::Unauthenticated);
+        }
+        let credential = self.credential(key.id).await?;
+        let matches = key.verify(&self.0.credential_key, credential.as_ref().map(|credential| &credential.row.secret_mac));
+        let credential = credential.filter(|_| matches).ok_or(Error::Unauthenticated)?;
+        let identity = self.identity(&credential, Arc::clone(&credential.scope), &RequestId::fresh())?;
+        let tenant = match &identity {
+            Identity::Tenant(caller) => caller.tenant.hex(),
+            Identity::Operator(_) => return Err(Error::Invalid("operator keys are used as they are, not exchanged".to_owned())),
+        };
+        let scope = match scope.filter(|text| !text.is_empty()) {
+            None => (*credential.scope).clone(),
+            Some(text) => {
+                let asked = Scope::from_claim(text)?;
+                if !credential.scope.covers(&asked) {
+                    return Err(Error::Invalid("the asked scope is wider than the key's".to_owned()));
+                }
+                asked
+            }
+        };
+        let now = now_seconds();
+        let left = credential.row.expires_at.map_or(TOKEN_LIFE_SECONDS_MAX, |at| at / 1_000_000 - now);
+        let life_seconds = left.min(TOKEN_LIFE_SECONDS_MAX);
+        let grant = Grant { subject: &credential.row.principal, client_id, tenant: &tenant, scope: &scope, life_seconds };
+        let (token, _) = self.0.tokens.issue(&grant, now)?;
+        Ok(AccessToken { token, expires_in_seconds: u64::try_from(life_seconds).unwrap_or_default(), scope: scope.to_claim() })
+    }
+
+    /// Turns the one-time secret into the first operator key.
+    ///
+    /// # Errors
+    /// [`Error::Unauthenticated`] when it is wrong or was used.
+    pub async fn bootstrap(&self, secret: &str, request: &RequestId) -> Result<IssuedKey> {
+        let stored = self.0.control.meta(BOOTSTRAP_META).await?;
+        let stored: Option<[u8; 32]> = stored.and_then(|bytes| bytes.try_into().ok());
+        if !credential::verify_bootstrap(secret, &self.0.credential_key, stored.as_ref()) {
+            return Err(Error::Unauthenticated);
+        }
+        let expires_at = now_micros().saturating_add(FIRST_KEY_DAYS * 86_400_000_000);
+        let (issued, row) = self.key_made(None, "operator", "bootstrap", "first operator key", Scope::all(), Some(expires_at))?;
+        // Taken first: of two at once, one finds it gone.
+        self.0.control.meta_take(BOOTSTRAP_META).await?.ok_or(Error::Unauthenticated)?;
+        self.0.control.credential_insert(&row).await?;
+        let _ = std::fs::remove_file(self.0.config.keystore_dir.join(BOOTSTRAP_FILE));
+        self.record("operator", "bootstrap", request, "OperatorBootstrap", "service", Outcome::Allowed, "one-time secret")?;
+        Ok(issued)
+    }
+
+    /// Opens the caller's tenant.
+    ///
+    /// # Errors
+    /// [`Error::Unauthenticated`] when the member is gone, [`Error::TenantState`] when it takes no requests.
+    pub async fn open_tenant(&self, caller: Caller) -> Result<Tenant> {
+        let island = self.island(caller.tenant).await?;
+        let member = island.member(&caller.principal).ok_or(Error::Unauthenticated)?;
+        let Caller { via, scope, request, .. } = caller;
+        Ok(Tenant { kernel: self.clone(), island, member, via, scope, request, admitted: false })
+    }
+
+    /// Opens the tenant of a claimed ticket in the name of who queued the job; the policy is asked again by `allow`.
+    ///
+    /// # Errors
+    /// As [`Kernel::open_tenant`].
+    pub async fn resume(&self, lease: &Lease) -> Result<Tenant> {
+        let island = self.island(lease.tenant).await?;
+        let member = island.member(&lease.principal).ok_or(Error::Unauthenticated)?;
+        let request = RequestId::fresh();
+        let scope = Arc::new(Scope::all());
+        Ok(Tenant { kernel: self.clone(), island, member, via: format!("lease {}", lease.id()), scope, request, admitted: true })
+    }
+
+    /// Claims the next ticket: tenants below their number of running jobs, the one with the fewest running first, then oldest first.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the control store fails.
+    pub async fn claim(&self, node: &str) -> Result<Option<Lease>> {
+        let mut waiting = self.0.control.tickets_waiting(TICKETS_SEEN_MAX).await?;
+        let running = self.0.running.lock().clone();
+        let of = |ticket: &TicketRow| running.get(&ticket.tenant).copied().unwrap_or_default();
+        waiting.sort_by_key(|ticket| (of(ticket), ticket.created_at));
+        for ticket in waiting {
+            let limit = match self.island(ticket.tenant).await {
+                Ok(island) => island.meter.limits().jobs_running,
+                Err(Error::TenantState(_)) => continue,
+                Err(_) => 1,
+            };
+            if of(&ticket) >= limit {
+                continue;
+            }
+            if let Some(claimed) = self.0.control.ticket_claim(&ticket.id, node).await? {
+                *self.0.running.lock().entry(claimed.tenant).or_default() += 1;
+                let TicketRow { id, tenant, kind, principal, attempts, .. } = claimed;
+                return Ok(Some(Lease { ticket: id, tenant, kind, principal, attempts }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The job is over, or its ticket had no job: the ticket goes.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the control store fails.
+    pub async fn release(&self, lease: Lease) -> Result<()> {
+        self.not_running(lease.tenant);
+        self.0.control.ticket_delete(&lease.ticket).await?;
+        self.0.tickets.notify_one();
+        Ok(())
+    }
+
+    /// The job could not be run now: the ticket waits again.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the control store fails.
+    pub async fn postpone(&self, lease: Lease) -> Result<()> {
+        self.not_running(lease.tenant);
+        self.0.control.ticket_release(&lease.ticket).await
+    }
+
+    fn not_running(&self, tenant: TenantId) {
+        let mut running = self.0.running.lock();
+        if let Some(count) = running.get_mut(&tenant) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                running.remove(&tenant);
+            }
+        }
+    }
+
+    /// At start: what a dead predecessor had claimed waits again. Returns how many.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the control store fails.
+    pub async fn tickets_reset(&self) -> Result<u64> {
+        self.0.control.tickets_release_all().await
+    }
+
+    /// Wakes when a ticket was added or a job ended.
+    #[must_use]
+    pub fn tickets_notify(&self) -> Arc<Notify> {
+        Arc::clone(&self.0.tickets)
+    }
+
+    /// What each tenant used since the start, for the operator; no content.
+    #[must_use]
+    pub fn observe(&self) -> Vec<TenantUsage> {
+        self.0.meters.lock().values().map(|(name, meter)| TenantUsage { name: name.to_string(), usage: meter.usage() }).collect()
+    }
+
+    /// Open tenants now, for the operator.
+    #[must_use]
+    pub fn islands_open(&self) -> usize {
+        self.0.islands.lock().len()
+    }
+
+    pub(crate) async fn ticket_add(&self, tenant: TenantId, kind: &str, id: &str, principal: &str) -> Result<()> {
+        let row = TicketRow {
+            id: format!("{}/{id}", tenant.hex()),
+            tenant,
+            kind: kind.to_owned(),
+            principal: principal.to_owned(),
+            created_at: now_micros(),
+            claimed_by: None,
+            attempts: 0,
+        };
+        self.0.control.ticket_insert(&row).await
+    }
+
+    /// A ticket's row is committed: somebody may claim it.
+    pub fn tickets_wake(&self) {
+        self.0.tickets.notify_one();
+    }
+
+    /// Makes a key and the row to store.
+    pub(crate) fn key_made(
+        &self,
+        tenant: Option<TenantId>,
+        principal: &str,
+        created_by: &str,
+        name: &str,
+        scope: Scope,
+        expires_at: Option<i64>,
+    ) -> Result<(IssuedKey, CredentialRow)> {
+        let issued = credential::issue(&self.0.credential_key)?;
+        let row = CredentialRow {
+            id: issued.id.as_str().to_owned(),
+            kind: if tenant.is_some() { CredentialKind::Member } else { CredentialKind::Operator },
+            tenant,
+            principal: principal.to_owned(),
+            secret_mac: issued.secret_mac,
+            scopes: serde_json::to_string(&scope).map_err(Error::internal)?,
+            expires_at,
+            created_at: now_micros(),
+            created_by: created_by.to_owned(),
+            revoked_at: None,
+            last_used_at: None,
+            name: name.to_owned(),
+        };
+        Ok((IssuedKey::new(issued.text, &row, scope), row))
+    }
+
+    async fn credential(&self, id: CredentialId) -> Result<Option<Arc<Credential>>> {
+        if let Some(known) = self.0.credentials.lock().get(&id) {
+            return Ok(Some(Arc::clone(known)));
+        }
+        let Some(row) = self.0.control.credential_by_id(id.as_str()).await? else { return Ok(None) };
+        let scope = Arc::new(serde_json::from_str(&row.scopes).map_err(Error::integrity)?);
+        let credential = Arc::new(Credential { row, scope });
+        self.0.credentials.lock().put(id, Arc::clone(&credential));
+        Ok(Some(credential))
+    }
+
+    /// Forgets credentials held in memory: after a revocation, so that it takes effect on the next request.
+    pub(crate) fn credentials_forget(&self, which: impl Fn(&CredentialRow) -> bool) {
+        let mut held = self.0.credentials.lock();
+        let gone: Vec<_> = held.iter().filter(|(_, credential)| which(&credential.row)).map(|(id, _)| *id).collect();
+        for id in gone {
+            held.pop(&id);
+        }
+    }
+
+    fn opening(&self, id: TenantId) -> Result<&tokio::sync::Mutex<()>> {
+        let at = id.0.first().copied().map_or(0, usize::from) % OPENING_LOCKS;
+        self.0.opening.get(at).ok_or_else(|| Error::internal("no lock"))
+    }
+
+    /// The tenant, opened; refuses one that takes no requests.
+    pub(crate) async fn island(&self, id: TenantId) -> Result<Arc<Island>> {
+        if let Some(island) = self.0.islands.lock().get(&id) {
+            return Ok(Arc::clone(island));
+        }
+        let guard = self.opening(id)?.lock().await;
+        if let Some(island) = self.0.islands.lock().get(&id) {
+            return Ok(Arc::clone(island));
+        }
+        let row = self.0.control.tenant_by_id(id).await?.ok_or(Error::Unauthenticated)?;
+        match row.state {
+            TenantState::Active => {}
+            TenantState::Suspended => return Err(Error::TenantState("suspended")),
+            TenantState::Erasing => return Err(Error::TenantState("being erased")),
+            TenantState::Erased => return Err(Error::Unauthenticated),
+        }
+        let island = Arc::new(self.island_open(&row).await?);
+        let evicted = self.island_keep(&island);
+        drop(guard);
+        evicted.close().await?;
+        Ok(island)
+    }
+
+    /// Holds the island; returns those that must go for it. One that is in use stays, so the bound can be passed for a while.
+    fn island_keep(&self, island: &Arc<Island>) -> Evicted<'_> {
+        let mut open = self.0.islands.lock();
+        let mut evicted = Evicted(Vec::new());
+        let surplus = (open.len() + 1).saturating_sub(self.0.config.stores_open_max.max(1));
+        let idle: Vec<_> =
+            open.iter().rev().filter(|(_, held)| Arc::strong_count(held) == 1).map(|(id, _)| *id).take(surplus * 2).collect();
+        for id in idle {
+            // The lock is taken before it leaves the map: nobody opens it a second time while it closes.
+            let Some(guard) = self.opening(id).ok().and_then(|lock| lock.try_lock().ok()) else { continue };
+            if evicted.0.len() < surplus {
+                evicted.0.extend(open.pop(&id).map(|island| (guard, island)));
+            }
+        }
+        open.put(island.id, Arc::clone(island));
+        evicted
+    }
+
+    /// Takes the island out of memory, closed; for suspension and erasure. Whoever holds it can commit nothing more.
+    pub(crate) async fn island_drop(&self, id: TenantId) -> Result<()> {
+        let _guard = self.opening(id)?.lock().await;
+        let held = self.0.islands.lock().pop(&id);
+        if let Some(island) = held {
+            island.freeze();
+            island.close().await?;
+        }
+        Ok(())
+    }
+
+    /// Opens the parts, whatever the state of the tenant: the erasure machine needs that too.
+    pub(crate) async fn island_open(&self, row: &TenantRow) -> Result<Island> {
+        let dir = self.tenant_dir(row.id);
+        let keyring = Keyring::load(&self.0.root, row.id, &self.0.control.keys_of(row.id).await?)?;
+        let ledger = self.ledger_open(&dir, &keyring)?;
+        let anchor = self.0.anchors.slot(row.slot, row.id)?;
+        let store = Store::open(&dir, Arc::new(keyring), anchor).await?;
+        let meter = self.meter(row)?;
+        Island::new(row.id, row.name.clone(), store, ledger, meter, Arc::clone(&self.0.policy)).await
+    }
+
+    pub(crate) fn ledger_open(&self, dir: &Path, keyring: &Keyring) -> Result<Ledger> {
+        let id = keyring.tenant();
+        let content = keyring.ledger_keys().into_iter().map(|(number, key)| (number, (*key.bytes()).into())).collect();
+        let keys = LedgerKeys { content, signing_seed: (*keyring.ledger_seed().bytes()).into() };
+        Ledger::open(&dir.join("ledger"), keys, id.0, &self.origin(&id.hex()))
+    }
+
+    pub(crate) fn origin(&self, whose: &str) -> String {
+        origin(&self.0.root, whose)
+    }
+
+    pub(crate) fn tenant_dir(&self, id: TenantId) -> PathBuf {
+        self.0.config.data_dir.join("tenants").join(id.hex())
+    }
+
+    pub(crate) fn meter(&self, row: &TenantRow) -> Result<Arc<Meter>> {
+        let limits: Limits = serde_json::from_str(&row.limits).map_err(Error::integrity)?;
+        let mut meters = self.0.meters.lock();
+        let (_, meter) = meters.entry(row.id).or_insert_with(|| (row.name.clone(), Meter::new(limits.clone())));
+        meter.set_limits(limits);
+        Ok(Arc::clone(meter))
+    }
+
+    pub(crate) fn meter_forget(&self, id: TenantId) {
+        self.0.meters.lock().remove(&id);
+    }
+
+    /// The first member of a new tenant: an island that is made, filled and held.
+    pub(crate) async fn island_create(&self, row: &TenantRow, keyring: Keyring, admin: &Name) -> Result<()> {
+        let dir = self.tenant_dir(row.id);
+        let anchor = self.0.anchors.slot(row.slot, row.id)?;
+        let keys = ledger_keys(&keyring);
+        let store = Store::create(&dir, Arc::new(keyring), anchor).await?;
+        let ledger = Ledger::open(&dir.join("ledger"), keys, row.id.0, &self.origin(&row.id.hex()))?;
+        let mut tx = store.tx().await?;
+        tx.insert(&Member { name: admin.clone(), roles: vec![Role::Admin], description: "first administrator".to_owned() }).await?;
+        tx.usage_add("members", 1).await?;
+        tx.usage_add("keys", 1).await?;
+        tx.commit_with(None).await?;
+        let meter = self.meter(row)?;
+        let island = Arc::new(Island::new(row.id, row.name.clone(), store, ledger, meter, Arc::clone(&self.0.policy)).await?);
+        let evicted = self.island_keep(&island);
+        evicted.close().await
+    }
+
+    /// An entry of the service's own ledger.
+    #[expect(clippy::too_many_arguments, reason = "an entry has that many columns, and a struct of them would only rename Entry")]
+    pub(crate) fn record(
+        &self,
+        actor: &str,
+        via: &str,
+        request: &RequestId,
+        act: &str,
+        resource: &str,
+        outcome: Outcome,
+        reason: &str,
+    ) -> Result<u64> {
+        let entry = Entry {
+            time: now_micros(),
+            request: request.to_string(),
+            actor: actor.to_owned(),
+            via: via.to_owned(),
+            act: act.to_owned(),
+            resource: resource.to_owned(),
+            outcome,
+            reason: reason.to_owned(),
+            detail: Default::default(),
+            generation: None,
+        };
+        let index = self.0.service.append(&entry)?;
+        self.0.service.sync()?;
+        Ok(index)
+    }
+
+    /// On the very first start: makes the one-time secret. Later: says where it still waits, if it does.
+    async fn bootstrap_secret(&self) -> Result<Option<PathBuf>> {
+        let path = self.0.config.keystore_dir.join(BOOTSTRAP_FILE);
+        if self.0.control.meta("bootstrap_made").await?.is_some() {
+            return Ok(self.0.control.meta(BOOTSTRAP_META).await?.map(|_| path));
+        }
+        let (text, mac) = credential::issue_bootstrap(&self.0.credential_key)?;
+        write_private(&path, text.as_bytes())?;
+        self.0.control.meta_set(BOOTSTRAP_META, &mac).await?;
+        self.0.control.meta_set("bootstrap_made", b"1").await?;
+        Ok(Some(path))
+    }
+}
+
+/// Islands on their way out of memory, each under its opening lock.
+struct Evicted<'k>(Vec<(tokio::sync::MutexGuard<'k, ()>, Arc<Island>)>);
+
+impl Evicted<'_> {
+    async fn close(self) -> Result<()> {
+        for (_guard, island) in self.0 {
+            island.close().await?;
+        }
+        Ok(())
+    }
+}
+
+fn origin(root: &RootStore, whose: &str) -> String {
+    format!("insula/{}/{whose}", hex(&root.service_id()))
+}
+
+fn ledger_keys(keyring: &Keyring) -> LedgerKeys {
+    let content = keyring.ledger_keys().into_iter().map(|(number, key)| (number, (*key.bytes()).into())).collect();
+    LedgerKeys { content, signing_seed: (*keyring.ledger_seed().bytes()).into() }
+}
+
+fn service_ledger(data_dir: &Path, root: &RootStore) -> Result<Ledger> {
+    let key = |label: &str| -> Key { root.control_key().derive(label, &[]) };
+    let content = vec![(1, (*key("service ledger content").bytes()).into())];
+    let keys = LedgerKeys { content, signing_seed: (*key("service ledger signing").bytes()).into() };
+    private_folder(&data_dir.join("service"))?;
+    Ledger::open(&data_dir.join("service").join("ledger"), keys, [0; 16], &origin(root, "service"))
+}
+
+fn private_folder(dir: &Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    if !dir.exists() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    }
+    Ok(())
+}
+
+fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    file.write_all(bytes)?;
+    file.write_all(b"\n")?;
+    Ok(file.sync_all()?)
+}
+
+/// Puts what was handed to the operating system on disk, tenant by tenant, until the kernel is gone.
+async fn flusher(kernel: Weak<Inner>) {
+    let mut round = 0u32;
+    loop {
+        tokio::time::sleep(SYNC_EVERY).await;
+        let Some(inner) = kernel.upgrade() else { return };
+        round = round.wrapping_add(1);
+        let checkpoint = round.is_multiple_of(CHECKPOINT_EVERY_SYNCS);
+        let islands: Vec<_> =
+            inner.islands.lock().iter().map(|(_, island)| Arc::clone(island)).filter(|island| island.ledger.dirty()).collect();
+        let flushed = tokio::task::spawn_blocking(move || {
+            for island in &islands {
+                if let Err(error) = island.flush(checkpoint) {
+                    tracing::error!(error = error.private().unwrap_or_default(), "a ledger could not be synced");
+                }
+            }
+            islands
+        })
+        .await;
+        for island in flushed.unwrap_or_default() {
+            if let Err(error) = island.prune(false).await {
+                tracing::warn!(error = error.private().unwrap_or_default(), "an outbox could not be pruned");
+            }
+        }
+        if checkpoint {
+            let _ = inner.service.checkpoint();
+            let _ = inner.control.flush().await;
+            let _ = inner.anchors.sync();
+        }
+    }
+}

@@ -1,0 +1,442 @@
+//! What a tenant manages of itself: members, API keys, encryption keys, its ledger, its limits. Each method hangs on the permit
+//! of its act, and on no other.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::act::{KeyRead, KeyWrite, KeyringRead, KeyringRotate, LedgerRead, MemberRead, MemberWrite, MetricsRead, QuotaRead, TenantErase};
+use crate::clock::now_micros;
+use crate::control::CredentialRow;
+use crate::credential::Scope;
+use crate::erasure::{self, ErasureInfo};
+use crate::error::{Error, Result};
+use crate::island::{COUNTERS, Island, MEMBERS_MAX};
+use crate::keyring::KeyState;
+use crate::ledger::{Filter, Found, Ledger, Numbered};
+use crate::member::{DESCRIPTION_BYTES_MAX, Member};
+use crate::name::Name;
+use crate::permit::Permit;
+use crate::policy::Role;
+use crate::quota::{Limits, RateLimitState, Resource, Usage};
+use crate::rotation;
+
+/// Longest life of a key, in days.
+pub const KEY_DAYS_MAX: i64 = 730;
+
+/// A key right after it was made: the only time its text is to be had.
+pub struct IssuedKey {
+    secret: Zeroizing<String>,
+    /// What is kept of it.
+    pub info: KeyInfo,
+}
+
+impl IssuedKey {
+    pub(crate) fn new(secret: Zeroizing<String>, row: &CredentialRow, scope: Scope) -> Self {
+        Self { secret, info: KeyInfo::new(row, scope) }
+    }
+
+    /// The text to hand to its owner, once.
+    #[must_use]
+    pub fn secret(&self) -> &str {
+        &self.secret
+    }
+}
+
+/// A key as listed. Times in Unix microseconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct KeyInfo {
+    /// Public id; also the OAuth client id.
+    pub id: String,
+    /// Given name.
+    pub name: String,
+    /// Member it acts as.
+    pub member: String,
+    /// What it is narrowed to.
+    pub scope: Scope,
+    /// When it was made.
+    pub created_at: i64,
+    /// Who made it.
+    pub created_by: String,
+    /// When it ends.
+    pub expires_at: Option<i64>,
+    /// When it was revoked.
+    pub revoked_at: Option<i64>,
+    /// When it was last used, to within some seconds.
+    pub last_used_at: Option<i64>,
+}
+
+impl KeyInfo {
+    fn new(row: &CredentialRow, scope: Scope) -> Self {
+        Self {
+            id: row.id.clone(),
+            name: row.name.clone(),
+            member: row.principal.clone(),
+            scope,
+            created_at: row.created_at,
+            created_by: row.created_by.clone(),
+            expires_at: row.expires_at,
+            revoked_at: row.revoked_at,
+            last_used_at: row.last_used_at,
+        }
+    }
+
+    pub(crate) fn from_row(row: &CredentialRow) -> Result<Self> {
+        Ok(Self::new(row, serde_json::from_str(&row.scopes).map_err(Error::integrity)?))
+    }
+}
+
+/// A key to be made.
+#[derive(Debug, Clone)]
+pub struct KeySpec {
+    /// Given name.
+    pub name: Name,
+    /// Member it acts as.
+    pub member: Name,
+    /// What it is narrowed to.
+    pub scope: Scope,
+    /// When it ends, Unix microseconds.
+    pub expires_at: i64,
+}
+
+impl Permit<MemberRead> {
+    /// Members by name.
+    #[must_use]
+    pub fn members(&self, after: Option<&str>, limit: usize) -> Vec<Member> {
+        let held = self.inner.island.members();
+        let mut members: Vec<_> = held.values().filter(|member| after.is_none_or(|after| member.name.as_str() > after)).collect();
+        members.sort_by(|a, b| a.name.cmp(&b.name));
+        members.into_iter().take(limit).map(|member| Member::clone(member)).collect()
+    }
+
+    /// One member.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub fn member(&self, name: &str) -> Result<Member> {
+        self.inner.island.member(name).map(|member| Member::clone(&member)).ok_or(Error::NotFound("member"))
+    }
+}
+
+impl Permit<MemberWrite> {
+    /// Adds a member or changes its roles; takes effect on the next request.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] without a role, [`Error::Conflict`] when no administrator would be left, [`Error::Quota`].
+    pub async fn member_put(&self, mut member: Member) -> Result<Member> {
+        member.roles.sort_unstable();
+        member.roles.dedup();
+        if member.roles.is_empty() {
+            return Err(Error::Invalid("give the member at least one role".to_owned()));
+        }
+        if member.description.len() > DESCRIPTION_BYTES_MAX || member.description.chars().any(char::is_control) {
+            return Err(Error::Invalid(format!("a description has at most {DESCRIPTION_BYTES_MAX} bytes and no control characters")));
+        }
+        let island = &self.inner.island;
+        let mut tx = self.tx().await?;
+        let known = tx.get::<Member>(member.name.as_str()).await?;
+        if known.is_none() {
+            if island.members().len() >= MEMBERS_MAX {
+                return Err(Error::Conflict(format!("a tenant has at most {MEMBERS_MAX} members")));
+            }
+            tx.charge(Resource::Members, 1).await?;
+        }
+        if known.is_some_and(|known| known.is(Role::Admin)) && !member.is(Role::Admin) {
+            admin_left(island, &member.name)?;
+        }
+        tx.put(&member).await?;
+        tx.commit().await?;
+        island.members_reload().await?;
+        Ok(member)
+    }
+
+    /// Removes a member and revokes its keys.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Conflict`] when no administrator would be left.
+    pub async fn member_remove(&self, name: &Name) -> Result<()> {
+        let island = &self.inner.island;
+        let mut tx = self.tx().await?;
+        let member: Member = tx.get(name.as_str()).await?.ok_or(Error::NotFound("member"))?;
+        if member.is(Role::Admin) {
+            admin_left(island, name)?;
+        }
+        tx.delete::<Member>(name.as_str()).await?;
+        tx.refund(Resource::Members, 1).await?;
+        // First the keys: should the service die in between, a member without keys is harmless, a key without member too.
+        let kernel = &self.inner.kernel;
+        let revoked = kernel.0.control.credentials_revoke_of(island.id, name.as_str(), now_micros()).await?;
+        tx.refund(Resource::Keys, revoked).await?;
+        tx.commit().await?;
+        kernel.credentials_forget(|row| row.tenant == Some(island.id) && row.principal == name.as_str());
+        island.members_reload().await
+    }
+}
+
+fn admin_left(island: &Island, without: &Name) -> Result<()> {
+    let left = island.members().values().any(|member| member.is(Role::Admin) && member.name != *without);
+    if left { Ok(()) } else { Err(Error::Conflict("the tenant would have no administrator left: name another first".to_owned())) }
+}
+
+impl Permit<KeyRead> {
+    /// API keys by id, revoked ones too; never their secrets.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the control store fails.
+    pub async fn keys(&self, after: Option<&str>, limit: usize) -> Result<Vec<KeyInfo>> {
+        let kernel = &self.inner.kernel;
+        kernel.0.control.flush().await?;
+        let mut rows = kernel.0.control.credentials_of(Some(self.inner.island.id)).await?;
+        rows.sort_by(|a, b| a.id.cmp(&b.id));
+        rows.iter().filter(|row| after.is_none_or(|after| row.id.as_str() > after)).take(limit).map(KeyInfo::from_row).collect()
+    }
+}
+
+impl Permit<KeyWrite> {
+    /// Makes a key for a member. The key can do what the member may do and the scope covers.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for an unknown member, [`Error::Invalid`] for an expiry in the past or beyond two years, [`Error::Quota`].
+    pub async fn key_issue(&self, spec: KeySpec) -> Result<IssuedKey> {
+        let island = &self.inner.island;
+        island.member(spec.member.as_str()).ok_or(Error::NotFound("member"))?;
+        let now = now_micros();
+        if spec.expires_at <= now || spec.expires_at > now.saturating_add(KEY_DAYS_MAX * 86_400_000_000) {
+            return Err(Error::Invalid(format!("the expiry must be in the future and within {KEY_DAYS_MAX} days")));
+        }
+        let kernel = &self.inner.kernel;
+        let KeySpec { name, member, scope, expires_at } = spec;
+        let (issued, row) = kernel.key_made(Some(island.id), member.as_str(), self.principal(), name.as_str(), scope, Some(expires_at))?;
+        self.detail("key", &row.id);
+        self.detail("member", member.as_str());
+        let mut tx = self.tx().await?;
+        tx.charge(Resource::Keys, 1).await?;
+        tx.commit().await?;
+        kernel.0.control.credential_insert(&row).await?;
+        Ok(issued)
+    }
+
+    /// Revokes a key; takes effect on the next request.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is none that is not revoked.
+    pub async fn key_revoke(&self, id: &str) -> Result<()> {
+        let (kernel, island) = (&self.inner.kernel, &self.inner.island);
+        let mut tx = self.tx().await?;
+        if !kernel.0.control.credential_revoke(Some(island.id), id, now_micros()).await? {
+            return Err(Error::NotFound("key"));
+        }
+        kernel.credentials_forget(|row| row.id == id);
+        tx.refund(Resource::Keys, 1).await?;
+        tx.commit().await
+    }
+}
+
+/// A version of the tenant's encryption key. Time in Unix microseconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct KeyringVersion {
+    /// From 1.
+    pub version: u32,
+    /// `active`, `old` (reads until everything is re-wrapped) or `retired` (destroyed).
+    pub state: &'static str,
+    /// When it was made.
+    pub created_at: i64,
+}
+
+impl Permit<KeyringRead> {
+    /// All versions, oldest first.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the control store fails.
+    pub async fn keyring_versions(&self) -> Result<Vec<KeyringVersion>> {
+        let rows = self.inner.kernel.0.control.keys_of(self.inner.island.id).await?;
+        Ok(rows
+            .tenant
+            .iter()
+            .map(|row| KeyringVersion { version: row.version, state: KeyState::name(row.state), created_at: row.created_at })
+            .collect())
+    }
+}
+
+impl Permit<KeyringRotate> {
+    /// Makes a new version, re-wraps everything under it, retires the old one. Reads and writes go on meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when a store fails; then the next rotation or start resumes it.
+    pub async fn keyring_rotate(&self) -> Result<u32> {
+        let version = rotation::rotate(&self.inner.kernel, &self.inner.island).await?;
+        self.detail("version", version);
+        let tx = self.tx().await?;
+        tx.commit().await?;
+        Ok(version)
+    }
+}
+
+/// What is used of what is allowed.
+#[derive(Debug, Clone, Serialize)]
+pub struct QuotaUse {
+    /// The limits.
+    pub limits: Limits,
+    /// Stored things by name of their limit.
+    pub used: BTreeMap<&'static str, u64>,
+    /// Counters since the service started.
+    pub usage: Usage,
+}
+
+fn quota_use(island: &Island) -> QuotaUse {
+    let meter = &island.meter;
+    QuotaUse {
+        limits: meter.limits(),
+        used: COUNTERS.iter().map(|(name, what)| (*name, meter.used(*what))).collect(),
+        usage: meter.usage(),
+    }
+}
+
+impl Permit<QuotaRead> {
+    /// Limits and use.
+    #[must_use]
+    pub fn quota_use(&self) -> QuotaUse {
+        quota_use(&self.inner.island)
+    }
+
+    /// For the `RateLimit` headers.
+    #[must_use]
+    pub fn rate_state(&self) -> RateLimitState {
+        self.inner.island.meter.rate_state()
+    }
+}
+
+impl Permit<MetricsRead> {
+    /// Limits and use, for the tenant's metrics.
+    #[must_use]
+    pub fn quota_use(&self) -> QuotaUse {
+        quota_use(&self.inner.island)
+    }
+}
+
+impl Permit<TenantErase> {
+    /// Orders the erasure of the tenant, for good. `confirm` is its name, typed once more.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when the name does not match.
+    pub async fn erase(&self, confirm: &str) -> Result<ErasureInfo> {
+        if confirm != self.inner.island.name.as_str() {
+            return Err(Error::Invalid("the confirmation is not the tenant's name".to_owned()));
+        }
+        self.tx().await?.commit().await?;
+        erasure::request(&self.inner.kernel, self.inner.island.id, self.principal()).await
+    }
+}
+
+impl Permit<LedgerRead> {
+    /// The tenant's audit log.
+    #[must_use]
+    pub fn ledger(&self) -> LedgerView {
+        LedgerView(Log::Tenant(Arc::clone(&self.inner.island)))
+    }
+}
+
+enum Log {
+    Tenant(Arc<Island>),
+    Service(crate::kernel::Kernel),
+}
+
+/// Reading side of one audit log. Its methods read files: call them where blocking is allowed.
+pub struct LedgerView(Log);
+
+impl LedgerView {
+    pub(crate) fn service(kernel: crate::kernel::Kernel) -> Self {
+        Self(Log::Service(kernel))
+    }
+
+    fn log(&self) -> &Ledger {
+        match &self.0 {
+            Log::Tenant(island) => &island.ledger,
+            Log::Service(kernel) => &kernel.0.service,
+        }
+    }
+
+    /// Entries that match, a page of them.
+    ///
+    /// # Errors
+    /// [`Error::Integrity`] when the log is damaged.
+    pub fn search(&self, filter: &Filter, limit: usize) -> Result<Found> {
+        self.log().search(filter, limit)
+    }
+
+    /// One entry.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] past the end.
+    pub fn entry(&self, index: u64) -> Result<Numbered> {
+        self.log().entry(index)
+    }
+
+    /// Number of entries.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.log().size()
+    }
+
+    /// A signed checkpoint over everything so far (C2SP tlog-checkpoint).
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the disk fails.
+    pub fn checkpoint(&self) -> Result<String> {
+        self.log().checkpoint()
+    }
+
+    /// The key that verifies checkpoints (C2SP signed-note vkey). Pin it.
+    #[must_use]
+    pub fn vkey(&self) -> String {
+        self.log().vkey()
+    }
+
+    /// The whole log as one file that verifies offline. Returns the number of entries.
+    ///
+    /// # Errors
+    /// [`Error::Integrity`] when the log is damaged, [`Error::Internal`] when the target fails.
+    pub fn export(&self, to: &mut dyn Write) -> Result<u64> {
+        self.log().export(to)
+    }
+
+    /// A tile, entry bundle or the checkpoint by its C2SP tlog-tiles path.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is none.
+    pub fn tile(&self, path: &str) -> Result<Vec<u8>> {
+        self.log().tile(path)
+    }
+
+    /// Inclusion proof (RFC 6962).
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] outside the log.
+    pub fn prove_inclusion(&self, index: u64, size: u64) -> Result<tlog::InclusionProof> {
+        self.log().prove_inclusion(index, size)
+    }
+
+    /// Consistency proof (RFC 6962).
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] outside the log.
+    pub fn prove_consistency(&self, from: u64, to: u64) -> Result<tlog::ConsistencyProof> {
+        self.log().prove_consistency(from, to)
+    }
+}
+
+/// A tenant's limits as the operator or the tenant sees them, with its state.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TenantInfo {
+    /// Given name.
+    pub name: String,
+    /// `active`, `suspended`, `erasing`.
+    pub state: String,
+    /// Unix microseconds.
+    pub created_at: i64,
+    /// What it may use.
+    pub limits: Limits,
+}

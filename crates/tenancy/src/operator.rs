@@ -1,0 +1,305 @@
+//! The operator: owns tenants as entries in a list, their limits and their end; has no path to their content.
+//!
+//! Each method leaves one entry in the service's own ledger. Tenants are named there by their opaque id, so that nothing of an
+//! erased tenant's name stays behind.
+
+use crate::clock::now_micros;
+use crate::control::{ErasureRow, TenantRow, TenantState};
+use crate::credential::Scope;
+use crate::erasure::{self, ErasureInfo};
+use crate::error::{Error, Result};
+use crate::kernel::{Kernel, TenantUsage};
+use crate::keyring::Keyring;
+use crate::ledger::Outcome;
+use crate::manage::{IssuedKey, KeyInfo, LedgerView, TenantInfo};
+use crate::name::{Name, TenantId};
+use crate::permit::Closed;
+use crate::quota::Limits;
+use crate::tenant::RequestId;
+
+/// Life of the first administrator's key, in days.
+const FIRST_KEY_DAYS: i64 = 365;
+
+/// Everything an operator can ask, for the role matrix and the documents.
+pub const OPERATOR_ACTS: &[&str] = &[
+    "OperatorBootstrap",
+    "TenantCreate",
+    "TenantList",
+    "TenantDescribe",
+    "TenantSuspend",
+    "TenantResume",
+    "TenantLimits",
+    "TenantErasure",
+    "ErasureRead",
+    "OperatorKeyIssue",
+    "OperatorKeyRevoke",
+    "OperatorKeyList",
+    "ServiceLedgerRead",
+    "ServiceMetricsRead",
+];
+
+/// The operator, verified. Has no way to a [`Tenant`](crate::Tenant).
+pub struct Operator {
+    kernel: Kernel,
+    via: String,
+    request: RequestId,
+}
+
+/// A tenant to be made.
+#[derive(Debug, Clone)]
+pub struct TenantSpec {
+    /// Unique among tenants that are not erased.
+    pub name: Name,
+    /// Name of its first administrator.
+    pub admin: Name,
+    /// What it may use; the service's defaults when absent.
+    pub limits: Option<Limits>,
+}
+
+/// A tenant right after it was made.
+pub struct CreatedTenant {
+    /// As listed.
+    pub tenant: TenantInfo,
+    /// Its first administrator's key.
+    pub admin_key: IssuedKey,
+}
+
+impl Operator {
+    pub(crate) fn new(kernel: Kernel, via: String, request: RequestId) -> Self {
+        Self { kernel, via, request }
+    }
+
+    /// Id of the credential.
+    #[must_use]
+    pub fn via(&self) -> &str {
+        &self.via
+    }
+
+    /// Makes a tenant with its keys, its store and its first administrator.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when the name is taken, [`Error::Invalid`] for limits that make no sense.
+    pub async fn tenant_create(&self, spec: TenantSpec) -> Result<CreatedTenant> {
+        let limits = spec.limits.unwrap_or_else(|| self.kernel.0.config.limits.clone());
+        limits.validate()?;
+        let id = TenantId::random()?;
+        self.log("TenantCreate", &resource(id), Outcome::Allowed)?;
+        self.sweep_half_made(&spec.name).await?;
+        let _shared = self.kernel.0.epoch_gate.read().await;
+        let (keyring, keys) = Keyring::create(&self.kernel.0.root, id, now_micros())?;
+        let row = TenantRow {
+            id,
+            name: spec.name,
+            state: TenantState::Active,
+            created_at: now_micros(),
+            slot: 0,
+            limits: serde_json::to_string(&limits).map_err(Error::internal)?,
+            placement: "{}".to_owned(),
+            epoch_generation: 0,
+        };
+        let expires_at = now_micros().saturating_add(FIRST_KEY_DAYS * 86_400_000_000);
+        let admin = spec.admin;
+        let (admin_key, credential) =
+            self.kernel.key_made(Some(id), admin.as_str(), "operator", "first administrator", Scope::all(), Some(expires_at))?;
+        let row = self.kernel.0.control.tenant_insert(&row, &keys, Some(&credential)).await?;
+        self.kernel.island_create(&row, keyring, &admin).await?;
+        Ok(CreatedTenant { tenant: info(&row)?, admin_key })
+    }
+
+    /// A creation that died between its two steps leaves a tenant without a store: nobody was told of it, so the name is free.
+    async fn sweep_half_made(&self, name: &Name) -> Result<()> {
+        let Some(row) = self.kernel.0.control.tenant_by_name(name).await? else { return Ok(()) };
+        if self.kernel.tenant_dir(row.id).join("rows.db").exists() {
+            return Err(Error::Conflict(format!("the name `{name}` is taken")));
+        }
+        let control = &self.kernel.0.control;
+        control.keys_destroy(row.id).await?;
+        control.credentials_destroy(row.id).await?;
+        control.tenant_set_state(row.id, TenantState::Erased).await
+    }
+
+    /// Tenants by name.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the control store fails.
+    pub async fn tenants(&self, after: Option<&Name>, limit: u32) -> Result<Vec<TenantInfo>> {
+        self.log("TenantList", "tenant:", Outcome::Allowed)?;
+        self.kernel.0.control.tenants_page(after, limit).await?.iter().map(info).collect()
+    }
+
+    /// One tenant.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub async fn tenant(&self, name: &Name) -> Result<TenantInfo> {
+        info(&self.named("TenantDescribe", name).await?)
+    }
+
+    /// Refuses its requests from the next one on; keeps everything. What runs is frozen: it can commit nothing more.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Conflict`] when it is being erased.
+    pub async fn suspend(&self, name: &Name) -> Result<TenantInfo> {
+        let row = self.named("TenantSuspend", name).await?;
+        self.turn(row, TenantState::Suspended).await
+    }
+
+    /// Takes requests again.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Conflict`] when it is being erased.
+    pub async fn resume(&self, name: &Name) -> Result<TenantInfo> {
+        let row = self.named("TenantResume", name).await?;
+        self.turn(row, TenantState::Active).await
+    }
+
+    async fn turn(&self, mut row: TenantRow, state: TenantState) -> Result<TenantInfo> {
+        if matches!(row.state, TenantState::Erasing | TenantState::Erased) {
+            return Err(Error::Conflict("the tenant is being erased".to_owned()));
+        }
+        self.kernel.0.control.tenant_set_state(row.id, state).await?;
+        if state == TenantState::Suspended {
+            self.kernel.island_drop(row.id).await?;
+        }
+        row.state = state;
+        info(&row)
+    }
+
+    /// Sets what the tenant may use; takes effect on the next request.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Invalid`] for limits that make no sense.
+    pub async fn limits_put(&self, name: &Name, limits: Limits) -> Result<TenantInfo> {
+        limits.validate()?;
+        let mut row = self.named("TenantLimits", name).await?;
+        row.limits = serde_json::to_string(&limits).map_err(Error::internal)?;
+        self.kernel.0.control.tenant_set_limits(row.id, &row.limits).await?;
+        self.kernel.meter(&row)?;
+        info(&row)
+    }
+
+    /// Orders the erasure of a tenant; the machine does it step by step.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub async fn erase(&self, name: &Name) -> Result<ErasureInfo> {
+        let row = self.named("TenantErasure", name).await?;
+        erasure::request(&self.kernel, row.id, "operator").await
+    }
+
+    /// How far an erasure is, and its certificate when it is done. `id` is [`ErasureInfo::id`].
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub async fn erasure(&self, id: &str) -> Result<ErasureInfo> {
+        self.log("ErasureRead", "erasure:", Outcome::Allowed)?;
+        erasure::info(&self.kernel, id).await
+    }
+
+    /// All erasures, oldest first.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the control store fails.
+    pub async fn erasures(&self) -> Result<Vec<ErasureInfo>> {
+        self.log("ErasureRead", "erasure:", Outcome::Allowed)?;
+        let rows: Vec<ErasureRow> = self.kernel.0.control.erasures().await?;
+        let mut all = Vec::with_capacity(rows.len());
+        for row in &rows {
+            all.push(erasure::info(&self.kernel, &row.tenant.hex()).await?);
+        }
+        Ok(all)
+    }
+
+    /// Makes another operator key.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the control store fails.
+    pub async fn key_issue(&self, name: &Name, expires_at: i64) -> Result<IssuedKey> {
+        self.log("OperatorKeyIssue", "key:", Outcome::Allowed)?;
+        let (issued, row) = self.kernel.key_made(None, "operator", &self.via, name.as_str(), Scope::all(), Some(expires_at))?;
+        self.kernel.0.control.credential_insert(&row).await?;
+        Ok(issued)
+    }
+
+    /// Revokes an operator key; takes effect on the next request.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub async fn key_revoke(&self, id: &str) -> Result<()> {
+        self.log("OperatorKeyRevoke", "key:", Outcome::Allowed)?;
+        if !self.kernel.0.control.credential_revoke(None, id, now_micros()).await? {
+            return Err(Error::NotFound("key"));
+        }
+        self.kernel.credentials_forget(|row| row.id == id);
+        Ok(())
+    }
+
+    /// Operator keys.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the control store fails.
+    pub async fn keys(&self) -> Result<Vec<KeyInfo>> {
+        self.log("OperatorKeyList", "key:", Outcome::Allowed)?;
+        self.kernel.0.control.credentials_of(None).await?.iter().map(KeyInfo::from_row).collect()
+    }
+
+    /// The service's own audit log.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when it cannot be written.
+    pub fn ledger(&self) -> Result<LedgerView> {
+        self.log("ServiceLedgerRead", "ledger:", Outcome::Allowed)?;
+        Ok(LedgerView::service(self.kernel.clone()))
+    }
+
+    /// Counters by tenant; no content.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the ledger cannot be written.
+    pub fn observe(&self) -> Result<Vec<TenantUsage>> {
+        self.log("ServiceMetricsRead", "service:", Outcome::Allowed)?;
+        Ok(self.kernel.observe())
+    }
+
+    /// Every operator method has written its entry: the proof an answer needs.
+    pub fn finish(self) -> Closed {
+        Closed::new()
+    }
+
+    async fn named(&self, act: &str, name: &Name) -> Result<TenantRow> {
+        match self.kernel.0.control.tenant_by_name(name).await? {
+            Some(row) if row.state != TenantState::Erased => {
+                self.log(act, &resource(row.id), Outcome::Allowed)?;
+                Ok(row)
+            }
+            _ => {
+                self.log(act, "tenant:", Outcome::Failed)?;
+                Err(Error::NotFound("tenant"))
+            }
+        }
+    }
+
+    fn log(&self, act: &str, resource: &str, outcome: Outcome) -> Result<()> {
+        let reason = if outcome == Outcome::Failed { "not_found" } else { "operator" };
+        self.kernel.record("operator", &self.via, &self.request, act, resource, outcome, reason).map(|_| ())
+    }
+}
+
+fn resource(id: TenantId) -> String {
+    format!("tenant:{}", id.hex())
+}
+
+fn info(row: &TenantRow) -> Result<TenantInfo> {
+    let state = match row.state {
+        TenantState::Active => "active",
+        TenantState::Suspended => "suspended",
+        TenantState::Erasing => "erasing",
+        TenantState::Erased => "erased",
+    };
+    Ok(TenantInfo {
+        name: row.name.to_string(),
+        state: state.to_owned(),
+        created_at: row.created_at,
+        limits: serde_json::from_str(&row.limits).map_err(Error::integrity)?,
+    })
+}

@@ -1,0 +1,457 @@
+//! The one door to a tenant's data.
+//!
+//! [`Tenant::allow`](crate::Tenant::allow) answers a question with a [`Permit`]: policy said yes, the scope covers it, a quota slot is
+//! held, and the ledger can take the entry. The permit opens rows and blobs of that one tenant, and a transaction if the
+//! act [`Writes`]. It is spent by [`Permit::finish`], which writes the act's entry and returns the [`Closed`] that an answer needs.
+//!
+//! A writing act's entry is part of its first transaction, so that the change and its record are durable together or not at
+//! all. A reading act's entry is handed to the operating system before the answer leaves. A permit that is dropped, because
+//! a request was cut or a task panicked, still leaves its entry: `failed`, `abandoned`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::act::{Act, Writes};
+use crate::blobs::{self, BlobId, BlobReader};
+use crate::clock::now_micros;
+use crate::error::{Error, Result};
+use crate::island::{Island, counter};
+use crate::kernel::Kernel;
+use crate::ledger::{Entry, Outcome};
+use crate::name::Name;
+use crate::policy::Role;
+use crate::quota::{Limits, Meter, Reservation, Resource, Slot};
+use crate::rows::{self, Rows};
+use crate::tenant::{IslandToken, RequestId, Scoped};
+
+/// Most details of one entry, and their length in bytes.
+const DETAILS_MAX: usize = 16;
+const DETAIL_BYTES_MAX: usize = 256;
+
+/// The proof that one act of one principal of one tenant was allowed.
+pub struct Permit<A: Act> {
+    pub(crate) inner: PermitInner,
+    act: PhantomData<fn() -> A>,
+}
+
+pub(crate) struct PermitInner {
+    pub(crate) kernel: Kernel,
+    pub(crate) island: Arc<Island>,
+    pub(crate) principal: String,
+    pub(crate) roles: Vec<Role>,
+    pub(crate) via: String,
+    pub(crate) request: RequestId,
+    pub(crate) act: &'static str,
+    pub(crate) resource_word: &'static str,
+    pub(crate) resource: String,
+    pub(crate) reason: String,
+    pub(crate) detail: Mutex<BTreeMap<String, String>>,
+    pub(crate) written: AtomicBool,
+    pub(crate) _slot: Option<Slot>,
+}
+
+/// Proof that an act's entry is written: an answer cannot be made without one.
+#[must_use]
+#[derive(Debug)]
+pub struct Closed(());
+
+impl Closed {
+    pub(crate) fn new() -> Self {
+        Self(())
+    }
+}
+
+impl<A: Act> Permit<A> {
+    pub(crate) fn new(inner: PermitInner) -> Self {
+        Self { inner, act: PhantomData }
+    }
+
+    /// The tenant's records.
+    #[must_use]
+    pub fn rows(&self) -> Rows<'_> {
+        self.inner.island.store.rows()
+    }
+
+    /// The tenant's sealed objects.
+    #[must_use]
+    pub fn blobs(&self) -> Blobs<'_> {
+        Blobs { island: &self.inner.island }
+    }
+
+    /// What the act is about, as it was asked.
+    #[must_use]
+    pub fn resource(&self) -> &str {
+        &self.inner.resource
+    }
+
+    /// Who acts.
+    #[must_use]
+    pub fn principal(&self) -> &str {
+        &self.inner.principal
+    }
+
+    /// The principal's roles.
+    #[must_use]
+    pub fn roles(&self) -> &[Role] {
+        &self.inner.roles
+    }
+
+    /// The credential the principal came with.
+    #[must_use]
+    pub fn via(&self) -> &str {
+        &self.inner.via
+    }
+
+    /// The request this belongs to.
+    #[must_use]
+    pub fn request(&self) -> &RequestId {
+        &self.inner.request
+    }
+
+    /// What the tenant may use.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.inner.island.meter.limits()
+    }
+
+    /// The tenant's own name, for its own eyes.
+    #[must_use]
+    pub fn tenant_name(&self) -> &Name {
+        &self.inner.island.name
+    }
+
+    /// Adds a digest, version or name to the entry; never content. Cut to 256 bytes; more than 16 are ignored.
+    pub fn detail(&self, key: &'static str, value: impl fmt::Display) {
+        let mut value = value.to_string();
+        value.truncate(value.floor_char_boundary(DETAIL_BYTES_MAX));
+        let mut detail = self.inner.detail.lock();
+        if detail.len() < DETAILS_MAX {
+            detail.insert(key.to_owned(), value);
+        }
+    }
+
+    /// The only key that caches, pools and queues accept: it cannot be mixed up between tenants.
+    #[must_use]
+    pub fn scoped<K>(&self, key: K) -> Scoped<K> {
+        Scoped::new(self.inner.island.id, key)
+    }
+
+    /// Groups what belongs to one tenant (its cells) without naming it.
+    #[must_use]
+    pub fn island(&self) -> IslandToken {
+        IslandToken::new(self.inner.island.id)
+    }
+
+    /// Changes with every committed write of the tenant: a cache entry of another epoch is stale.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.inner.island.epoch()
+    }
+
+    /// Counts usage; holds no authority.
+    #[must_use]
+    pub fn meter(&self) -> MeterHandle {
+        MeterHandle(Arc::clone(&self.inner.island.meter))
+    }
+
+    /// Reserves what lives in memory only (running jobs); given back when dropped.
+    ///
+    /// # Errors
+    /// [`Error::Quota`] when the limit is reached.
+    pub fn hold(&self, what: Resource) -> Result<Held> {
+        Ok(Held { _reservation: self.inner.island.meter.reserve(what, 1).map_err(Error::Quota)? })
+    }
+
+    /// The act is done: writes its entry unless its transaction did.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when the ledger cannot take it; then nothing may be answered.
+    pub fn finish(self) -> Result<Closed> {
+        self.inner.close(Outcome::Allowed, None)?;
+        Ok(Closed(()))
+    }
+
+    /// The act failed; `code` is the stable code of the error.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when the ledger cannot take it.
+    pub fn failed(self, code: &str) -> Result<Closed> {
+        self.inner.close(Outcome::Failed, Some(code))?;
+        Ok(Closed(()))
+    }
+}
+
+impl<A: Act<Mode = Writes>> Permit<A> {
+    /// A transaction on the tenant's rows. Waits for the one before it.
+    ///
+    /// # Errors
+    /// [`Error::TenantState`] when the tenant was frozen in the meantime; [`Error::Unavailable`] when the store is busy for too long.
+    pub async fn tx(&self) -> Result<Tx<'_>> {
+        self.inner.tx().await
+    }
+
+    /// A new sealed object. It becomes part of the tenant by [`Tx::attach`]; dropped before that, it is gone.
+    ///
+    /// # Errors
+    /// [`Error::Quota`] when the tenant has no object left.
+    pub async fn blob_create(&self) -> Result<Upload> {
+        let island = &self.inner.island;
+        island.thawed()?;
+        let bytes = island.meter.reserve(Resource::StorageBytes, 0).map_err(Error::Quota)?;
+        let objects = island.meter.reserve(Resource::Objects, 1).map_err(Error::Quota)?;
+        let writer = island.store.blob_writer()?;
+        Ok(Upload { writer, bytes, objects })
+    }
+
+    /// Puts a content-free ticket into the queue: kind and id of a job whose row is committed *afterwards*. A ticket without a row is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the control store fails.
+    pub async fn enqueue(&self, kind: &str, id: &str) -> Result<()> {
+        self.inner.kernel.ticket_add(self.inner.island.id, kind, id, &self.inner.principal).await
+    }
+}
+
+impl PermitInner {
+    pub(crate) async fn tx(&self) -> Result<Tx<'_>> {
+        self.island.thawed()?;
+        let inner = self.island.store.tx().await?;
+        Ok(Tx { inner, permit: self, reserved: Vec::new(), released: Vec::new() })
+    }
+
+    fn entry(&self, outcome: Outcome, reason: &str) -> Entry {
+        Entry {
+            time: now_micros(),
+            request: self.request.to_string(),
+            actor: self.principal.clone(),
+            via: self.via.clone(),
+            act: self.act.to_owned(),
+            resource: format!("{}:{}", self.resource_word, self.resource),
+            outcome,
+            reason: reason.to_owned(),
+            detail: self.detail.lock().clone(),
+            generation: None,
+        }
+    }
+
+    fn close(&self, outcome: Outcome, code: Option<&str>) -> Result<()> {
+        if self.written.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let entry = self.entry(outcome, code.unwrap_or(&self.reason));
+        self.island.ledger.append(&entry).map_err(|_| Error::Unavailable("the audit log cannot be written"))?;
+        Ok(())
+    }
+}
+
+impl Drop for PermitInner {
+    fn drop(&mut self) {
+        // Nobody is left to tell: a ledger that failed refuses every later act by itself.
+        let _ = self.close(Outcome::Failed, Some("abandoned"));
+    }
+}
+
+/// A transaction of one writing act. Reads see its own writes. Dropped without [`Tx::commit`], it never happened.
+///
+/// Do not ask [`Permit::rows`] while one is open: the tenant has one connection, and this holds it.
+pub struct Tx<'p> {
+    inner: rows::Tx<'p>,
+    permit: &'p PermitInner,
+    reserved: Vec<Reservation>,
+    released: Vec<(Resource, u64)>,
+}
+
+impl<'p> Deref for Tx<'p> {
+    type Target = rows::Tx<'p>;
+    fn deref(&self) -> &Self::Target {
+        &self.inner
+    }
+}
+
+impl DerefMut for Tx<'_> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.inner
+    }
+}
+
+impl Tx<'_> {
+    /// Makes the object part of the tenant, counted.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the store fails.
+    pub async fn attach(&mut self, object: StoredUpload) -> Result<BlobId> {
+        let StoredUpload { sealed, bytes, objects } = object;
+        let (id, length) = (sealed.id(), sealed.bytes());
+        self.inner.attach(sealed).await?;
+        self.inner.usage_add("storage_bytes", i64::try_from(length).unwrap_or(i64::MAX)).await?;
+        self.inner.usage_add("objects", 1).await?;
+        self.reserved.extend([bytes, objects]);
+        Ok(id)
+    }
+
+    /// Deletes an object: its key now, its bytes right after the commit.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is none.
+    pub async fn detach(&mut self, id: BlobId) -> Result<()> {
+        let length = self.inner.detach(id).await?.ok_or(Error::NotFound("object"))?;
+        self.refund(Resource::StorageBytes, length).await?;
+        self.refund(Resource::Objects, 1).await
+    }
+
+    /// Counts `n` more of a limited thing, durable with this transaction.
+    ///
+    /// # Errors
+    /// [`Error::Quota`] when the limit is reached.
+    pub async fn charge(&mut self, what: Resource, n: u64) -> Result<()> {
+        let reservation = self.permit.island.meter.reserve(what, n).map_err(Error::Quota)?;
+        if let Some(name) = counter(what) {
+            self.inner.usage_add(name, i64::try_from(n).unwrap_or(i64::MAX)).await?;
+        }
+        self.reserved.push(reservation);
+        Ok(())
+    }
+
+    /// Counts `n` fewer of a limited thing, durable with this transaction.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the store fails.
+    pub async fn refund(&mut self, what: Resource, n: u64) -> Result<()> {
+        if let Some(name) = counter(what) {
+            self.inner.usage_add(name, i64::try_from(n).map_or(i64::MIN, |n| -n)).await?;
+        }
+        self.released.push((what, n));
+        Ok(())
+    }
+
+    /// Makes it durable, together with the act's entry if this is the permit's first commit.
+    ///
+    /// # Errors
+    /// [`Error::TenantState`] when the tenant was frozen in the meantime, [`Error::Internal`] when the store fails: then nothing happened.
+    pub async fn commit(mut self) -> Result<()> {
+        let island = &self.permit.island;
+        island.thawed()?;
+        let first = !self.permit.written.load(Ordering::Acquire);
+        let entry = first.then(|| self.permit.entry(Outcome::Allowed, &self.permit.reason));
+        let bytes = entry.as_ref().map(serde_json::to_vec).transpose().map_err(Error::internal)?;
+        let generation = self.inner.commit_with(bytes).await?;
+        self.permit.written.store(true, Ordering::Release);
+        for reservation in self.reserved.drain(..) {
+            reservation.commit();
+        }
+        for (what, n) in self.released.drain(..) {
+            island.meter.release(what, n);
+        }
+        island.committed(generation, entry)
+    }
+}
+
+/// Reading side of a tenant's objects.
+pub struct Blobs<'p> {
+    island: &'p Island,
+}
+
+impl Blobs<'_> {
+    /// Opens an object; its key is found and its commitment checked.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is none, [`Error::Integrity`] when it is not what was stored.
+    pub async fn open(&self, id: BlobId) -> Result<BlobReader> {
+        self.island.store.rows().blob(id).await
+    }
+}
+
+/// An object being written; counts against the tenant's bytes as it grows.
+pub struct Upload {
+    writer: blobs::BlobWriter,
+    bytes: Reservation,
+    objects: Reservation,
+}
+
+impl Upload {
+    /// Seals and stores the next piece.
+    ///
+    /// # Errors
+    /// [`Error::Quota`] when the tenant's bytes are used up, [`Error::Internal`] when the disk fails.
+    pub async fn write(&mut self, piece: Bytes) -> Result<()> {
+        self.bytes.grow(piece.len() as u64).map_err(Error::Quota)?;
+        self.writer.write(piece).await
+    }
+
+    /// Bytes so far.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.writer.bytes()
+    }
+
+    /// All is written and on disk.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the disk fails.
+    pub async fn finish(self) -> Result<StoredUpload> {
+        Ok(StoredUpload { sealed: self.writer.finish().await?, bytes: self.bytes, objects: self.objects })
+    }
+}
+
+/// An object on disk that is not yet part of the tenant; dropped, it is deleted.
+pub struct StoredUpload {
+    sealed: blobs::SealedBlob,
+    bytes: Reservation,
+    objects: Reservation,
+}
+
+impl StoredUpload {
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> BlobId {
+        self.sealed.id()
+    }
+
+    /// Length of the plaintext in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.sealed.bytes()
+    }
+
+    /// SHA-256 of the plaintext.
+    #[must_use]
+    pub fn sha256(&self) -> [u8; 32] {
+        self.sealed.sha256()
+    }
+
+    /// Reads it back before it is attached (to inspect it).
+    ///
+    /// # Errors
+    /// [`Error::Integrity`] when it is not what was written.
+    pub async fn open(&self) -> Result<BlobReader> {
+        self.sealed.open().await
+    }
+}
+
+/// A place held in memory, free when dropped.
+pub struct Held {
+    _reservation: Reservation,
+}
+
+/// Counts usage of one tenant; holds no authority.
+#[derive(Clone)]
+pub struct MeterHandle(pub(crate) Arc<Meter>);
+
+impl MeterHandle {
+    /// CPU that the tenant's cells used, in microseconds.
+    pub fn count_cpu(&self, micros: u64) {
+        self.0.count_cpu(micros);
+    }
+
+    /// Bytes received and sent.
+    pub fn count_bytes(&self, received: u64, sent: u64) {
+        self.0.count_bytes(received, sent);
+    }
+}

@@ -83,6 +83,7 @@ pub struct BlobWriter {
     bytes: u64,
     key: Key,
     commitment: [u8; 32],
+    tenant: TenantId,
     id: BlobId,
     leftover: Leftover,
 }
@@ -110,6 +111,7 @@ impl BlobWriter {
             bytes: 0,
             key,
             commitment,
+            tenant,
             id,
             leftover: Leftover(Some(path)),
         })
@@ -157,8 +159,8 @@ impl BlobWriter {
             Ok(sha256)
         });
         let sha256 = sha256.await?;
-        let Self { bytes, key, commitment, id, leftover, .. } = self;
-        Ok(SealedBlob { id, bytes, sha256, key, commitment, leftover })
+        let Self { tenant, bytes, key, commitment, id, leftover, .. } = self;
+        Ok(SealedBlob { tenant, id, bytes, sha256, key, commitment, leftover })
     }
 
     fn take(&mut self) -> Result<(Sealer, Vec<Bytes>)> {
@@ -170,6 +172,7 @@ impl BlobWriter {
 
 /// A written, durable object which no record knows yet. Dropped, nothing is left of it; `Tx::attach` keeps it.
 pub struct SealedBlob {
+    tenant: TenantId,
     id: BlobId,
     bytes: u64,
     sha256: [u8; 32],
@@ -203,6 +206,14 @@ impl SealedBlob {
 
     pub(crate) fn commitment(&self) -> [u8; 32] {
         self.commitment
+    }
+
+    /// Reads it back before any record knows it.
+    pub(crate) async fn open(&self) -> Result<BlobReader> {
+        let (chunks, _) = Chunks::new(&self.key, self.tenant, self.id)?;
+        let path = self.leftover.0.clone().ok_or_else(|| Error::internal("an object without a file"))?;
+        let (bytes, sha256) = (self.bytes, self.sha256);
+        blocking(move || Ok(BlobReader(Arc::new(Opened { file: File::open(path)?, chunks, bytes, sha256 })))).await
     }
 
     /// From now on the rows decide whether the file stays.

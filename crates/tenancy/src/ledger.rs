@@ -27,7 +27,7 @@ mod tests;
 use std::ops::Range;
 use std::path::Path;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
 use tlog::tile::TILE_WIDTH;
 use tlog::{
@@ -97,13 +97,14 @@ pub(crate) struct Ledger {
     origin: String,
     signing: SigningKey,
     files: Files,
+    /// Apart from the rest, so that readers do not hold up appends.
+    sealer: RwLock<Sealer>,
     inner: Mutex<Inner>,
     /// One checkpoint at a time; appends go on meanwhile.
     checkpointing: Mutex<()>,
 }
 
 struct Inner {
-    sealer: Sealer,
     frontier: Frontier,
     rows: Rows,
     /// Where each bundle begins; the last one is the one that grows.
@@ -141,8 +142,9 @@ impl Ledger {
             }
             None => return Err(Error::integrity("the ledger's checkpoint is missing")),
         };
-        let inner = Inner::load(&files, sealer, &signed, &signing, origin)?;
-        Ok(Self { origin: origin.into(), signing, files, inner: Mutex::new(inner), checkpointing: Mutex::new(()) })
+        let inner = Inner::load(&files, &sealer, &signed, &signing, origin)?;
+        let (sealer, inner) = (RwLock::new(sealer), Mutex::new(inner));
+        Ok(Self { origin: origin.into(), signing, files, sealer, inner, checkpointing: Mutex::new(()) })
     }
 
     /// Appends; handed to the operating system when this returns. The index of the entry.
@@ -156,7 +158,7 @@ impl Ledger {
             return Err(Error::Unavailable("the audit log cannot be written"));
         }
         let index = inner.frontier.size();
-        let leaf = inner.sealer.seal(index, &json)?;
+        let leaf = self.sealer.read().seal(index, &json)?;
         inner.failed = true; // unless all of what follows is done
         let written = inner.write(&self.files, &leaf, entry.generation);
         match written {
@@ -251,7 +253,7 @@ impl Ledger {
 
     /// Adds a content key; later entries are sealed under it.
     pub(crate) fn add_content_key(&self, number: u32, key: &Zeroizing<[u8; 32]>) -> Result<()> {
-        self.inner.lock().sealer.add(number, key)
+        self.sealer.write().add(number, key)
     }
 
     /// One entry.
@@ -403,7 +405,7 @@ impl Ledger {
     }
 
     fn opened(&self, index: u64, leaf: &[u8]) -> Result<Option<Opened>> {
-        self.inner.lock().sealer.open(index, leaf)
+        self.sealer.read().open(index, leaf)
     }
 
     fn tiles(&self) -> Tiles<'_> {
@@ -414,7 +416,7 @@ impl Ledger {
 
 impl Inner {
     /// The state at the checkpoint, compared with it; then every later entry that is whole and opens.
-    fn load(files: &Files, sealer: Sealer, note: &[u8], signing: &SigningKey, origin: &str) -> Result<Self> {
+    fn load(files: &Files, sealer: &Sealer, note: &[u8], signing: &SigningKey, origin: &str) -> Result<Self> {
         let checkpoint = verified(note, signing, origin)?;
         let size = checkpoint.head.size;
         let offsets = files.offsets(size / WIDTH)?;
@@ -437,17 +439,17 @@ impl Inner {
         let generation = checkpoint.extensions.iter().find_map(|line| line.strip_prefix(GENERATION)?.parse().ok());
         let signed = Signed { size, note: String::from_utf8(note.to_vec()).map_err(Error::integrity)? };
         let end = records.offset;
-        let mut inner = Self { sealer, frontier, rows, offsets, end, generation, synced_size: size, signed, failed: false };
-        inner.recover(files, &mut records)?;
+        let mut inner = Self { frontier, rows, offsets, end, generation, synced_size: size, signed, failed: false };
+        inner.recover(files, sealer, &mut records)?;
         Ok(inner)
     }
 
-    fn recover(&mut self, files: &Files, records: &mut files::Records) -> Result<()> {
+    fn recover(&mut self, files: &Files, sealer: &Sealer, records: &mut files::Records) -> Result<()> {
         while let Some(leaf) = records.next_record()? {
-            let generation = match self.sealer.open(self.frontier.size(), &leaf) {
+            let generation = match sealer.open(self.frontier.size(), &leaf) {
                 Ok(Some(opened)) => opened.entry()?.generation,
-                // A key that is gone and a torn entry are not told apart by cutting: what was acknowledged must not be lost for a wrong key.
-                Ok(None) if leaf.len() > entry::COMMITMENT_BYTES && leaf.iter().any(|byte| *byte != 0) => {
+                // Cutting what only lacks its key would lose acknowledged entries. Zeros are what a file system leaves after a crash.
+                Ok(None) if entry::key_number(&leaf) != Some(0) => {
                     return Err(Error::integrity(format!("the key of ledger entry {} is missing", self.frontier.size())));
                 }
                 _ => break,

@@ -28,7 +28,7 @@ use crate::error::{Error, Result};
 use crate::name::hex;
 
 /// Longest life of a token.
-pub const TOKEN_LIFE_SECONDS_MAX: i64 = 900;
+pub(crate) const TOKEN_LIFE_SECONDS_MAX: i64 = 900;
 /// Longest token that is looked at.
 const TOKEN_BYTES_MAX: usize = 8192;
 /// Verified tokens that are remembered.

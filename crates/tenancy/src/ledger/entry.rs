@@ -198,6 +198,12 @@ impl Sealer {
     }
 }
 
+/// Number of the key that a leaf is sealed under.
+pub(super) fn key_number(leaf: &[u8]) -> Option<u32> {
+    let number = leaf.get(COMMITMENT_BYTES..)?.first_chunk::<NUMBER_BYTES>()?;
+    Some(u32::from_be_bytes(*number))
+}
+
 /// What a leaf reveals about its entry to those who have salt and JSON, and to nobody else.
 pub(super) fn commitment(salt: &[u8], json: &[u8]) -> [u8; COMMITMENT_BYTES] {
     let mut context = digest::Context::new(&digest::SHA256);

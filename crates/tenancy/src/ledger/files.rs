@@ -53,6 +53,12 @@ impl Files {
         Ok(self.log.write_all_at(bytes, offset)?)
     }
 
+    /// As a disk that is full or gone: every later write fails.
+    #[cfg(test)]
+    pub(super) fn break_log(&mut self) {
+        self.log = File::open(self.dir.join("entries.log")).unwrap();
+    }
+
     pub(super) fn sync_log(&self) -> Result<()> {
         Ok(self.log.sync_data()?)
     }

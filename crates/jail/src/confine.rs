@@ -186,6 +186,10 @@ impl Ground {
 
     /// The child's part, all of it. What comes back is its socket and the channel to confirm on.
     pub(crate) fn confine(&self, layers: Layers, outer: Option<u32>, limits: &Rlimits, data_bytes: u64, ends: Ends<'_>) -> Result<(OwnedFd, OwnedFd), Failed> {
+        if layers.no_capabilities {
+            // Before the switch of ids, which may take the right to do it.
+            forbid_capabilities().map_err(Step::Capabilities.failed_io())?;
+        }
         if let Some(outer) = outer.filter(|_| self.own_uid) {
             let _ = rustix::thread::set_thread_groups(&[]);
             switch_ids(if self.namespaces & libc::CLONE_NEWUSER == 0 { outer } else { INNER_ID }).map_err(Step::Ids.failed())?;
@@ -205,7 +209,7 @@ impl Ground {
             set_rlimits(limits, data_bytes).map_err(Step::Rlimits.failed())?;
         }
         if layers.no_capabilities {
-            drop_capabilities().map_err(Step::Capabilities.failed_io())?;
+            drop_capabilities().map_err(Step::Capabilities.failed())?;
         }
         // After every change of identity, because such a change takes it back.
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(Step::Zygote.failed())?;
@@ -417,8 +421,8 @@ fn set_rlimits(limits: &Rlimits, data_bytes: u64) -> rustix::io::Result<()> {
     Ok(())
 }
 
-/// Empties all five capability sets and locks the ways in which user id 0 could get some back.
-fn drop_capabilities() -> io::Result<()> {
+/// Empties the bounding set and locks the ways in which a user id could bring capabilities back.
+fn forbid_capabilities() -> io::Result<()> {
     const LOCKED: i32 = libc::SECBIT_NOROOT
         | libc::SECBIT_NOROOT_LOCKED
         | libc::SECBIT_NO_SETUID_FIXUP
@@ -428,23 +432,28 @@ fn drop_capabilities() -> io::Result<()> {
         | libc::SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED;
     const CAPABILITIES_MAX: u64 = 64;
     let prctl = |option: i32, argument: u64| {
-        // SAFETY: the options used below take integers only.
+        // SAFETY: the two options used below take integers only.
         if unsafe { libc::prctl(option, argument, 0, 0, 0) } == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
     };
-    let none = rustix::thread::CapabilitySet::empty();
-    let privileged = rustix::thread::capabilities(None)?.effective.contains(rustix::thread::CapabilitySet::SETPCAP);
-    if privileged {
-        prctl(libc::PR_SET_SECUREBITS, LOCKED as u64)?;
-        for capability in 0..CAPABILITIES_MAX {
-            match prctl(libc::PR_CAPBSET_DROP, capability) {
-                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => break,
-                other => other?,
-            }
+    if !rustix::thread::capabilities(None)?.effective.contains(rustix::thread::CapabilitySet::SETPCAP) {
+        // Without user namespaces and not root: there is nothing to lose, and no_new_privs keeps it so.
+        return Ok(());
+    }
+    prctl(libc::PR_SET_SECUREBITS, LOCKED as u64)?;
+    for capability in 0..CAPABILITIES_MAX {
+        match prctl(libc::PR_CAPBSET_DROP, capability) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => break,
+            other => other?,
         }
     }
-    rustix::thread::clear_ambient_capability_set()?;
-    rustix::thread::set_capabilities(None, rustix::thread::CapabilitySets { effective: none, permitted: none, inheritable: none })?;
     Ok(())
+}
+
+/// Empties the other four capability sets.
+fn drop_capabilities() -> rustix::io::Result<()> {
+    let none = rustix::thread::CapabilitySet::empty();
+    rustix::thread::clear_ambient_capability_set()?;
+    rustix::thread::set_capabilities(None, rustix::thread::CapabilitySets { effective: none, permitted: none, inheritable: none })
 }
 
 /// Default action for the faults the runtime handles by printing (a cell cannot print), and nothing blocked.

@@ -36,6 +36,21 @@ impl Layers {
         close_descriptors: true,
     };
 
+    /// No wall at all.
+    pub const NONE: Self = Self {
+        namespaces: false,
+        own_uid: false,
+        empty_root: false,
+        no_capabilities: false,
+        no_new_privileges: false,
+        landlock: false,
+        seccomp: false,
+        cgroup: false,
+        rlimits: false,
+        not_dumpable: false,
+        close_descriptors: false,
+    };
+
     pub(crate) fn bits(self) -> u32 {
         self.list().iter().enumerate().fold(0, |bits, (place, on)| bits | (u32::from(*on) << place))
     }

@@ -115,10 +115,12 @@ pub(crate) fn probe(subject: &impl Subject) -> Result<Report, JailError> {
     let landlock = tried(subject, open, Attempt::Open)? == Exit::Code(REFUSED);
     report.landlock_abi = (landlock && hello.landlock_abi > 0).then_some(hello.landlock_abi);
     report.empty_root = tried(subject, Layers { landlock: false, ..open }, Attempt::Look)? == Exit::Code(REFUSED);
-    report.memory = match tried(subject, all, Attempt::Eat)? {
-        Exit::Signal { out_of_memory: true, signal: libc::SIGKILL } => Enforced::Cgroup,
-        Exit::Code(REFUSED) => Enforced::Rlimit,
-        _ => Enforced::No,
+    report.memory = if matches!(tried(subject, Layers { rlimits: false, ..all }, Attempt::Eat)?, Exit::Signal { signal: libc::SIGKILL, .. }) {
+        Enforced::Cgroup
+    } else if tried(subject, all, Attempt::Eat)? == Exit::Code(REFUSED) {
+        Enforced::Rlimit
+    } else {
+        Enforced::No
     };
     report.cpu = if throttled(subject, all)? { Enforced::Cgroup } else { Enforced::No };
     report.processes = if tried(subject, Layers { rlimits: false, ..open }, Attempt::Fork)? == Exit::Code(REFUSED) {
@@ -165,9 +167,9 @@ fn stand(subject: &impl Subject, all: Layers, report: &mut Report) -> Result<(),
     let ids: Vec<&str> = field("Uid:").split_whitespace().collect();
     let own = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let service = own.lines().find_map(|line| line.strip_prefix("Uid:")).and_then(|line| line.split_whitespace().next()).unwrap_or("0");
-    report.own_uid = ids.len() == 4 && ids.iter().all(|id| *id == ids[0] && *id != "0" && *id != service) && alone(ids[0], probe.pid());
+    report.own_uid = ids.len() == 4 && ids.iter().all(|id| Some(id) == ids.first() && *id != "0" && *id != service) && alone(ids.first().unwrap_or(&"0"), probe.pid());
     // The kernel gives the files of an unreadable process to root instead of its user.
-    let user = std::fs::metadata(&folder).map(|folder| std::os::unix::fs::MetadataExt::uid(&folder).to_string());
+    let user = std::fs::metadata(format!("{folder}/status")).map(|folder| std::os::unix::fs::MetadataExt::uid(&folder).to_string());
     report.not_dumpable = user.is_ok_and(|user| user == "0") && ids.first() != Some(&"0");
     let mut folder = folder;
     let mut readable = probe;

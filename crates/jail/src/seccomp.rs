@@ -10,18 +10,45 @@ use seccompiler::{BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, Sec
 /// The list as data; each odd line says who needs it.
 const LIST: &str = include_str!("cell.syscalls");
 
-/// Position of `prot` among the arguments of both `mmap` and `mprotect`.
-const PROT_ARGUMENT: u8 = 2;
+/// What an argument must be, beyond the call being listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Condition {
+    /// Anything goes.
+    None,
+    /// `mmap` and `mprotect`: no executable memory.
+    NoExec,
+    /// `fcntl`: only the question for a descriptor's flags.
+    GetFlags,
+}
+
+impl Condition {
+    fn from_word(word: &str) -> Option<Self> {
+        match word {
+            "no-exec" => Some(Self::NoExec),
+            "get-flags" => Some(Self::GetFlags),
+            _ => None,
+        }
+    }
+
+    /// No rule at all means that the call is allowed whatever its arguments.
+    fn rules(self) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
+        let (argument, length, operator, value) = match self {
+            Self::None => return Ok(Vec::new()),
+            Self::NoExec => (2, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64), 0),
+            Self::GetFlags => (1, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, libc::F_GETFD as u64),
+        };
+        Ok(vec![SeccompRule::new(vec![SeccompCondition::new(argument, length, operator, value)?])?])
+    }
+}
 
 /// Compiles the list for this machine; an error names the line.
 pub(crate) fn program() -> Result<BpfProgram, String> {
     let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(|error| error.to_string())?;
     let mut rules = BTreeMap::new();
     for entry in entries() {
-        let (name, no_exec) = entry?;
+        let (name, condition) = entry?;
         let number = number(name).ok_or_else(|| format!("system call `{name}` has no number here"))?;
-        let conditions = if no_exec { vec![without_exec().map_err(|error| error.to_string())?] } else { Vec::new() };
-        rules.insert(number, conditions);
+        rules.insert(number, condition.rules().map_err(|error| error.to_string())?);
     }
     SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, arch)
         .and_then(BpfProgram::try_from)
@@ -36,18 +63,13 @@ pub(crate) fn lock(program: &BpfProgram) -> std::io::Result<()> {
     })
 }
 
-fn without_exec() -> Result<SeccompRule, seccompiler::BackendError> {
-    let exec = libc::PROT_EXEC as u64;
-    SeccompRule::new(vec![SeccompCondition::new(PROT_ARGUMENT, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(exec), 0)?])
-}
-
-/// The list's lines as (name, whether executable memory is excluded).
-fn entries() -> impl Iterator<Item = Result<(&'static str, bool), String>> {
+/// The list's lines as name and condition.
+fn entries() -> impl Iterator<Item = Result<(&'static str, Condition), String>> {
     LIST.lines().map(|line| line.split_once('#').map_or(line, |(rule, _)| rule)).filter(|rule| !rule.trim().is_empty()).map(|rule| {
         let mut words = rule.split_whitespace();
         match (words.next(), words.next(), words.next()) {
-            (Some(name), None, None) => Ok((name, false)),
-            (Some(name), Some("no-exec"), None) => Ok((name, true)),
+            (Some(name), None, None) => Ok((name, Condition::None)),
+            (Some(name), Some(word), None) => Condition::from_word(word).map(|condition| (name, condition)).ok_or_else(|| format!("`{word}` is no condition")),
             _ => Err(format!("cannot read the line `{rule}`")),
         }
     })
@@ -65,6 +87,7 @@ fn number(name: &str) -> Option<i64> {
         "madvise" => libc::SYS_madvise,
         "futex" => libc::SYS_futex,
         "close" => libc::SYS_close,
+        "fcntl" => libc::SYS_fcntl,
         "close_range" => libc::SYS_close_range,
         "exit_group" => libc::SYS_exit_group,
         "rt_sigreturn" => libc::SYS_rt_sigreturn,
@@ -83,20 +106,21 @@ mod tests {
         let mut listed: Vec<_> = entries().map(Result::unwrap).collect();
         listed.sort_unstable();
         let documented = [
-            ("brk", false),
-            ("close", false),
-            ("close_range", false),
-            ("exit_group", false),
-            ("futex", false),
-            ("getrandom", false),
-            ("madvise", false),
-            ("mmap", true),
-            ("mprotect", true),
-            ("mremap", false),
-            ("munmap", false),
-            ("recvmsg", false),
-            ("rt_sigreturn", false),
-            ("sendmsg", false),
+            ("brk", Condition::None),
+            ("close", Condition::None),
+            ("close_range", Condition::None),
+            ("exit_group", Condition::None),
+            ("fcntl", Condition::GetFlags),
+            ("futex", Condition::None),
+            ("getrandom", Condition::None),
+            ("madvise", Condition::None),
+            ("mmap", Condition::NoExec),
+            ("mprotect", Condition::NoExec),
+            ("mremap", Condition::None),
+            ("munmap", Condition::None),
+            ("recvmsg", Condition::None),
+            ("rt_sigreturn", Condition::None),
+            ("sendmsg", Condition::None),
         ];
         assert_eq!(listed, documented);
     }

@@ -18,8 +18,8 @@ use wire::{Fail, FailCode, Load, ModelInfo};
 
 use crate::engine::{Engine, Model};
 use crate::onnx::{
-    DataType, Dimension, DimensionValue, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorShapeProto, TensorType, TypeProto, TypeValue,
-    ValueInfoProto,
+    DataType, Dimension, DimensionValue, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorShapeProto, TensorType, TypeProto,
+    TypeValue, ValueInfoProto,
 };
 
 /// Deepest nesting of subgraphs and of calls between functions.
@@ -46,7 +46,8 @@ pub fn tiny_model() -> Vec<u8> {
         ..Default::default()
     };
     let node = NodeProto { input: vec!["x".into()], output: vec!["y".into()], op_type: "Identity".into(), ..Default::default() };
-    let graph = GraphProto { node: vec![node], name: "tiny".into(), input: vec![value("x")], output: vec![value("y")], ..Default::default() };
+    let graph =
+        GraphProto { node: vec![node], name: "tiny".into(), input: vec![value("x")], output: vec![value("y")], ..Default::default() };
     let opset = OperatorSetIdProto { domain: String::new(), version: 13 };
     ModelProto { ir_version: 7, graph: Some(graph), opset_import: vec![opset], ..Default::default() }.encode_to_vec()
 }
@@ -106,7 +107,8 @@ pub fn check(bytes: &[u8], nodes_max: u32) -> Result<Facts, Fail> {
     }
     walk.functions()?;
     producer.truncate(producer.floor_char_boundary(PRODUCER_BYTES_MAX));
-    let opsets = opsets.iter().map(|(domain, version)| format!("{}:{version}", if domain.is_empty() { "ai.onnx" } else { domain })).collect();
+    let opsets =
+        opsets.iter().map(|(domain, version)| format!("{}:{version}", if domain.is_empty() { "ai.onnx" } else { domain })).collect();
     Ok(Facts { nodes: u32::try_from(nodes).unwrap_or(u32::MAX), opsets, producer })
 }
 
@@ -365,24 +367,36 @@ fn too_deep() -> Fail {
 
 /// Known formats that are not ONNX, by their first bytes, with what to do.
 fn other_format(bytes: &[u8]) -> Option<&'static str> {
-    const PICKLE: &str =
-        "the file is a Python pickle, which runs code when it is opened, and is never accepted: export the model as ONNX, for scikit-learn: `skl2onnx.to_onnx(model, X[:1])`";
+    const PICKLE: &str = "the file is a Python pickle, which runs code when it is opened, and is never accepted: export the model as ONNX, for scikit-learn: `skl2onnx.to_onnx(model, X[:1])`";
     let at = |offset: usize, magic: &[u8]| bytes.get(offset..).is_some_and(|rest| rest.starts_with(magic));
-    let pickle = matches!(bytes, [0x80, 2..=5, ..]) || (bytes.starts_with(b"(") && bytes.ends_with(b".")) || bytes.starts_with(b"ccopy_reg");
+    let pickle =
+        matches!(bytes, [0x80, 2..=5, ..]) || (bytes.starts_with(b"(") && bytes.ends_with(b".")) || bytes.starts_with(b"ccopy_reg");
     let known: [(bool, &str); 13] = [
         (bytes.is_empty(), "the file is empty"),
         (pickle, PICKLE),
-        (at(0, b"PK\x03\x04"), "the file is a zip archive, as PyTorch (.pt), Keras (.keras) and NumPy (.npz) write them: export the model as ONNX, `torch.onnx.export(model, args, \"model.onnx\", external_data=False)` or `tf2onnx`"),
+        (
+            at(0, b"PK\x03\x04"),
+            "the file is a zip archive, as PyTorch (.pt), Keras (.keras) and NumPy (.npz) write them: export the model as ONNX, `torch.onnx.export(model, args, \"model.onnx\", external_data=False)` or `tf2onnx`",
+        ),
         (at(0, b"\x1f\x8b"), "the file is compressed with gzip: upload the ONNX file itself"),
         (at(0, b"\x28\xb5\x2f\xfd"), "the file is compressed with Zstandard: upload the ONNX file itself"),
-        (matches!(bytes, [0x78, 0x01 | 0x5e | 0x9c | 0xda, ..]), "the file is compressed with zlib, as joblib writes it, and holds a pickle: export the model as ONNX, `skl2onnx.to_onnx(model, X[:1])`"),
+        (
+            matches!(bytes, [0x78, 0x01 | 0x5e | 0x9c | 0xda, ..]),
+            "the file is compressed with zlib, as joblib writes it, and holds a pickle: export the model as ONNX, `skl2onnx.to_onnx(model, X[:1])`",
+        ),
         (at(0, b"\x89HDF\r\n\x1a\n"), "the file is HDF5, as Keras writes it: export the model as ONNX with `tf2onnx`"),
         (at(4, b"TFL3"), "the file is a TensorFlow Lite model: convert it with `tf2onnx`"),
         (at(4, b"ORTM"), "the file is in ONNX Runtime's own format: upload the ONNX file that it was made from"),
         (at(0, b"GGUF"), "the file is a GGUF model: only ONNX is accepted"),
         (at(0, b"CBM1"), "the file is a CatBoost model: `model.save_model(\"model.onnx\", format=\"onnx\")`"),
-        (at(8, b"{\""), "the file is in the safetensors format, which holds weights but no graph: export the model as ONNX, `torch.onnx.export`"),
-        (is_text(bytes), "the file is text (JSON, PMML, LightGBM or XGBoost dumps are not accepted): export the model as ONNX, `onnxmltools.convert_lightgbm` or `convert_xgboost`"),
+        (
+            at(8, b"{\""),
+            "the file is in the safetensors format, which holds weights but no graph: export the model as ONNX, `torch.onnx.export`",
+        ),
+        (
+            is_text(bytes),
+            "the file is text (JSON, PMML, LightGBM or XGBoost dumps are not accepted): export the model as ONNX, `onnxmltools.convert_lightgbm` or `convert_xgboost`",
+        ),
     ];
     known.into_iter().find(|(is, _)| *is).map(|(_, what)| what)
 }
@@ -391,7 +405,9 @@ fn other_format(bytes: &[u8]) -> Option<&'static str> {
 fn is_text(bytes: &[u8]) -> bool {
     /// Bytes that are looked at.
     const HEAD_BYTES: usize = 256;
-    bytes.iter().take(HEAD_BYTES).all(|byte| matches!(byte, b'\t' | b'\n' | b'\r' | 0x20..=0x7e | 0x80..))
+    let head = bytes.get(..HEAD_BYTES.min(bytes.len())).unwrap_or_default();
+    let utf8 = std::str::from_utf8(head).map_or_else(|error| error.error_len().is_none(), |_| true);
+    utf8 && head.iter().all(|byte| matches!(byte, b'\t' | b'\n' | b'\r' | 0x20..=0x7e | 0x80..))
 }
 
 #[cfg(test)]
@@ -405,7 +421,13 @@ mod tests {
 
     fn model(node: Vec<NodeProto>) -> ModelProto {
         let opset_import = vec![OperatorSetIdProto { domain: String::new(), version: 17 }];
-        ModelProto { ir_version: 8, producer_name: "us".into(), graph: Some(GraphProto { node, ..Default::default() }), opset_import, ..Default::default() }
+        ModelProto {
+            ir_version: 8,
+            producer_name: "us".into(),
+            graph: Some(GraphProto { node, ..Default::default() }),
+            opset_import,
+            ..Default::default()
+        }
     }
 
     fn judged(model: &ModelProto) -> Result<Facts, Fail> {
@@ -438,7 +460,7 @@ mod tests {
             (b"{\"learner\": {}}", "is text"),
             (b"tree\nversion=v4\n", "is text"),
             (b"<?xml version=\"1.0\"?><PMML/>", "is text"),
-            (&[0x08; 40], "protocol buffers"),
+            (&[0x0b; 40], "protocol buffers"),
             (&[0xff; 40], "protocol buffers"),
             (&[0x08, 0x08], "lacks"),
         ] {
@@ -472,7 +494,11 @@ mod tests {
             let mut in_sparse = model(vec![]);
             in_sparse.graph = Some(GraphProto { sparse_initializer: vec![sparse.clone()], ..Default::default() });
             let mut in_function = model(vec![]);
-            in_function.functions.push(FunctionProto { name: "F".into(), node: attribute(AttributeProto { t: Some(tensor.clone()), ..Default::default() }).graph.unwrap().node, ..Default::default() });
+            in_function.functions.push(FunctionProto {
+                name: "F".into(),
+                node: attribute(AttributeProto { t: Some(tensor.clone()), ..Default::default() }).graph.unwrap().node,
+                ..Default::default()
+            });
             for model in [
                 in_graph,
                 in_sparse,
@@ -492,9 +518,19 @@ mod tests {
     #[test]
     fn foreign_operators_are_refused_and_own_functions_are_not() {
         assert!(words(judged(&model(vec![node("Evil", "com.example")]))).contains("operator `Evil` of the domain `com.example`"));
-        assert_eq!(judged(&model(vec![node("MatMulNBits", "com.microsoft"), node("Relu", "ai.onnx"), node("Scaler", "ai.onnx.ml")])).unwrap().nodes, 3);
+        assert_eq!(
+            judged(&model(vec![node("MatMulNBits", "com.microsoft"), node("Relu", "ai.onnx"), node("Scaler", "ai.onnx.ml")]))
+                .unwrap()
+                .nodes,
+            3
+        );
         let mut own = model(vec![node("Twice", "com.example"), node("Twice", "com.example")]);
-        own.functions.push(FunctionProto { name: "Twice".into(), domain: "com.example".into(), node: vec![node("Relu", ""), node("Exp", "")], ..Default::default() });
+        own.functions.push(FunctionProto {
+            name: "Twice".into(),
+            domain: "com.example".into(),
+            node: vec![node("Relu", ""), node("Exp", "")],
+            ..Default::default()
+        });
         assert_eq!(judged(&own).unwrap().nodes, 4, "functions are counted as often as they are called");
         own.functions.push(own.functions[0].clone());
         assert!(words(judged(&own)).contains("two functions `Twice`"));
@@ -510,7 +546,14 @@ mod tests {
         assert!(words(check(&model(vec![outer]).encode_to_vec(), 30)).contains("more than the 30 nodes allowed"));
         // Thirty functions, each calling the next twice: a billion nodes in a kilobyte.
         let mut bomb = model(vec![node("F0", "f")]);
-        bomb.functions = (0..30).map(|i| FunctionProto { name: format!("F{i}"), domain: "f".into(), node: vec![node(&format!("F{}", i + 1), "f"); 2], ..Default::default() }).collect();
+        bomb.functions = (0..30)
+            .map(|i| FunctionProto {
+                name: format!("F{i}"),
+                domain: "f".into(),
+                node: vec![node(&format!("F{}", i + 1), "f"); 2],
+                ..Default::default()
+            })
+            .collect();
         bomb.functions.push(FunctionProto { name: "F30".into(), domain: "f".into(), node: vec![node("Relu", "")], ..Default::default() });
         assert!(words(judged(&bomb)).contains("more than the 1000 nodes"));
         let mut endless = model(vec![node("F", "f")]);

@@ -56,7 +56,8 @@ impl Engine {
     /// # Errors
     /// [`EngineError`] with what to do.
     pub fn start(library: &Path) -> Result<Self, EngineError> {
-        let builder = ort::init_from(library).map_err(|error| EngineError::Library { path: library.display().to_string(), why: error.to_string() })?;
+        let builder = ort::init_from(library)
+            .map_err(|error| EngineError::Library { path: library.display().to_string(), why: error.to_string() })?;
         let environment = builder.with_name("cell").with_telemetry(false).with_logger(Arc::new(|_, _, _, _, _| {})).build();
         let environment = environment.map_err(|error| EngineError::Start(words(&error)))?;
         environment.set_log_level(ort::logging::LogLevel::Fatal);
@@ -159,8 +160,7 @@ fn heap_bytes() -> u64 {
 }
 
 /// Gives freed memory back to the system.
-pub fn trim() {
-}
+pub fn trim() {}
 
 fn lend(buffers: &[Tensor]) -> Result<Vec<SessionInputValue<'_>>, Fail> {
     buffers.iter().map(Tensor::lend).collect::<ort::Result<_>>().map_err(|error| failed(&error))

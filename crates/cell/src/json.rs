@@ -152,7 +152,9 @@ impl<'a> Reader<'a> {
             return Ok(Cow::Borrowed(inner));
         }
         // Escapes are rare; the library knows all of them.
-        serde_json::from_str(raw).map(Cow::Owned).map_err(|_| invalid(format!("the body is not valid JSON: bad escape in the string before byte {}", self.at)))
+        serde_json::from_str(raw)
+            .map(Cow::Owned)
+            .map_err(|_| invalid(format!("the body is not valid JSON: bad escape in the string before byte {}", self.at)))
     }
 
     /// A string with its quotes, as written. Escapes are not checked.
@@ -212,7 +214,7 @@ impl<'a> Reader<'a> {
         }
         while let Some(d) = digit(at) {
             digits = digits.wrapping_mul(10).wrapping_add(d.into());
-            count += u32::from(digits != 0);
+            count += u32::from(count > 0 || d != 0);
             at += 1;
         }
         if bytes.get(at) == Some(&b'.') {
@@ -221,7 +223,7 @@ impl<'a> Reader<'a> {
             let fraction = at;
             while let Some(d) = digit(at) {
                 digits = digits.wrapping_mul(10).wrapping_add(d.into());
-                count += u32::from(digits != 0);
+                count += u32::from(count > 0 || d != 0);
                 at += 1;
             }
             if at == fraction {
@@ -295,9 +297,8 @@ impl<'a> Reader<'a> {
 /// Powers of ten that an `f32` holds exactly.
 const TENS_F32: [f32; 11] = [1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10];
 /// Powers of ten that an `f64` holds exactly.
-const TENS_F64: [f64; 23] = [
-    1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22,
-];
+const TENS_F64: [f64; 23] =
+    [1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22];
 
 macro_rules! float {
     ($name:ident, $float:ident, $tens:ident, $doc:literal) => {
@@ -338,7 +339,11 @@ impl Number<'_> {
     /// As written, cut for an error message.
     #[must_use]
     pub fn quote(&self) -> String {
-        if self.text.len() <= QUOTE_BYTES_MAX { self.text.to_owned() } else { format!("{}…", self.text.get(..QUOTE_BYTES_MAX).unwrap_or_default()) }
+        if self.text.len() <= QUOTE_BYTES_MAX {
+            self.text.to_owned()
+        } else {
+            format!("{}…", self.text.get(..QUOTE_BYTES_MAX).unwrap_or_default())
+        }
     }
 }
 
@@ -361,9 +366,12 @@ mod tests {
         Ok(number)
     }
 
-    /// serde_json's parse without its own limits, as the reference.
+    /// What serde_json says. It refuses numbers that overflow; here that is a question of the tensor's type, so they are only skipped.
     fn reference(text: &str) -> bool {
-        serde_json::from_str::<serde_json::Value>(text).is_ok()
+        match serde_json::from_str::<serde_json::Value>(text) {
+            Err(error) if error.to_string().contains("out of range") => serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok(),
+            other => other.is_ok(),
+        }
     }
 
     fn accepts(text: &str) -> bool {
@@ -372,7 +380,9 @@ mod tests {
 
     #[test]
     fn numbers_outside_the_grammar_are_refused() {
-        for bad in ["", "-", "+1", "01", "-01", "1.", ".5", "1e", "1e+", "NaN", "Infinity", "-Infinity", "0x10", "1_000", "1 2", "--1", "1.e5"] {
+        for bad in
+            ["", "-", "+1", "01", "-01", "1.", ".5", "1e", "1e+", "NaN", "Infinity", "-Infinity", "0x10", "1_000", "1 2", "--1", "1.e5"]
+        {
             assert!(number(bad).is_err(), "{bad}");
         }
     }
@@ -380,9 +390,32 @@ mod tests {
     #[test]
     fn floats_are_the_nearest_ones() {
         for text in [
-            "0", "-0", "-0.0", "0.1", "16777217", "16777216", "3.4028235e38", "1.4e-45", "7e-46", "1e-50", "0.000000000000000000000000000000000000000000001",
-            "123456789012345678901234567890", "9007199254740993", "1e22", "1e23", "2.2250738585072014e-308", "5e-324", "1.7976931348623157e308", "0.30000001192092896",
-            "8388608.5", "33554433e3", "1e10", "16777215e10", "18446744073709551615", "18446744073709551616", "0e999999999999999999999",
+            "0",
+            "-0",
+            "-0.0",
+            "0.1",
+            "16777217",
+            "16777216",
+            "3.4028235e38",
+            "1.4e-45",
+            "7e-46",
+            "1e-50",
+            "0.000000000000000000000000000000000000000000001",
+            "123456789012345678901234567890",
+            "9007199254740993",
+            "1e22",
+            "1e23",
+            "2.2250738585072014e-308",
+            "5e-324",
+            "1.7976931348623157e308",
+            "0.30000001192092896",
+            "8388608.5",
+            "33554433e3",
+            "1e10",
+            "16777215e10",
+            "18446744073709551615",
+            "18446744073709551616",
+            "0e999999999999999999999",
         ] {
             let number = number(text).unwrap();
             let (f32, f64): (f32, f64) = (text.parse().unwrap(), text.parse().unwrap());
@@ -443,9 +476,7 @@ mod tests {
             let at = at.index(bytes.len());
             if cut { bytes.truncate(at); } else { bytes[at] = to; }
             if let Ok(text) = std::str::from_utf8(&bytes) {
-                // The reference refuses numbers that overflow; here that is a question of the tensor's type.
-                let overflow = serde_json::from_str::<serde_json::Value>(text).is_err_and(|e| e.to_string().contains("out of range"));
-                prop_assert_eq!(accepts(text), reference(text) || overflow, "{}", text);
+                prop_assert_eq!(accepts(text), reference(text), "{}", text);
             }
         }
 

@@ -67,7 +67,14 @@ impl Link {
     /// Over a connected, blocking stream socket.
     #[must_use]
     pub fn new(socket: OwnedFd) -> Self {
-        Self { socket, decoder: Decoder::new(), received: vec![0; RECEIVE_BYTES], files: VecDeque::new(), queue: VecDeque::new(), out: Vec::new() }
+        Self {
+            socket,
+            decoder: Decoder::new(),
+            received: vec![0; RECEIVE_BYTES],
+            files: VecDeque::new(),
+            queue: VecDeque::new(),
+            out: Vec::new(),
+        }
     }
 
     /// The next request, or `None` when the service has closed the socket between two frames.
@@ -177,7 +184,11 @@ impl Source for Pull<'_> {
             return Ok(Bytes::new());
         }
         let block = self.link.borrow_mut().pull(self.id, offset, wanted)?;
-        if block.len() == wanted as usize { Ok(block) } else { Err(Fail::new(FailCode::Internal, "the service sent a block of another length than asked")) }
+        if block.len() == wanted as usize {
+            Ok(block)
+        } else {
+            Err(Fail::new(FailCode::Internal, "the service sent a block of another length than asked"))
+        }
     }
 }
 

@@ -60,7 +60,9 @@ impl Signature {
     /// # Errors
     /// [`FailCode::ModelRefused`] when a type has no counterpart in the protocol.
     pub fn new(session: &Session, name: &str, version: &str) -> Result<Self, Fail> {
-        let port = |what: &str, name: &str, dtype: &ValueType| Port::new(name, dtype, what == "output").map_err(|why| refused(format!("{what} `{name}` {why}")));
+        let port = |what: &str, name: &str, dtype: &ValueType| {
+            Port::new(name, dtype, what == "output").map_err(|why| refused(format!("{what} `{name}` {why}")))
+        };
         let inputs = session.inputs().iter().map(|o| port("input", o.name(), o.dtype())).collect::<Result<Vec<_>, _>>()?;
         let outputs = session.outputs().iter().map(|o| port("output", o.name(), o.dtype())).collect::<Result<Vec<_>, _>>()?;
         if inputs.len() > PORTS_MAX || outputs.len() > PORTS_MAX {
@@ -82,7 +84,8 @@ impl Port {
     fn new(name: &str, dtype: &ValueType, output: bool) -> Result<Self, String> {
         let (datatype, shape, maps) = match dtype {
             ValueType::Tensor { ty, shape, .. } => {
-                let datatype = Datatype::of(*ty).ok_or_else(|| format!("is a tensor of {ty}, which the protocol's JSON form cannot carry: cast it in the model"))?;
+                let datatype = Datatype::of(*ty)
+                    .ok_or_else(|| format!("is a tensor of {ty}, which the protocol's JSON form cannot carry: cast it in the model"))?;
                 (datatype, shape.iter().map(|d| (*d).max(-1)).collect(), None)
             }
             ValueType::Sequence(inner) if output => match **inner {
@@ -106,7 +109,8 @@ impl Port {
 
     /// Whether `shape` is one of those the model declares. Where it declares none, the engine decides.
     fn accepts(&self, shape: &[i64]) -> bool {
-        self.shape.is_empty() || (self.shape.len() == shape.len() && self.shape.iter().zip(shape).all(|(declared, given)| *declared < 0 || declared == given))
+        self.shape.is_empty()
+            || (self.shape.len() == shape.len() && self.shape.iter().zip(shape).all(|(declared, given)| *declared < 0 || declared == given))
     }
 }
 
@@ -166,7 +170,13 @@ pub fn parse<'a>(body: &'a [u8], signature: &Signature, buffers: &mut [Tensor]) 
 }
 
 /// One entry of `inputs`.
-fn input(reader: &mut Reader<'_>, body_bytes: usize, signature: &Signature, given: &mut [bool], buffers: &mut [Tensor]) -> Result<(), Fail> {
+fn input(
+    reader: &mut Reader<'_>,
+    body_bytes: usize,
+    signature: &Signature,
+    given: &mut [bool],
+    buffers: &mut [Tensor],
+) -> Result<(), Fail> {
     let mut name = None;
     let mut datatype = None;
     let mut shape: Option<Shape> = None;
@@ -302,7 +312,10 @@ fn parameters(reader: &mut Reader<'_>, place: &str) -> Result<(), Fail> {
             _ => false,
         };
         if binary {
-            return Err(Fail::new(FailCode::Unsupported, format!("{place} asks for the binary form (`{field}`): send and ask for JSON, `binary_data=False` in most clients")));
+            return Err(Fail::new(
+                FailCode::Unsupported,
+                format!("{place} asks for the binary form (`{field}`): send and ask for JSON, `binary_data=False` in most clients"),
+            ));
         }
         Ok(())
     })

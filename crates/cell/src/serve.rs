@@ -133,7 +133,8 @@ fn map(load: &Load, file: Option<OwnedFd>) -> Result<Mapped, Fail> {
     if load.bytes > MODEL_BYTES_MAX {
         return Err(Fail::new(FailCode::TooLarge, format!("a model may have at most {} MiB", MODEL_BYTES_MAX >> 20)));
     }
-    Mapped::received(file.as_fd(), load.bytes).map_err(|error| Fail::new(FailCode::TooLarge, format!("the model cannot be mapped: {error}")))
+    Mapped::received(file.as_fd(), load.bytes)
+        .map_err(|error| Fail::new(FailCode::TooLarge, format!("the model cannot be mapped: {error}")))
 }
 
 #[cfg(test)]
@@ -144,6 +145,10 @@ mod tests {
     fn a_panic_is_an_answer() {
         quiet_panics();
         let fail = guarded(|| panic!("tenant content")).unwrap_err();
-        assert!(fail.code == FailCode::Internal && fail.message.contains("serve.rs:") && !fail.message.contains("tenant"), "{}", fail.message);
+        assert!(
+            fail.code == FailCode::Internal && fail.message.contains("serve.rs:") && !fail.message.contains("tenant"),
+            "{}",
+            fail.message
+        );
     }
 }

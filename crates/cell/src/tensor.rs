@@ -324,7 +324,11 @@ primitive!(
     f16,
     |reader: &mut Reader<'_>| {
         let number = reader.number()?;
-        number.f64().map(f16::from_f64).filter(|v| v.is_finite()).ok_or_else(|| invalid(format!("`{}` is too large for FP16", number.quote())))
+        number
+            .f64()
+            .map(f16::from_f64)
+            .filter(|v| v.is_finite())
+            .ok_or_else(|| invalid(format!("`{}` is too large for FP16", number.quote())))
     },
     |value: f16, out: &mut Vec<u8>| value.is_finite() && write_json(&value.to_f32(), out)
 );

@@ -75,14 +75,20 @@ fn one_request_can_be_written_in_many_ways() {
         // Nested data, other order of fields, data before its shape, other order of inputs, white space, exponents.
         format!(r#"{{"inputs":[{{"name":"x","shape":[2,4],"datatype":"FP32","data":[[1,2,3,4],[5,6,7,8]]}},{scale}]}}"#),
         format!(r#"{{"inputs":[{scale},{{"data":[[1,2,3,4],[5,6,7,8]],"datatype":"FP32","shape":[2,4],"name":"x"}}]}}"#),
-        format!("\n{{ \"inputs\" :\t[ {scale} , {{ \"name\" : \"x\" , \"shape\" : [ 2 , 4 ] , \"datatype\" : \"FP32\" , \"data\" : [ 1e0 , 0.2E+1, 3.0,4 , 5 ,6,7,800e-2 ] }} ] }} \r\n"),
-        format!(r#"{{"parameters":{{"priority":3,"binary_data_output":false}},"inputs":[{{"name":"\u0078","parameters":{{"a":"b"}},"shape":[2,4],"datatype":"FP32","data":[1,2,3,4,5,6,7,8]}},{scale}],"outputs":[]}}"#),
+        format!(
+            "\n{{ \"inputs\" :\t[ {scale} , {{ \"name\" : \"x\" , \"shape\" : [ 2 , 4 ] , \"datatype\" : \"FP32\" , \"data\" : [ 1e0 , 0.2E+1, 3.0,4 , 5 ,6,7,800e-2 ] }} ] }} \r\n"
+        ),
+        format!(
+            r#"{{"parameters":{{"priority":3,"binary_data_output":false}},"inputs":[{{"name":"\u0078","parameters":{{"a":"b"}},"shape":[2,4],"datatype":"FP32","data":[1,2,3,4,5,6,7,8]}},{scale}],"outputs":[]}}"#
+        ),
     ] {
         assert_eq!(cell.infer(0, &body).unwrap(), expected, "{body}");
     }
-    let answer = cell.infer(0, &TWO.replacen('{', r#"{"id":"a\"b ü","outputs":[{"name":"y","parameters":{"binary_data":false}}],"#, 1)).unwrap();
+    let answer =
+        cell.infer(0, &TWO.replacen('{', r#"{"id":"a\"b ü","outputs":[{"name":"y","parameters":{"binary_data":false}}],"#, 1)).unwrap();
     assert_eq!((&answer["id"], &answer["outputs"]), (&json!("a\"b ü"), &expected["outputs"]));
-    let wanted = r#"{"inputs":[{"name":"X","shape":[1,30],"datatype":"FP32","data":[DATA]}],"outputs":[{"name":"probabilities"}]}"#.replace("DATA", &["0.5"; 30].join(","));
+    let wanted = r#"{"inputs":[{"name":"X","shape":[1,30],"datatype":"FP32","data":[DATA]}],"outputs":[{"name":"probabilities"}]}"#
+        .replace("DATA", &["0.5"; 30].join(","));
     cell.load(1, &fixture("logistic.onnx")).unwrap();
     let answer = cell.infer(1, &wanted).unwrap();
     assert!(answer["outputs"].as_array().unwrap().len() == 1 && answer["outputs"][0]["name"] == "probabilities", "{answer}");
@@ -154,8 +160,16 @@ fn wrong_requests_are_refused_in_the_users_words() {
     ] {
         refused(cell.infer(0, &body), FailCode::Invalid, words);
     }
-    refused(cell.infer(0, &swap(r#"{"inputs""#, r#"{"parameters":{"binary_data_output":true},"inputs""#)), FailCode::Unsupported, "the binary form");
-    refused(cell.infer(0, &swap(r#","data":[1,2,3,4,5,6,7,8]"#, r#","parameters":{"binary_data_size":32}"#)), FailCode::Unsupported, "binary_data_size");
+    refused(
+        cell.infer(0, &swap(r#"{"inputs""#, r#"{"parameters":{"binary_data_output":true},"inputs""#)),
+        FailCode::Unsupported,
+        "the binary form",
+    );
+    refused(
+        cell.infer(0, &swap(r#","data":[1,2,3,4,5,6,7,8]"#, r#","parameters":{"binary_data_size":32}"#)),
+        FailCode::Unsupported,
+        "binary_data_size",
+    );
     refused(cell.infer(9, TWO), FailCode::NoModel, "slot 9 holds no model");
     // Not UTF-8.
     let answer = cell.ask(&ToCell::Infer { slot: 0, body: bytes::Bytes::from_static(b"{\"id\":\"\xff\"}") }, None).unwrap();
@@ -201,10 +215,18 @@ fn what_a_model_does_wrong_is_its_failure() {
         "output `y`: element 1 is not a finite number, which JSON cannot carry",
     );
     refused(cell.infer(0, r#"{"inputs":[{"name":"x","shape":[1],"datatype":"FP32","data":[0]}]}"#), FailCode::ModelFailed, "element 0");
-    let reshape = |to: i64| format!(r#"{{"inputs":[{{"name":"x","shape":[4],"datatype":"FP32","data":[1,2,3,4]}},{{"name":"shape","shape":[1],"datatype":"INT64","data":[{to}]}}]}}"#);
+    let reshape = |to: i64| {
+        format!(
+            r#"{{"inputs":[{{"name":"x","shape":[4],"datatype":"FP32","data":[1,2,3,4]}},{{"name":"shape","shape":[1],"datatype":"INT64","data":[{to}]}}]}}"#
+        )
+    };
     refused(cell.infer(1, &reshape(3)), FailCode::ModelFailed, "the model failed");
     assert_eq!(cell.infer(1, &reshape(-1)).unwrap()["outputs"][0]["data"], json!([1.0, 2.0, 3.0, 4.0]));
-    refused(cell.infer(2, r#"{"inputs":[{"name":"shape","shape":[1],"datatype":"INT64","data":[20000000]}]}"#), FailCode::TooLarge, "longer than 64 MiB");
+    refused(
+        cell.infer(2, r#"{"inputs":[{"name":"shape","shape":[1],"datatype":"INT64","data":[20000000]}]}"#),
+        FailCode::TooLarge,
+        "longer than 64 MiB",
+    );
 }
 
 #[test]
@@ -226,7 +248,10 @@ fn requests_sent_ahead_are_answered_in_order() {
     let Some(mut cell) = cell() else { return };
     let model = fixture("two.onnx");
     let file = jail::memory::SealedFile::create(&model).unwrap();
-    let mut sent = vec![cell.send(&ToCell::Ping, None).unwrap(), cell.send(&ToCell::Load { slot: 0, load: client::load(&model) }, Some(&file)).unwrap()];
+    let mut sent = vec![
+        cell.send(&ToCell::Ping, None).unwrap(),
+        cell.send(&ToCell::Load { slot: 0, load: client::load(&model) }, Some(&file)).unwrap(),
+    ];
     sent.push(cell.send(&ToCell::Load { slot: 1, load: client::load(&model) }, Some(&file)).unwrap());
     sent.extend((0..200).map(|i| cell.send(&ToCell::Infer { slot: i % 2, body: TWO.into() }, None).unwrap()));
     for id in sent {
@@ -240,7 +265,9 @@ fn requests_sent_ahead_are_answered_in_order() {
 fn a_job_pulls_its_source_and_other_requests_wait() {
     let Some(mut cell) = cell() else { return };
     let table = b"a,b\n1,x\n2,y\n".as_slice();
-    let job = cell.send(&ToCell::Inspect(wire::Inspect { source_bytes: table.len() as u64, format: None, rows_max: 10, columns_max: 10 }), None).unwrap();
+    let job = cell
+        .send(&ToCell::Inspect(wire::Inspect { source_bytes: table.len() as u64, format: None, rows_max: 10, columns_max: 10 }), None)
+        .unwrap();
     let (id, first) = cell.receive().unwrap();
     assert!(id == job && matches!(first, FromCell::Read { .. }), "{first:?}");
     // While it waits for its block: more pings than the queue takes.
@@ -291,6 +318,11 @@ fn cpu_of_a_prediction() {
             }
         }
         let each = |nanos: u64| nanos as f64 / 1000.0 / (rounds * batch) as f64;
-        println!("{what}: {:.2} us CPU of the cell, {:.2} us wall a prediction ({} bytes)", each(cpu_nanos() - started.0), each(started.1.elapsed().as_nanos() as u64), body.len());
+        println!(
+            "{what}: {:.2} us CPU of the cell, {:.2} us wall a prediction ({} bytes)",
+            each(cpu_nanos() - started.0),
+            each(started.1.elapsed().as_nanos() as u64),
+            body.len()
+        );
     }
 }

@@ -1,5 +1,8 @@
 //! The service's side of the socket, for tests: blocking, one request at a time or pipelined.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test's own helper")]
+#![allow(missing_docs, unreachable_pub, dead_code, reason = "shared by two test programs")]
+
 use std::os::fd::{AsFd, OwnedFd};
 
 use jail::memory::SealedFile;

@@ -1,0 +1,201 @@
+//! The real thing: the built program, started by the real launcher, its cells in the real jail.
+
+mod client;
+
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use client::{Client, assert_bits, fixture};
+use jail::memory::SealedFile;
+use jail::zygote::{Cell, Exit, Launcher};
+use jail::{Floor, Limits};
+use wire::{FailCode, FromCell, ToCell};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_insula-cell");
+/// How long a death may take to be noticed.
+const DEATH_MAX: Duration = Duration::from_secs(10);
+
+fn limits() -> Limits {
+    Limits { memory_bytes: 512 << 20, cpu_percent: 100, cpu_seconds_max: Some(60), descriptors_max: 32 }
+}
+
+fn library() -> Option<String> {
+    let library = std::env::var("ORT_DYLIB_PATH").ok();
+    if library.is_none() {
+        println!("SKIPPED: ORT_DYLIB_PATH is not set, there is no engine to test with");
+    }
+    library
+}
+
+fn environment(library: &str) -> Vec<(String, String)> {
+    vec![("ORT_DYLIB_PATH".into(), library.into()), ("ORT_DISABLE_TELEMETRY".into(), "1".into())]
+}
+
+fn launcher() -> Option<Launcher> {
+    let launcher = Launcher::start_unchecked(PROGRAM.as_ref(), &["zygote"], &environment(&library()?), jail::Layers::ALL).unwrap();
+    println!("{}", launcher.report());
+    Some(launcher)
+}
+
+fn spawn(launcher: &Launcher) -> (Cell, Client) {
+    let mut cell = launcher.spawn(&limits()).unwrap();
+    let client = Client::new(cell.take_socket().unwrap());
+    (cell, client)
+}
+
+fn exit(cell: &mut Cell) -> Exit {
+    let (sender, receiver) = mpsc::channel();
+    cell.on_exit(move |exit| drop(sender.send(exit)));
+    receiver.recv_timeout(DEATH_MAX).expect("the cell ends")
+}
+
+#[test]
+fn a_jailed_cell_loads_predicts_admits_and_unloads() {
+    let Some(launcher) = launcher() else { return };
+    let (mut cell, mut client) = spawn(&launcher);
+    let expected: serde_json::Value = serde_json::from_slice(&fixture("expected.json")).unwrap();
+    for (slot, case) in (0..).zip(expected["cases"].as_array().unwrap()) {
+        let model = fixture(&format!("{}.onnx", case["model"].as_str().unwrap()));
+        let info = client.load(slot, &model).unwrap();
+        assert!(info.resident_bytes > 0 && info.resident_bytes < 50 << 20, "{info:?}");
+        assert_bits(case, &client.infer(slot, &case["request"].to_string()).unwrap());
+        let admitted = client.admit(&model, 1000).unwrap();
+        assert_eq!((&admitted.inputs, &admitted.outputs, admitted.nodes), (&info.inputs, &info.outputs, info.nodes));
+        assert_eq!(client.ask(&ToCell::Unload { slot }, None), Some(FromCell::Ready));
+        assert_eq!(client.infer(slot, "{}").unwrap_err().code, FailCode::NoModel);
+    }
+    // What the engine would print to a terminal (its log of a failed run) must not cost the cell its life.
+    client.load(0, &fixture("reshape.onnx")).unwrap();
+    let body = r#"{"inputs":[{"name":"x","shape":[4],"datatype":"FP32","data":[1,2,3,4]},{"name":"shape","shape":[1],"datatype":"INT64","data":[3]}]}"#;
+    assert_eq!(client.infer(0, body).unwrap_err().code, FailCode::ModelFailed);
+    assert_eq!(client.admit(b"PK\x03\x04", 10).unwrap_err().code, FailCode::ModelRefused);
+    assert_eq!(client.ask(&ToCell::Ping, None), Some(FromCell::Ready));
+    // The service hangs up: the cell ends by itself, in order.
+    drop(client);
+    assert_eq!(exit(&mut cell), Exit::Code(0));
+}
+
+#[test]
+fn a_job_runs_in_the_jail() {
+    let Some(launcher) = launcher() else { return };
+    let (_cell, mut client) = spawn(&launcher);
+    let table = b"a,b\n1,x\n2,y\n3,\n".as_slice();
+    let job = client
+        .send(&ToCell::Inspect(wire::Inspect { source_bytes: table.len() as u64, format: None, rows_max: 10, columns_max: 10 }), None)
+        .unwrap();
+    loop {
+        match client.receive().expect("the cell lives").1 {
+            FromCell::Read { offset, bytes } => client.block(job, &table[offset as usize..(offset + u64::from(bytes)) as usize]),
+            FromCell::Inspected(inspection) => {
+                assert_eq!(inspection.rows, 3);
+                break;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// A damaged model gives a failure, a model that still works, or a dead cell; it never hangs, and the next cell is as good as new.
+#[test]
+fn damaged_models_harm_nobody_else() {
+    let Some(launcher) = launcher() else { return };
+    let started = Instant::now();
+    let (mut failed, mut worked, mut died) = (0, 0, 0);
+    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = move |below: usize| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        usize::try_from(seed % below as u64).unwrap()
+    };
+    let models: Vec<_> = ["logistic", "network", "boosting", "branch", "two", "zipmap", "types", "reshape"]
+        .iter()
+        .map(|m| fixture(&format!("{m}.onnx")))
+        .collect();
+    let (mut cell, mut client) = spawn(&launcher);
+    for round in 0..1000 {
+        let mut model = models[round % models.len()].clone();
+        for _ in 0..=random(3) {
+            let at = random(model.len());
+            model[at] ^= 1 << random(8);
+        }
+        let file = SealedFile::create(&model).unwrap();
+        match client.ask(&ToCell::Admit(client::load(&model)), Some(&file)) {
+            Some(FromCell::Fail(fail)) => {
+                assert!(matches!(fail.code, FailCode::ModelRefused | FailCode::TooLarge), "round {round}: {fail:?}");
+                failed += 1;
+            }
+            Some(FromCell::Model(_)) => worked += 1,
+            Some(other) => panic!("{other:?}"),
+            None => {
+                died += 1;
+                println!("round {round}: {:?}", exit(&mut cell));
+                (cell, client) = spawn(&launcher);
+            }
+        }
+    }
+    println!("1000 damaged models in {:?}: {failed} refused, {worked} still work, {died} killed their cell", started.elapsed());
+    assert!(failed > 100, "the damage reaches the parser");
+    client.load(0, &models[0]).unwrap();
+}
+
+#[test]
+fn the_zygote_refuses_to_start_in_the_wrong_surroundings() {
+    let start = |environment: &[(String, String)]| Launcher::start(PROGRAM.as_ref(), &["zygote"], environment, Floor::Development).is_err();
+    let Some(library) = library() else { return };
+    let good = environment(&library);
+    assert!(!start(&good));
+    assert!(start(&good[..1]), "telemetry is not switched off");
+    assert!(start(&[vec![("ORT_LOAD_CONFIG_FROM_MODEL".into(), "1".into())], good.clone()].concat()), "models would bring configuration");
+    assert!(start(&environment("/nowhere/libonnxruntime.so")), "no library");
+}
+
+/// Said to a person, not to a launcher.
+#[test]
+fn what_is_missing_is_said_clearly() {
+    let run = |args: &[&str], environment: &[(&str, &str)]| {
+        let output = std::process::Command::new(PROGRAM).args(args).env_clear().envs(environment.iter().copied()).output().unwrap();
+        (output.status.success(), String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap())
+    };
+    assert_eq!(run(&["--version"], &[]), (true, format!("insula-cell {}\n", env!("CARGO_PKG_VERSION"))));
+    let telemetry = ("ORT_DISABLE_TELEMETRY", "1");
+    for (args, environment, words) in [
+        (&[][..], &[][..], "usage: insula-cell zygote"),
+        (&["zygote"], &[], "`ORT_DISABLE_TELEMETRY` must be set to `1`"),
+        (&["zygote"], &[telemetry], "help: run `cargo xtask engine`"),
+        (&["zygote"], &[telemetry, ("ORT_DYLIB_PATH", "/nowhere.so"), ("ORT_LOAD_CONFIG_FROM_MODEL", "1")], "must not be set"),
+        (&["zygote"], &[telemetry, ("ORT_DYLIB_PATH", "/nowhere.so")], "started by the service, not by hand"),
+    ] {
+        let (success, text) = run(args, environment);
+        assert!(!success && text.contains(words), "{args:?} {environment:?}: {text}");
+    }
+}
+
+/// From a request for a cell to its first prediction.
+///
+///     ORT_DYLIB_PATH=… cargo test -p insula-cell --test cell -- --ignored --nocapture cold_start
+#[test]
+#[ignore = "a measurement"]
+fn cold_start() {
+    let Some(launcher) = launcher() else { return };
+    let expected: serde_json::Value = serde_json::from_slice(&fixture("expected.json")).unwrap();
+    let request = expected["cases"][0]["request"].to_string();
+    let model = fixture("logistic.onnx");
+    for pooled in [false, true] {
+        let mut micros: Vec<u128> = (0..50)
+            .map(|_| {
+                let mut started = Instant::now();
+                let (_cell, mut client) = spawn(&launcher);
+                if pooled {
+                    assert_eq!(client.ask(&ToCell::Ping, None), Some(FromCell::Ready));
+                    started = Instant::now();
+                }
+                client.load(0, &model).unwrap();
+                client.infer(0, &request).unwrap();
+                started.elapsed().as_micros()
+            })
+            .collect();
+        micros.sort_unstable();
+        println!("{}: p50 {} us, p90 {} us", if pooled { "from a warm cell" } else { "from the zygote" }, micros[25], micros[45]);
+    }
+}

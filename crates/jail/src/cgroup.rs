@@ -75,7 +75,7 @@ impl Groups {
     pub(crate) fn open() -> Self {
         let pid = std::process::id();
         let name = format!("{PREFIX}{pid}-{}-{}", start_time(pid).unwrap_or(0), LAUNCHERS.fetch_add(1, Ordering::Relaxed));
-        let found = detect(&read(MOUNTINFO), &read("/proc/self/cgroup"), &|folder| read(&folder.join("cgroup.controllers")));
+        let found = detect(&read(MOUNTINFO), &read("/proc/self/cgroup"), &|folder| read(folder.join("cgroup.controllers")));
         let mut hierarchies = Vec::new();
         for hierarchy in found {
             remove_predecessors(&hierarchy.own);
@@ -158,7 +158,8 @@ impl Group {
         let mut doors = Doors { born_into: None, join: Vec::new() };
         for place in &self.places {
             let open = |path: &Path, flags| {
-                rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty()).map_err(|source| JailError::Cgroup { path: path.into(), source: source.into() })
+                rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())
+                    .map_err(|source| JailError::Cgroup { path: path.into(), source: source.into() })
             };
             match place.version {
                 CgroupVersion::V2 => doors.born_into = Some(open(&place.path, OFlags::DIRECTORY | OFlags::RDONLY)?),
@@ -172,7 +173,7 @@ impl Group {
     pub(crate) fn out_of_memory(&self) -> bool {
         let Some(place) = self.place(Controller::Memory) else { return false };
         let file = if place.version == CgroupVersion::V2 { "memory.events" } else { "memory.oom_control" };
-        field(&read(&place.path.join(file)), "oom_kill").is_some_and(|kills| kills > 0)
+        field(&read(place.path.join(file)), "oom_kill").is_some_and(|kills| kills > 0)
     }
 
     /// Bytes charged now and at most, if this group counts memory.
@@ -190,14 +191,14 @@ impl Group {
     pub(crate) fn cpu_micros(&self) -> Option<u64> {
         let place = self.place(Controller::Cpu)?;
         match place.version {
-            CgroupVersion::V2 => field(&read(&place.path.join("cpu.stat")), "usage_usec"),
+            CgroupVersion::V2 => field(&read(place.path.join("cpu.stat")), "usage_usec"),
             _ => number(&place.path.join("cpuacct.usage")).map(|nanos| nanos / 1_000),
         }
     }
 
     /// How often the processor quota stopped this group.
     pub(crate) fn throttled(&self) -> u64 {
-        self.place(Controller::Cpu).and_then(|place| field(&read(&place.path.join("cpu.stat")), "nr_throttled")).unwrap_or(0)
+        self.place(Controller::Cpu).and_then(|place| field(&read(place.path.join("cpu.stat")), "nr_throttled")).unwrap_or(0)
     }
 
     fn place(&self, controller: Controller) -> Option<&Place> {
@@ -334,7 +335,8 @@ fn hand_down(hierarchy: &Hierarchy, home: &Path) -> io::Result<()> {
 }
 
 fn try_group(hierarchy: &Hierarchy, home: &Path) -> io::Result<()> {
-    let limits = Limits { memory_bytes: Limits::MEMORY_BYTES_MIN, cpu_percent: 1, cpu_seconds_max: None, descriptors_max: Limits::DESCRIPTORS_MIN };
+    let limits =
+        Limits { memory_bytes: Limits::MEMORY_BYTES_MIN, cpu_percent: 1, cpu_seconds_max: None, descriptors_max: Limits::DESCRIPTORS_MIN };
     let path = home.join("try");
     fs::create_dir(&path)?;
     let group = Group { places: vec![Place { version: hierarchy.version, path, controllers: hierarchy.controllers.clone() }] };
@@ -346,7 +348,9 @@ fn remove_predecessors(own: &Path) {
     for folder in folders(own) {
         let name = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let mut parts = name.strip_prefix(PREFIX).unwrap_or_default().split('-').map(str::parse::<u64>);
-        let (Some(Ok(pid)), Some(Ok(start)), Some(Ok(_)), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else { continue };
+        let (Some(Ok(pid)), Some(Ok(start)), Some(Ok(_)), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+            continue;
+        };
         if start_time(u32::try_from(pid).unwrap_or(0)) != Some(start) {
             remove_tree(&folder);
         }
@@ -356,7 +360,7 @@ fn remove_predecessors(own: &Path) {
 /// Removes a service's folder with its cells; a member that is still alive belongs to a dead service and is killed.
 fn remove_tree(home: &Path) {
     for leaf in folders(home) {
-        for pid in read(&leaf.join("cgroup.procs")).lines().filter_map(|line| line.parse().ok()).filter_map(rustix::process::Pid::from_raw) {
+        for pid in read(leaf.join("cgroup.procs")).lines().filter_map(|line| line.parse().ok()).filter_map(rustix::process::Pid::from_raw) {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
         remove_leaf(&leaf);
@@ -412,7 +416,8 @@ mod tests {
 
     fn check(mountinfo: &str, own: &str, there: &str, expected: &[(CgroupVersion, &str, &[Controller])]) {
         let found = detect(mountinfo, own, &|_| there.to_owned());
-        let found: Vec<_> = found.iter().map(|hierarchy| (hierarchy.version, hierarchy.own.to_str().unwrap(), &hierarchy.controllers[..])).collect();
+        let found: Vec<_> =
+            found.iter().map(|hierarchy| (hierarchy.version, hierarchy.own.to_str().unwrap(), &hierarchy.controllers[..])).collect();
         assert_eq!(found, expected);
     }
 
@@ -470,7 +475,10 @@ mod tests {
             "35 31 0:32 / /c/memory rw - cgroup cgroup rw,memory\n41 31 0:38 / /c/unified rw - cgroup2 cgroup2 rw",
             "4:memory:/\n0::/",
             "cpu pids",
-            &[(CgroupVersion::V1, "/c/memory", &[Controller::Memory]), (CgroupVersion::V2, "/c/unified", &[Controller::Cpu, Controller::Pids])],
+            &[
+                (CgroupVersion::V1, "/c/memory", &[Controller::Memory]),
+                (CgroupVersion::V2, "/c/unified", &[Controller::Cpu, Controller::Pids]),
+            ],
         );
     }
 

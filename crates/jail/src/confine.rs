@@ -185,7 +185,14 @@ impl Ground {
     }
 
     /// The child's part, all of it. What comes back is its socket and the channel to confirm on.
-    pub(crate) fn confine(&self, layers: Layers, outer: Option<u32>, limits: &Rlimits, data_bytes: u64, ends: Ends<'_>) -> Result<(OwnedFd, OwnedFd), Failed> {
+    pub(crate) fn confine(
+        &self,
+        layers: Layers,
+        outer: Option<u32>,
+        limits: &Rlimits,
+        data_bytes: u64,
+        ends: Ends<'_>,
+    ) -> Result<(OwnedFd, OwnedFd), Failed> {
         if layers.no_capabilities {
             // Before the switch of ids, which may take the right to do it.
             forbid_capabilities().map_err(Step::Capabilities.failed_io())?;
@@ -403,7 +410,9 @@ fn close_descriptors(ends: Ends<'_>, close: bool) -> io::Result<(OwnedFd, OwnedF
 /// `data_bytes` is what the zygote's image already takes, which the limit counts too.
 fn set_rlimits(limits: &Rlimits, data_bytes: u64) -> rustix::io::Result<()> {
     let set = |resource, most: u64| rustix::process::setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) });
-    for resource in [Resource::Core, Resource::Fsize, Resource::Nproc, Resource::Memlock, Resource::Msgqueue, Resource::Nice, Resource::Rtprio] {
+    for resource in
+        [Resource::Core, Resource::Fsize, Resource::Nproc, Resource::Memlock, Resource::Msgqueue, Resource::Nice, Resource::Rtprio]
+    {
         set(resource, 0)?;
     }
     // Never above what we were given ourselves.
@@ -493,4 +502,42 @@ fn write_at(folder: &OwnedFd, path: &str, text: &str) -> io::Result<()> {
     let file = openat(folder, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
     rustix::io::write(&file, text.as_bytes())?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Version 2 groups are entered at birth. The kernel's own answer, in whatever version 2 hierarchy is mounted here.
+    #[test]
+    fn a_fork_is_born_into_its_group() {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let Some(line) = mounts.lines().find(|line| line.contains(" - cgroup2 ")) else {
+            println!("SKIPPED: no version 2 control groups are mounted here");
+            return;
+        };
+        let name = format!("insula-test-{}", std::process::id());
+        let path = std::path::Path::new(line.split(' ').nth(4).unwrap()).join(&name);
+        std::fs::create_dir(&path).unwrap();
+        let group = rustix::fs::open(&path, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty()).unwrap();
+        let (ours, theirs) = socket_pair().unwrap();
+        let Some(pid) = clone(0, Some(group.as_fd())).unwrap() else {
+            drop(ours);
+            let _ = crate::stream::recv(theirs.as_fd(), &mut [0]);
+            exit(0)
+        };
+        let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", pid.as_raw_nonzero())).unwrap();
+        drop(ours);
+        rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()).unwrap();
+        std::fs::remove_dir(&path).unwrap();
+        assert!(groups.lines().any(|line| line.starts_with("0::") && line.ends_with(&name)), "{groups}");
+    }
+
+    #[test]
+    fn every_step_has_its_words() {
+        for (step, words) in Step::ALL {
+            assert_eq!((Step::from_number(step as u8), step.words()), (Some(step), words));
+        }
+        assert_eq!(Step::from_number(0), None);
+    }
 }

@@ -1,7 +1,7 @@
 //! Which layers of the jail are wanted. Everything, always: the other values exist for tests, which must be able to see a wall missing.
 //!
 //! No configuration, environment variable or build flag reaches this type; a caller has to pass it by value to
-//! [`Launcher::start_with_layers`](crate::zygote::Launcher::start_with_layers).
+//! [`Launcher::start_weakened`](crate::zygote::Launcher::start_weakened).
 
 /// One flag for each wall that can be left out by a test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

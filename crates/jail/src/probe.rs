@@ -52,7 +52,9 @@ pub(crate) enum Attempt {
 
 impl Attempt {
     pub(crate) fn from_number(number: u8) -> Option<Self> {
-        [Self::Stand, Self::Forbidden, Self::Open, Self::Look, Self::Eat, Self::Spin, Self::Fork].into_iter().find(|attempt| *attempt as u8 == number)
+        [Self::Stand, Self::Forbidden, Self::Open, Self::Look, Self::Eat, Self::Spin, Self::Fork]
+            .into_iter()
+            .find(|attempt| *attempt as u8 == number)
     }
 
     /// In the probe, after confinement. Ends the process or returns for it to end with code 0.
@@ -115,7 +117,8 @@ pub(crate) fn probe(subject: &impl Subject) -> Result<Report, JailError> {
     let landlock = tried(subject, open, Attempt::Open)? == Exit::Code(REFUSED);
     report.landlock_abi = (landlock && hello.landlock_abi > 0).then_some(hello.landlock_abi);
     report.empty_root = tried(subject, Layers { landlock: false, ..open }, Attempt::Look)? == Exit::Code(REFUSED);
-    report.memory = if matches!(tried(subject, Layers { rlimits: false, ..all }, Attempt::Eat)?, Exit::Signal { signal: libc::SIGKILL, .. }) {
+    report.memory = if matches!(tried(subject, Layers { rlimits: false, ..all }, Attempt::Eat)?, Exit::Signal { signal: libc::SIGKILL, .. })
+    {
         Enforced::Cgroup
     } else if tried(subject, all, Attempt::Eat)? == Exit::Code(REFUSED) {
         Enforced::Rlimit
@@ -167,7 +170,9 @@ fn stand(subject: &impl Subject, all: Layers, report: &mut Report) -> Result<(),
     let ids: Vec<&str> = field("Uid:").split_whitespace().collect();
     let own = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let service = own.lines().find_map(|line| line.strip_prefix("Uid:")).and_then(|line| line.split_whitespace().next()).unwrap_or("0");
-    report.own_uid = ids.len() == 4 && ids.iter().all(|id| Some(id) == ids.first() && *id != "0" && *id != service) && alone(ids.first().unwrap_or(&"0"), probe.pid());
+    report.own_uid = ids.len() == 4
+        && ids.iter().all(|id| Some(id) == ids.first() && *id != "0" && *id != service)
+        && alone(ids.first().unwrap_or(&"0"), probe.pid());
     // The kernel gives the files of an unreadable process to root instead of its user.
     let user = std::fs::metadata(format!("{folder}/status")).map(|folder| std::os::unix::fs::MetadataExt::uid(&folder).to_string());
     report.not_dumpable = user.is_ok_and(|user| user == "0") && ids.first() != Some(&"0");
@@ -191,7 +196,8 @@ fn stand(subject: &impl Subject, all: Layers, report: &mut Report) -> Result<(),
 fn alone(uid: &str, pid: u32) -> bool {
     let uid: u32 = uid.parse().unwrap_or(0);
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let others = processes.filter(|process| process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()).is_some_and(|other| other != pid));
+    let others = processes
+        .filter(|process| process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()).is_some_and(|other| other != pid));
     others.map(|other| other.path().join("status")).all(|status| {
         let text = std::fs::read_to_string(status).unwrap_or_default();
         let real = text.lines().find_map(|line| line.strip_prefix("Uid:")).and_then(|line| line.split_whitespace().next());
@@ -206,7 +212,9 @@ fn standing(subject: &impl Subject, layers: Layers) -> Result<Cell, JailError> {
     let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
     let _ = poll(&mut [PollFd::new(&socket, PollFlags::IN)], Some(&patience));
     if !matches!(stream::recv(socket.as_fd(), &mut [0]), Ok((1, _))) {
-        return Err(JailError::Gone("a confined probe could not read the clock without a system call (see the kernel's clock source) or died"));
+        return Err(JailError::Gone(
+            "a confined probe could not read the clock without a system call (see the kernel's clock source) or died",
+        ));
     }
     probe.socket_back(socket);
     Ok(probe)
@@ -251,7 +259,8 @@ fn eat() -> bool {
     use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
     const PAGE_BYTES: usize = 4096;
     // SAFETY: the kernel picks a fresh address range, nothing existing is touched.
-    let Ok(start) = (unsafe { mmap_anonymous(std::ptr::null_mut(), EATEN_BYTES, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE) }) else {
+    let Ok(start) = (unsafe { mmap_anonymous(std::ptr::null_mut(), EATEN_BYTES, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE) })
+    else {
         return false;
     };
     for offset in (0..EATEN_BYTES).step_by(PAGE_BYTES) {

@@ -114,13 +114,33 @@ impl Report {
         need(self.seccomp, "system call filter", "use a kernel with CONFIG_SECCOMP_FILTER, on x86_64 or aarch64");
         need(self.no_new_privileges, "no_new_privs", "use a kernel from 3.5 on and a container runtime that does not filter prctl");
         need(self.descriptors_closed, "closing of descriptors", "use a kernel from 5.9 on, which has close_range");
-        need(self.engine_threads == 1, "single-threaded zygote", "keep the engine from starting threads before it serves (for ONNX Runtime set ORT_DISABLE_TELEMETRY=1)");
+        need(
+            self.engine_threads == 1,
+            "single-threaded zygote",
+            "keep the engine from starting threads before it serves (for ONNX Runtime set ORT_DISABLE_TELEMETRY=1)",
+        );
         if strict {
-            need(self.memory == Enforced::Cgroup, "memory limit by control group", "run as root, or delegate the memory controller to the service (systemd: Delegate=yes)");
-            need(self.cpu == Enforced::Cgroup, "processor limit by control group", "run as root, or delegate the cpu controller to the service (systemd: Delegate=yes)");
-            need(self.processes != Enforced::No, "limit of processes", "run as root, or delegate the pids controller to the service (systemd: Delegate=yes)");
+            need(
+                self.memory == Enforced::Cgroup,
+                "memory limit by control group",
+                "run as root, or delegate the memory controller to the service (systemd: Delegate=yes)",
+            );
+            need(
+                self.cpu == Enforced::Cgroup,
+                "processor limit by control group",
+                "run as root, or delegate the cpu controller to the service (systemd: Delegate=yes)",
+            );
+            need(
+                self.processes != Enforced::No,
+                "limit of processes",
+                "run as root, or delegate the pids controller to the service (systemd: Delegate=yes)",
+            );
             for (name, what) in NAMESPACES.iter().zip(NAMESPACE_NAMES) {
-                need(self.namespaces.contains(name), what, "allow user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone), or run as root");
+                need(
+                    self.namespaces.contains(name),
+                    what,
+                    "allow user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone), or run as root",
+                );
             }
             need(self.landlock_abi.is_some(), "landlock", "use a kernel from 5.13 on and put landlock in its lsm= list");
             need(self.empty_root, "empty root", "allow user namespaces and pivot_root, or run as root; not from an initramfs");
@@ -128,7 +148,11 @@ impl Report {
             need(self.no_capabilities, "dropping of capabilities", "run as root or allow user namespaces");
             need(self.not_dumpable, "protection of memory from others", "use a kernel whose prctl has PR_SET_DUMPABLE");
         } else {
-            need(self.memory != Enforced::No, "memory limit", "delegate the memory controller to the service, or allow it to set resource limits");
+            need(
+                self.memory != Enforced::No,
+                "memory limit",
+                "delegate the memory controller to the service, or allow it to set resource limits",
+            );
         }
         missing
     }

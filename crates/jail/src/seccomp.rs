@@ -69,7 +69,9 @@ fn entries() -> impl Iterator<Item = Result<(&'static str, Condition), String>> 
         let mut words = rule.split_whitespace();
         match (words.next(), words.next(), words.next()) {
             (Some(name), None, None) => Ok((name, Condition::None)),
-            (Some(name), Some(word), None) => Condition::from_word(word).map(|condition| (name, condition)).ok_or_else(|| format!("`{word}` is no condition")),
+            (Some(name), Some(word), None) => {
+                Condition::from_word(word).map(|condition| (name, condition)).ok_or_else(|| format!("`{word}` is no condition"))
+            }
             _ => Err(format!("cannot read the line `{rule}`")),
         }
     })

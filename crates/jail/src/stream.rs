@@ -10,7 +10,8 @@ use std::{
 };
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg,
+    sendmsg,
 };
 
 /// Descriptors the kernel may hand over in one message; all but the first are closed at once.
@@ -89,10 +90,7 @@ fn wait_writable(fd: BorrowedFd<'_>) -> io::Result<()> {
 mod tests {
     use std::{
         io::{ErrorKind, Read},
-        os::{
-            fd::AsFd,
-            unix::net::UnixStream,
-        },
+        os::{fd::AsFd, unix::net::UnixStream},
     };
 
     use super::*;

@@ -8,7 +8,7 @@ use std::{
 
 use rustix::process::{Pid, Resource, Rlimit, Signal};
 
-use super::{control::Request, launcher::Zygote};
+use super::launcher::Zygote;
 use crate::{JailError, Limits, cgroup::Group};
 
 /// How a cell ended.
@@ -72,7 +72,8 @@ impl Cell {
         // The lock is held, so the cell is not reported dead and its id cannot have become another process's unnoticed.
         let set = |resource, current: u64, maximum: Option<u64>| {
             let wanted = Rlimit { current: Some(current), maximum };
-            rustix::process::prlimit(Some(self.held.pid), resource, wanted).map_err(|error| JailError::io("changing a resource limit")(error.into()))
+            rustix::process::prlimit(Some(self.held.pid), resource, wanted)
+                .map_err(|error| JailError::io("changing a resource limit")(error.into()))
         };
         if self.zygote.layers.rlimits {
             let most = u64::from(limits.descriptors_max).min(self.held.descriptors_max);
@@ -89,7 +90,7 @@ impl Cell {
 
     /// Kills it without waiting. Harmless when it is dead.
     pub fn kill(&self) {
-        let _ = self.zygote.ask(&Request::Kill { cell: self.held.id }, &[]);
+        self.zygote.kill(self.held.id);
     }
 
     /// Calls `f` once with the reason when the cell has ended, reaped, its group removed; at once if it already has.
@@ -215,7 +216,8 @@ impl Inside {
             return self.last;
         }
         let pid = pid.as_raw_nonzero();
-        let (memory_bytes, memory_peak_bytes) = self.group.as_ref().and_then(Group::memory_bytes).unwrap_or_else(|| resident_bytes(pid.get()));
+        let (memory_bytes, memory_peak_bytes) =
+            self.group.as_ref().and_then(Group::memory_bytes).unwrap_or_else(|| resident_bytes(pid.get()));
         let cpu_micros = self.group.as_ref().and_then(Group::cpu_micros).unwrap_or_else(|| cpu_micros(pid.get()));
         Usage { cpu_micros, memory_bytes, memory_peak_bytes }
     }

@@ -23,9 +23,14 @@ pub(crate) const DESCRIPTORS_MAX: usize = 8;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Request {
     /// First and once: which layers, and the first outer user id of the range (0: none).
-    Setup { layers: u32, outer: u32 },
+    Setup {
+        layers: u32,
+        outer: u32,
+    },
     Spawn(Spawn),
-    Kill { cell: u64 },
+    Kill {
+        cell: u64,
+    },
 }
 
 /// The wish for one cell.
@@ -120,7 +125,13 @@ impl Reply {
             2 => Self::Unable(from.failed()?),
             3 => Self::Spawned { cell: from.u64()?, pid: from.u32()?, data_bytes: from.u64()? },
             4 => Self::Failed { cell: from.u64()?, failed: from.failed()? },
-            5 => Self::Exited { cell: from.u64()?, code: from.i32()?, signal: from.i32()?, cpu_micros: from.u64()?, memory_peak_bytes: from.u64()? },
+            5 => Self::Exited {
+                cell: from.u64()?,
+                code: from.i32()?,
+                signal: from.i32()?,
+                cpu_micros: from.u64()?,
+                memory_peak_bytes: from.u64()?,
+            },
             _ => return Err(malformed()),
         };
         from.end()?;
@@ -170,7 +181,11 @@ struct In<'a>(&'a [u8]);
 
 impl<'a> In<'a> {
     fn recv(control: BorrowedFd<'_>, buf: &'a mut [u8]) -> io::Result<Option<(Self, Vec<OwnedFd>)>> {
-        let (bytes, descriptors, cut) = stream::recv_some::<{ stream::space(DESCRIPTORS_MAX) }>(control, buf)?;
+        let (bytes, descriptors, cut) = match stream::recv_some::<{ stream::space(DESCRIPTORS_MAX) }>(control, buf) {
+            // The other side ended without having read everything.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+            other => other?,
+        };
         if cut {
             return Err(malformed());
         }

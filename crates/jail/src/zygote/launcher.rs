@@ -79,20 +79,27 @@ impl Launcher {
     /// The program must call [`control`](super::control) and [`serve`](super::serve). Fails when it does not, and with
     /// [`JailError::BelowFloor`], naming what is missing, when the machine enforces less than `floor`.
     pub fn start(program: &Path, args: &[&str], env: &[(String, String)], floor: Floor) -> Result<Self, JailError> {
-        Self::start_with_layers(program, args, env, floor, Layers::ALL)
-    }
-
-    /// For tests of the walls: [`Launcher::start`] with some of them left out. The report shows what is missing, and `floor` still holds.
-    #[doc(hidden)]
-    pub fn start_with_layers(program: &Path, args: &[&str], env: &[(String, String)], floor: Floor, layers: Layers) -> Result<Self, JailError> {
-        let launcher = Self::start_unchecked(program, args, env, layers)?;
+        let launcher = Self::make(program, args, env, Layers::ALL)?;
         launcher.0.report.check(floor)?;
         Ok(launcher)
     }
 
-    /// For tests of the walls: as above without a floor, so that a test can see an escape succeed. Needs a layer missing to be of any use.
+    /// What [`Launcher::start`] would find, without a floor and without keeping anything: for a command that explains a machine.
+    pub fn probe(program: &Path, args: &[&str], env: &[(String, String)]) -> Result<Report, JailError> {
+        Ok(Self::make(program, args, env, Layers::ALL)?.0.report.clone())
+    }
+
+    /// For tests of the walls only: a launcher with some of them left out and no floor. Refuses to leave out nothing, so that it is no way
+    /// round [`Launcher::start`].
     #[doc(hidden)]
-    pub fn start_unchecked(program: &Path, args: &[&str], env: &[(String, String)], layers: Layers) -> Result<Self, JailError> {
+    pub fn start_weakened(program: &Path, args: &[&str], env: &[(String, String)], layers: Layers) -> Result<Self, JailError> {
+        if layers == Layers::ALL {
+            return Err(JailError::Limits("no layer is left out: use `start`, which knows a floor".to_owned()));
+        }
+        Self::make(program, args, env, layers)
+    }
+
+    fn make(program: &Path, args: &[&str], env: &[(String, String)], layers: Layers) -> Result<Self, JailError> {
         let args: Vec<String> = args.iter().map(ToString::to_string).collect();
         let groups = Arc::new(if layers.cgroup { Groups::open() } else { Groups::none() });
         let uids = Arc::new(Uids::default());
@@ -167,8 +174,10 @@ impl Inner {
             born_into: doors.born_into.is_some(),
             attempt,
         };
-        let attach: Vec<BorrowedFd<'_>> =
-            std::iter::once(theirs.as_fd()).chain(doors.born_into.iter().map(AsFd::as_fd)).chain(doors.join.iter().map(AsFd::as_fd)).collect();
+        let attach: Vec<BorrowedFd<'_>> = std::iter::once(theirs.as_fd())
+            .chain(doors.born_into.iter().map(AsFd::as_fd))
+            .chain(doors.join.iter().map(AsFd::as_fd))
+            .collect();
         let wish = Wish { group, groups: Arc::clone(&self.groups), uid, memory_by_rlimit, limits: *limits };
         let (held, data_bytes) = zygote.spawn(&spawn, &attach, wish)?;
         Ok(Cell { held, zygote, socket: Some(ours.into()), data_bytes })
@@ -194,7 +203,9 @@ impl Inner {
         }
         let fresh = Zygote::start(&self.program, &self.args, &self.env, self.layers, &self.uids)?;
         // What the probe found must hold for the successor as well.
-        if (fresh.threads, fresh.landlock_abi, fresh.own_uid) != (current.zygote.threads, current.zygote.landlock_abi, current.zygote.own_uid) {
+        if (fresh.threads, fresh.landlock_abi, fresh.own_uid)
+            != (current.zygote.threads, current.zygote.landlock_abi, current.zygote.own_uid)
+        {
             return Err(JailError::Gone("its successor is less confined than it was"));
         }
         fresh.forks.store(1, Ordering::Relaxed);
@@ -241,7 +252,15 @@ type Answer = Result<(Arc<Held>, u64), Failed>;
 #[derive(Debug, Default)]
 struct Table {
     waiting: HashMap<u64, (Wish, mpsc::SyncSender<Answer>)>,
-    alive: HashMap<u64, (Arc<Held>, Arc<Groups>, Option<Uid>)>,
+    alive: HashMap<u64, Living>,
+}
+
+/// A living cell, and what is given back after its end.
+#[derive(Debug)]
+struct Living {
+    held: Arc<Held>,
+    _groups: Arc<Groups>,
+    _uid: Option<Uid>,
 }
 
 impl Zygote {
@@ -279,26 +298,29 @@ impl Zygote {
         Ok(Arc::new(Self { layers, data_maximum, pid, threads, landlock_abi, own_uid, control, alive, forks, table, listener }))
     }
 
-    pub(super) fn ask(&self, request: &Request, attach: &[BorrowedFd<'_>]) -> Result<(), JailError> {
-        request.send(self.control.as_fd(), attach).map_err(JailError::io("asking the cell launcher"))
+    /// Harmless when the cell or the zygote is dead.
+    pub(super) fn kill(&self, cell: u64) {
+        let _ = Request::Kill { cell }.send(self.control.as_fd(), &[]);
     }
 
     fn spawn(&self, spawn: &Spawn, attach: &[BorrowedFd<'_>], wish: Wish) -> Result<(Arc<Held>, u64), JailError> {
         let (sender, receiver) = mpsc::sync_channel(1);
         lock(&self.table).waiting.insert(spawn.cell, (wish, sender));
-        let asked = if self.alive.load(Ordering::Acquire) { self.ask(&Request::Spawn(*spawn), attach) } else { Err(JailError::Gone("it died")) };
-        if let Err(error) = asked {
+        if let Err(error) = Request::Spawn(*spawn).send(self.control.as_fd(), attach) {
             lock(&self.table).waiting.remove(&spawn.cell);
-            return Err(error);
+            let died = matches!(error.kind(), std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset);
+            return Err(if died { JailError::Gone("it has just died") } else { JailError::io("asking the cell launcher")(error) });
         }
         match receiver.recv_timeout(Duration::from_secs(SPAWN_SECONDS_MAX)) {
             Ok(Ok(cell)) => Ok(cell),
-            Ok(Err(Failed { step, errno })) => Err(JailError::Confine { step: step.words(), source: std::io::Error::from_raw_os_error(errno) }),
+            Ok(Err(Failed { step, errno })) => {
+                Err(JailError::Confine { step: step.words(), source: std::io::Error::from_raw_os_error(errno) })
+            }
             Err(mpsc::RecvTimeoutError::Disconnected) => Err(JailError::Gone("it died during the spawn")),
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 // Nobody waits for this answer any more: if the cell comes after all, the listener drops it and it is killed below.
                 lock(&self.table).waiting.remove(&spawn.cell);
-                let _ = self.ask(&Request::Kill { cell: spawn.cell }, &[]);
+                self.kill(spawn.cell);
                 Err(JailError::Gone("it did not answer in time"))
             }
         }
@@ -320,7 +342,8 @@ impl Drop for Zygote {
 fn greet(control: BorrowedFd<'_>, layers: Layers, uids: &Uids) -> Result<Reply, String> {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let setup = Request::Setup { layers: layers.bits(), outer: uids.first };
-    setup.send(control, &[]).map_err(|error| format!("it does not listen: {error}"))?;
+    // A program that has ended already is noticed below, by the end of the stream.
+    let _ = setup.send(control, &[]);
     let patience = Timespec { tv_sec: HELLO_SECONDS_MAX as i64, tv_nsec: 0 };
     let mut ready = [PollFd::from_borrowed_fd(control, PollFlags::IN)];
     match poll(&mut ready, Some(&patience)) {
@@ -349,8 +372,8 @@ fn listen(control: &OwnedFd, table: &Mutex<Table>, alive: &AtomicBool, mut zygot
             }
             Reply::Exited { cell, code, signal, cpu_micros, memory_peak_bytes } => {
                 let ended = lock(table).alive.remove(&cell);
-                if let Some((held, _, _)) = ended {
-                    held.end(signal, code, Some(Usage { cpu_micros, memory_bytes: 0, memory_peak_bytes }));
+                if let Some(living) = ended {
+                    living.held.end(signal, code, Some(Usage { cpu_micros, memory_bytes: 0, memory_peak_bytes }));
                 }
             }
         }
@@ -360,11 +383,11 @@ fn listen(control: &OwnedFd, table: &Mutex<Table>, alive: &AtomicBool, mut zygot
     let _ = zygote.wait();
     let Table { waiting, alive } = std::mem::take(&mut *lock(table));
     drop(waiting);
-    for (held, _, _) in alive.values() {
-        held.kill_orphan();
+    for living in alive.values() {
+        living.held.kill_orphan();
     }
-    for (held, _, _) in alive.into_values() {
-        held.end(libc::SIGKILL, 0, None);
+    for living in alive.into_values() {
+        living.held.end(libc::SIGKILL, 0, None);
     }
 }
 
@@ -381,7 +404,7 @@ fn spawned(table: &Mutex<Table>, cell: u64, pid: u32, data_bytes: u64) {
         inside: Mutex::new(Inside { group: wish.group, ..Inside::default() }),
         ended: std::sync::Condvar::new(),
     });
-    guard.alive.insert(cell, (Arc::clone(&held), wish.groups, wish.uid));
+    guard.alive.insert(cell, Living { held: Arc::clone(&held), _groups: wish.groups, _uid: wish.uid });
     drop(guard);
     let _ = sender.send(Ok((held, data_bytes)));
 }

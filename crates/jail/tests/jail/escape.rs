@@ -214,9 +214,32 @@ fn with_the_walls_down_they_get_out() {
     let launcher = start(Layers { close_descriptors: true, ..Layers::NONE });
     let outside = Outside::new();
     for name in [
-        "open", "openat", "openat2", "open_proc", "open_root", "open_dev_null", "open_cgroup", "stat", "readlink", "connect_loopback", "connect_abstract",
-        "kill_parent", "tgkill", "pidfd_open", "setuid", "chroot", "fsopen", "open_tree", "unshare_net", "prlimit", "mlock", "perf_event_open",
-        "memory", "memory_by_brk", "forge_credentials", "fcntl_dup",
+        "open",
+        "openat",
+        "openat2",
+        "open_proc",
+        "open_root",
+        "open_dev_null",
+        "open_cgroup",
+        "stat",
+        "readlink",
+        "connect_loopback",
+        "connect_abstract",
+        "kill_parent",
+        "tgkill",
+        "pidfd_open",
+        "setuid",
+        "chroot",
+        "fsopen",
+        "open_tree",
+        "unshare_net",
+        "prlimit",
+        "mlock",
+        "perf_event_open",
+        "memory",
+        "memory_by_brk",
+        "forge_credentials",
+        "fcntl_dup",
     ] {
         let got = attempt(&launcher, &LIMITS, &outside.order(&launcher, name));
         assert!(matches!(got, Answer(0..)), "{name}: {got:?}");
@@ -226,7 +249,10 @@ fn with_the_walls_down_they_get_out() {
 
 #[test]
 fn the_list_is_enough_to_work_with() {
-    assert_eq!(attempt(&start(Layers::ALL), &Limits { memory_bytes: 64 << 20, ..LIMITS }, "echo"), Answer(2 * (10 + 10_000 + (1 << 20) + (8 << 20))));
+    assert_eq!(
+        attempt(&start(Layers::ALL), &Limits { memory_bytes: 64 << 20, ..LIMITS }, "echo"),
+        Answer(2 * (10 + 10_000 + (1 << 20) + (8 << 20)))
+    );
 }
 
 /// A cell that sends without end is stopped by its full socket; the service takes in only what it has room for.
@@ -254,14 +280,23 @@ fn gifts_do_not_pile_up() {
     let launcher = start(Layers::ALL);
     let mut cell = launcher.spawn(&LIMITS).unwrap();
     let mut socket = socket_of(&mut cell);
-    socket.write_all(b"gift 100").unwrap();
+    socket.write_all(b"gift 5").unwrap();
     let before = std::fs::read_dir("/proc/self/fd").unwrap().count();
-    for _ in 0..100 {
+    for _ in 0..5 {
         let (bytes, gift) = stream::recv(socket.as_fd(), &mut [0]).unwrap();
         assert_eq!((bytes, gift.is_some()), (1, true));
     }
     assert_eq!(answer(&mut socket), Some(Answer(1)));
     assert_eq!(std::fs::read_dir("/proc/self/fd").unwrap().count(), before);
+    // And no more than its own limit of descriptors can be on the way at once.
+    let mut cell = launcher.spawn(&LIMITS).unwrap();
+    let mut socket = socket_of(&mut cell);
+    socket.write_all(b"gift 100").unwrap();
+    assert_eq!(outcome(&cell), Code(0));
+    while stream::recv(socket.as_fd(), &mut [0]).unwrap().1.is_some() {}
+    let mut rest = [0; 7];
+    socket.read_exact(&mut rest).unwrap();
+    assert_eq!(rest, (-i64::from(libc::ETOOMANYREFS)).to_le_bytes()[1..]);
 }
 
 #[test]
@@ -270,8 +305,7 @@ fn a_hoarder_of_descriptors_has_its_limit() {
     let mut cell = launcher.spawn(&LIMITS).unwrap();
     let mut socket = socket_of(&mut cell);
     socket.write_all(b"hoard 50").unwrap();
-    // One message each: a stream does not merge what carries a descriptor, and the order must not be merged with the first.
-    std::thread::sleep(Duration::from_millis(20));
+    socket.read_exact(&mut [0]).unwrap();
     for _ in 0..50 {
         stream::send(socket.as_fd(), b"x", Some(socket.as_fd())).unwrap();
     }

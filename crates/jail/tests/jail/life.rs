@@ -35,9 +35,11 @@ fn lives(pid: u32) -> bool {
 fn groups_of(pid: u32) -> Vec<String> {
     let mut found = Vec::new();
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let mut folders: Vec<_> = mounts.lines().filter(|line| line.contains(" - cgroup")).map(|line| line.split(' ').nth(4).unwrap().to_owned()).collect();
+    let mut folders: Vec<_> =
+        mounts.lines().filter(|line| line.contains(" - cgroup")).map(|line| line.split(' ').nth(4).unwrap().to_owned()).collect();
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).into_iter().flatten().flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        {
             let path = entry.path().to_string_lossy().into_owned();
             if entry.file_name().to_string_lossy().starts_with(&format!("insula-{pid}-")) {
                 found.push(path.clone());
@@ -71,7 +73,14 @@ fn a_dropped_cell_is_killed_and_leaves_nothing() {
     let launcher = launcher();
     let cell = launcher.spawn(&LIMITS).unwrap();
     let pid = cell.pid();
-    let cells = || groups_of(std::process::id()).iter().flat_map(|home| fs::read_dir(home).unwrap()).flatten().filter(|entry| entry.path().is_dir()).count();
+    let cells = || {
+        groups_of(std::process::id())
+            .iter()
+            .flat_map(|home| fs::read_dir(home).unwrap())
+            .flatten()
+            .filter(|entry| entry.path().is_dir())
+            .count()
+    };
     assert!(lives(pid) && cells() > 0);
     drop(cell);
     eventually("the cell's death", || !lives(pid));
@@ -188,7 +197,7 @@ fn cells_die_with_the_zygote_and_the_next_spawn_starts_another() {
     let (cell, first) = (launcher.spawn(&LIMITS).unwrap(), launcher.pid());
     kill(first);
     assert_eq!(cell.wait(PATIENCE), KILLED);
-    assert!(!lives(cell.pid()));
+    eventually("its burial by init", || !lives(cell.pid()));
     let next = launcher.spawn(&LIMITS).unwrap();
     assert_ne!(launcher.pid(), first);
     // Dying over and over is not answered by starting over and over.

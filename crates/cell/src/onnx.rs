@@ -185,7 +185,6 @@ pub struct AttributeProto {
 /// Kinds of attribute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Enumeration)]
 #[repr(i32)]
-#[expect(missing_docs, reason = "the names of the format say it")]
 pub enum AttributeType {
     Undefined = 0,
     Float = 1,
@@ -264,7 +263,6 @@ pub enum DataLocation {
 /// Types of tensor elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Enumeration)]
 #[repr(i32)]
-#[expect(missing_docs, reason = "the names of the format say it")]
 pub enum DataType {
     Undefined = 0,
     Float = 1,
@@ -336,6 +334,7 @@ pub struct TypeProto {
 
 /// Kinds of type.
 #[derive(Clone, PartialEq, Oneof)]
+#[expect(clippy::enum_variant_names, reason = "the names of the format")]
 pub enum TypeValue {
     /// A tensor.
     #[prost(message, tag = "1")]

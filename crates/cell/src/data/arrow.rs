@@ -20,6 +20,8 @@ const BATCH_BYTES_MAX: u64 = 256 << 20;
 /// Most rows of one batch; columns without buffers make a claim of any length valid.
 const BATCH_ROWS_MAX: i64 = 16 << 20;
 
+/// The mark at the start of a file with its padding in bytes, as the widest writer has it.
+const MAGIC_BYTES_MAX: u64 = 64;
 /// The mark at the end; it also makes the decoder hand over a message without body.
 const END: &[u8] = &[0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
 
@@ -34,7 +36,13 @@ pub(super) fn read(source: &mut dyn Source, window: Range<u64>, limits: Limits, 
     let mut decoder = StreamDecoder::new();
     let bytes = source.bytes();
     let magic = pull::range(source, 0, bytes.min(8))?;
-    let mut at = if magic.starts_with(b"ARROW1") { 8 } else { 0 };
+    let mut at = 0;
+    if magic.starts_with(b"ARROW1") {
+        at = 8;
+        while at < MAGIC_BYTES_MAX && pull::range(source, at, 8.min(bytes.saturating_sub(at)))?.iter().all(|&byte| byte == 0) {
+            at += 8;
+        }
+    }
     let mut row = 0_u64;
     let mut kinds: Option<Vec<ColumnKind>> = None;
     let mut ended = false;
@@ -139,6 +147,13 @@ fn check(header: &[u8]) -> Result<(u64, Message), Fail> {
     if record.compression().is_some() {
         let remedy = "the Arrow file is compressed: write it without compression, or as Parquet";
         return Err(Fail::new(FailCode::Unsupported, remedy));
+    }
+    let ends = record.buffers().into_iter().flatten().map(|buffer| {
+        let (offset, length) = (u64::try_from(buffer.offset()).ok()?, u64::try_from(buffer.length()).ok()?);
+        offset.checked_add(length)
+    });
+    if ends.into_iter().any(|end| end.is_none_or(|end| end > body_bytes)) {
+        return Err(damaged());
     }
     let rows = record.length();
     if rows > BATCH_ROWS_MAX {

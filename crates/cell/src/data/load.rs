@@ -148,7 +148,7 @@ impl Sink for Loader {
                 let wide = number(cell);
                 let value = wide as f32;
                 if value.is_infinite() {
-                    let message = format!("`{wide}` does not fit a number of single precision");
+                    let message = format!("`{wide:?}` does not fit a number of single precision");
                     return Err(Fail::new(FailCode::Invalid, message).at_column(name));
                 }
                 values.push(value);

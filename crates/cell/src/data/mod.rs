@@ -36,6 +36,8 @@ use wire::{ColumnKind, Fail, FailCode, Format};
 
 /// Most rows a preview gives.
 pub const PREVIEW_ROWS_MAX: u32 = 1_000;
+/// Longest report of an inspection in bytes: it has to fit the `meta` part of one frame.
+const REPORT_BYTES_MAX: usize = 1_000_000;
 /// Longest text of one cell in bytes.
 pub const TEXT_BYTES_MAX: usize = 1 << 20;
 
@@ -64,7 +66,18 @@ pub fn inspect(source: &mut dyn Source, spec: &wire::Inspect) -> Result<wire::In
     let mut summary = summary::Summary::default();
     read(source, found, 0..u64::MAX, limits, &mut summary)?;
     let (rows, columns) = summary.finish();
-    Ok(wire::Inspection { format: found, rows, columns })
+    let mut inspection = wire::Inspection { format: found, rows, columns };
+    if report_bytes(&inspection) > REPORT_BYTES_MAX {
+        inspection.columns.iter_mut().for_each(|column| column.statistics.top.clear());
+    }
+    if report_bytes(&inspection) > REPORT_BYTES_MAX {
+        return Err(Fail::new(FailCode::TooLarge, "the names and statistics of all columns are longer than 1 MB: use fewer columns"));
+    }
+    Ok(inspection)
+}
+
+fn report_bytes(inspection: &wire::Inspection) -> usize {
+    serde_json::to_vec(inspection).map_or(usize::MAX, |bytes| bytes.len())
 }
 
 /// Reads a few rows: at most [`PREVIEW_ROWS_MAX`] from `offset`.

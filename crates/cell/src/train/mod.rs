@@ -68,6 +68,23 @@ pub trait Events {
 /// # Errors
 /// [`Fail`] that names what is wrong with the data or the parameters.
 pub fn train(source: &mut dyn Source, spec: &wire::Train, events: &mut dyn Events) -> Result<(wire::Trained, Vec<u8>), Fail> {
+    fit(source, spec, events).map(|fitted| (fitted.trained, fitted.file))
+}
+
+/// A trained model with what it was evaluated on.
+#[cfg_attr(not(test), expect(dead_code, reason = "tests hold the file against the model and the rows it came from"))]
+struct Fitted {
+    model: Model,
+    /// Of the rows that have a target.
+    train_rows: Vec<u32>,
+    test_rows: Vec<u32>,
+    test_columns: Vec<Vec<f32>>,
+    features: Vec<Feature>,
+    trained: wire::Trained,
+    file: Vec<u8>,
+}
+
+fn fit(source: &mut dyn Source, spec: &wire::Train, events: &mut dyn Events) -> Result<Fitted, Fail> {
     let mut events = Thinned { events, last: 0 };
     let events: &mut dyn Events = &mut events;
     let parameters = Parameters::new(spec.algorithm, &spec.parameters)?;
@@ -103,14 +120,14 @@ pub fn train(source: &mut dyn Source, spec: &wire::Train, events: &mut dyn Event
     let trained = wire::Trained {
         parameters: parameters.0,
         metrics,
-        features: features.into_iter().map(|feature| feature.name).collect(),
+        features: features.iter().map(|feature| feature.name.clone()).collect(),
         classes: classes.map(|classes| classes.names()).unwrap_or_default(),
         rows_train: train_rows.len() as u64,
         rows_test: test_rows.len() as u64,
         fit_ms,
         model_bytes: file.len() as u64,
     };
-    Ok((trained, file))
+    Ok(Fitted { model, train_rows, test_rows, test_columns, features, trained, file })
 }
 
 /// What is to be learned, by row.
@@ -296,7 +313,7 @@ fn classify(target: &Column, rows: &[u32]) -> Result<(Goal, Classes), Fail> {
         Values::Wide(values) => {
             let values = pick(values, rows);
             if let Some(value) = values.iter().find(|value| value.fract() != 0.0 || value.abs() > INTEGER_MAX) {
-                let message = format!("the target has the value {value}, which is no class: use regression, or whole numbers or texts");
+                let message = format!("the target has the value {value:?}, which is no class: use regression, or whole numbers or texts");
                 return Err(invalid(message).at_column(&target.name));
             }
             let raw: Vec<u64> = values.iter().map(|&value| value as i64 as u64).collect();

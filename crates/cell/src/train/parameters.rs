@@ -26,7 +26,7 @@ const BOOSTING: &[Known] = &[
     known("max_depth", &[], 0.0, 0.0, 64.0, true),
     known("min_samples_leaf", &["min_child_samples", "min_data_in_leaf"], 20.0, 1.0, 1e9, true),
     known("min_sum_hessian", &["min_child_weight"], 1e-3, 0.0, 1e9, false),
-    known("l2", &["l2_regularization", "lambda_l2", "reg_lambda"], 1.0, 0.0, 1e9, false),
+    known("l2", &["l2_regularization", "lambda_l2", "reg_lambda"], 0.1, 0.0, 1e9, false),
     known("subsample", &["bagging_fraction"], 1.0, 0.01, 1.0, false),
     known("colsample", &["colsample_bytree", "feature_fraction"], 1.0, 0.01, 1.0, false),
     known("max_bins", &["max_bin"], 255.0, 2.0, 255.0, true),

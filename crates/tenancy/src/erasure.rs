@@ -185,6 +185,7 @@ pub(crate) async fn request(kernel: &Kernel, tenant: TenantId, by: &str) -> Resu
         let now = now_micros();
         put(kernel, tenant, ErasureState::Requested, now, by, &detail).await?;
         kernel.0.control.tenant_set_state(tenant, TenantState::Erasing).await?;
+        kernel.island_freeze(tenant);
     }
     info(kernel, &tenant.hex()).await
 }

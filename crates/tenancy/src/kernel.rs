@@ -523,6 +523,13 @@ impl Kernel {
         evicted
     }
 
+    /// From now on the island, if it is open, allows and commits nothing.
+    pub(crate) fn island_freeze(&self, id: TenantId) {
+        if let Some(island) = self.0.islands.lock().peek(&id) {
+            island.freeze();
+        }
+    }
+
     /// Takes the island out of memory, closed; for suspension and erasure. Whoever holds it can commit nothing more.
     pub(crate) async fn island_drop(&self, id: TenantId) -> Result<()> {
         let _guard = self.opening(id)?.lock().await;

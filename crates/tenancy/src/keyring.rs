@@ -262,3 +262,93 @@ fn data_context(tenant: TenantId, purpose: Purpose, n: u32, version: u32) -> Vec
 fn object_context(tenant: TenantId, object: [u8; 16], version: u32) -> Vec<u8> {
     [b"object-key".as_slice(), &tenant.0, &object, &version.to_be_bytes()].concat()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TENANT: TenantId = TenantId([5; 16]);
+
+    fn fresh() -> (tempfile::TempDir, RootStore, Keyring, KeyRows) {
+        let dir = tempfile::tempdir().unwrap();
+        let root = RootStore::open_or_create(&dir.path().join("keystore")).unwrap().0;
+        let (keyring, rows) = Keyring::create(&root, TENANT, 0).unwrap();
+        (dir, root, keyring, rows)
+    }
+
+    #[test]
+    fn stored_keys_open_again_and_are_all_different() {
+        let (_dir, root, keyring, rows) = fresh();
+        let again = Keyring::load(&root, TENANT, &rows).unwrap();
+        assert_eq!(again.rows_key().bytes(), keyring.rows_key().bytes());
+        assert_eq!(again.ledger_seed().bytes(), keyring.ledger_seed().bytes());
+        assert_ne!(keyring.rows_key().bytes(), keyring.ledger_seed().bytes());
+        assert_ne!(keyring.rows_key().bytes(), Keyring::create(&root, TENANT, 0).unwrap().0.rows_key().bytes());
+    }
+
+    #[test]
+    fn keys_open_only_in_their_place() {
+        let (_dir, root, _, rows) = fresh();
+        let refused = |tenant, rows: &KeyRows| matches!(Keyring::load(&root, tenant, rows), Err(Error::Integrity(_)));
+        assert!(refused(TenantId([6; 16]), &rows), "another tenant");
+        let changes: [(&str, fn(&mut KeyRows)); 8] = [
+            ("purposes swapped", |rows| {
+                let wrapped = rows.data[0].wrapped.clone();
+                rows.data[0].wrapped = std::mem::replace(&mut rows.data[1].wrapped, wrapped);
+            }),
+            ("number", |rows| rows.data[1].n = 2),
+            ("data key version", |rows| rows.data[0].version = 2),
+            ("version", |rows| rows.tenant[0].version = 2),
+            ("epoch", |rows| rows.tenant[0].epoch = 2),
+            ("a bit", |rows| rows.tenant[0].wrapped[20] ^= 1),
+            ("no active version", |rows| rows.tenant[0].state = KeyState::Old),
+            ("key missing", |rows| drop(rows.data.remove(0))),
+        ];
+        for (what, change) in changes {
+            let mut changed = rows.clone();
+            change(&mut changed);
+            assert!(refused(TENANT, &changed), "{what}");
+        }
+    }
+
+    #[test]
+    fn rotation_rewraps_and_adds_a_ledger_key() {
+        let (_dir, root, first, rows) = fresh();
+        let (second, rows) = first.next_version(&root, &rows, 7).unwrap();
+        assert_eq!((first.version(), second.version()), (1, 2));
+        assert_eq!(first.rows_key().bytes(), second.rows_key().bytes(), "data keys stay, their wrapping changes");
+        assert!(rows.data.iter().all(|row| row.version == 2));
+        let numbers = |keyring: &Keyring| keyring.ledger_keys().iter().map(|(n, _)| *n).collect::<Vec<_>>();
+        assert_eq!((numbers(&first), numbers(&second)), (vec![1], vec![1, 2]));
+        let states: Vec<KeyState> = rows.tenant.iter().map(|row| row.state).collect();
+        assert_eq!(states, [KeyState::Old, KeyState::Active]);
+        let object = second.wrap_object(first.rows_key(), [1; 16]).unwrap();
+        assert_eq!(object.0, 2);
+        assert!(first.unwrap_object(object.0, [1; 16], &object.1).is_err());
+        assert!(second.unwrap_object(object.0, [2; 16], &object.1).is_err(), "another object");
+    }
+
+    #[test]
+    fn versions_in_use_are_bounded() {
+        let (_dir, root, mut keyring, mut rows) = fresh();
+        for _ in 1..VERSIONS_MAX {
+            (keyring, rows) = keyring.next_version(&root, &rows, 0).unwrap();
+        }
+        assert!(matches!(keyring.next_version(&root, &rows, 0), Err(Error::Unavailable(_))));
+        (keyring, rows) = keyring.retire(&root, &rows, 1).unwrap();
+        keyring.next_version(&root, &rows, 0).unwrap();
+    }
+
+    #[test]
+    fn destroying_the_epoch_destroys_what_was_not_rewrapped() {
+        let (_dir, root, keyring, erased) = fresh();
+        let mut survivor = erased.clone();
+        let epoch = root.begin_epoch().unwrap();
+        let (old, new) = (root.epoch_key(1).unwrap(), root.epoch_key(epoch).unwrap());
+        survivor.tenant[0].wrapped = rewrap(&old, &new, TENANT, &survivor.tenant[0], epoch).unwrap();
+        survivor.tenant[0].epoch = epoch;
+        root.destroy_epochs_before(epoch).unwrap();
+        assert_eq!(Keyring::load(&root, TENANT, &survivor).unwrap().rows_key().bytes(), keyring.rows_key().bytes());
+        assert!(Keyring::load(&root, TENANT, &erased).is_err(), "an old copy of the stored keys is worth nothing");
+    }
+}

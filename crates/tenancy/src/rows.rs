@@ -359,4 +359,4 @@ impl Tx<'_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

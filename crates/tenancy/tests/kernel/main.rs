@@ -1,0 +1,15 @@
+//! The kernel as its users see it: real folders, real encryption, real crashes.
+
+mod crash;
+mod erase;
+mod isolation;
+mod support;
+
+#[test]
+fn illegal_programs_do_not_compile() {
+    if std::env::var_os("INSULA_SKIP_ILLEGAL").is_some() {
+        println!("SKIPPED LOUDLY: INSULA_SKIP_ILLEGAL is set");
+        return;
+    }
+    trybuild::TestCases::new().compile_fail("tests/illegal/*.rs");
+}

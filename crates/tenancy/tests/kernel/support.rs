@@ -1,0 +1,153 @@
+//! A kernel in a folder of its own, and shortcuts to its parts.
+
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tenancy::act::{Act, DatasetRead, DatasetWrite, KeyWrite};
+use tenancy::*;
+
+pub struct House {
+    pub dir: tempfile::TempDir,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Note {
+    pub name: String,
+    pub text: String,
+}
+
+impl Record for Note {
+    const KIND: &'static str = "note";
+    fn key(&self) -> String {
+        self.name.clone()
+    }
+}
+
+impl House {
+    pub fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    pub fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    pub fn keystore(&self) -> PathBuf {
+        self.dir.path().join("keystore")
+    }
+
+    pub async fn open(&self) -> Kernel {
+        Kernel::open(config(&self.data(), &self.keystore())).await.unwrap().0
+    }
+
+    pub async fn operator(&self, kernel: &Kernel) -> (Operator, String) {
+        let secret = std::fs::read_to_string(self.keystore().join("bootstrap.secret")).unwrap();
+        let key = kernel.bootstrap(secret.trim(), &RequestId::fresh()).await.unwrap();
+        (operator(kernel, key.secret()).await, key.secret().to_owned())
+    }
+}
+
+pub fn config(data: &Path, keystore: &Path) -> KernelConfig {
+    KernelConfig {
+        data_dir: data.to_owned(),
+        keystore_dir: keystore.to_owned(),
+        issuer: "https://localhost:8443".to_owned(),
+        stores_open_max: 8,
+        limits: Limits::default(),
+    }
+}
+
+pub async fn operator(kernel: &Kernel, key: &str) -> Operator {
+    match kernel.authenticate(Presented::Bearer(key), &RequestId::fresh()).await.unwrap() {
+        Identity::Operator(operator) => operator,
+        Identity::Tenant(_) => panic!("an operator's key"),
+    }
+}
+
+pub async fn tenant_new(operator: &Operator, name: &str) -> String {
+    let spec = TenantSpec { name: name.parse().unwrap(), admin: "ada".parse().unwrap(), limits: None };
+    operator.tenant_create(spec).await.unwrap().admin_key.secret().to_owned()
+}
+
+pub async fn tenant(kernel: &Kernel, key: &str) -> Result<Tenant> {
+    match kernel.authenticate(Presented::Bearer(key), &RequestId::fresh()).await? {
+        Identity::Tenant(caller) => kernel.open_tenant(caller).await,
+        Identity::Operator(_) => panic!("a tenant's key"),
+    }
+}
+
+pub async fn permit<A: Act>(kernel: &Kernel, key: &str, resource: &str) -> Result<Permit<A>> {
+    tenant(kernel, key).await?.allow::<A>(resource)
+}
+
+pub async fn note_put(kernel: &Kernel, key: &str, name: &str, text: &str) -> Result<()> {
+    let permit = permit::<DatasetWrite>(kernel, key, name).await?;
+    let mut tx = permit.tx().await?;
+    tx.put(&Note { name: name.to_owned(), text: text.to_owned() }).await?;
+    tx.commit().await?;
+    permit.finish().map(|_| ())
+}
+
+pub async fn note_get(kernel: &Kernel, key: &str, name: &str) -> Result<Option<Note>> {
+    let permit = permit::<DatasetRead>(kernel, key, name).await?;
+    let note = permit.rows().get::<Note>(name).await?;
+    let _ = permit.finish()?;
+    Ok(note)
+}
+
+pub async fn blob_put(kernel: &Kernel, key: &str, bytes: &[u8]) -> Result<BlobId> {
+    let permit = permit::<DatasetWrite>(kernel, key, "blob").await?;
+    let mut upload = permit.blob_create().await?;
+    upload.write(Bytes::copy_from_slice(bytes)).await?;
+    let stored = upload.finish().await?;
+    let mut tx = permit.tx().await?;
+    let id = tx.attach(stored).await?;
+    tx.commit().await?;
+    let _ = permit.finish()?;
+    Ok(id)
+}
+
+pub async fn blob_get(kernel: &Kernel, key: &str, id: BlobId) -> Result<Bytes> {
+    let permit = permit::<DatasetRead>(kernel, key, "blob").await?;
+    let reader = permit.blobs().open(id).await?;
+    let bytes = reader.read_at(0, usize::try_from(reader.bytes()).unwrap()).await?;
+    let _ = permit.finish()?;
+    Ok(bytes)
+}
+
+pub async fn key_new(kernel: &Kernel, admin: &str, member: &str, scope: Scope) -> Result<String> {
+    let permit = permit::<KeyWrite>(kernel, admin, "").await?;
+    let expires_at =
+        i64::try_from(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_micros()).unwrap() + 3_600_000_000;
+    let spec = KeySpec { name: "k".parse().unwrap(), member: member.parse().unwrap(), scope, expires_at };
+    let issued = permit.key_issue(spec).await?;
+    let _ = permit.finish()?;
+    Ok(issued.secret().to_owned())
+}
+
+pub fn copy_tree(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_tree(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// No stored file holds the marker in clear.
+pub fn nowhere_in_clear(dir: &Path, marker: &str) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            nowhere_in_clear(&entry.path(), marker);
+        } else {
+            let bytes = std::fs::read(entry.path()).unwrap();
+            assert!(!bytes.windows(marker.len()).any(|window| window == marker.as_bytes()), "{} holds `{marker}`", entry.path().display());
+        }
+    }
+}

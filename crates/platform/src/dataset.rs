@@ -12,7 +12,8 @@ use std::io;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use serde::{Deserialize, Serialize};
-use tenancy::{BlobId, DatasetDelete, DatasetRead, DatasetWrite, Name, Permit, Record};
+use tenancy::{BlobId, Name, Permit, Record};
+use tenancy::act::{DatasetDelete, DatasetRead, DatasetWrite};
 use utoipa::ToSchema;
 use wire::{ColumnKind, Format};
 
@@ -354,7 +355,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 
 impl Platform {
     /// Seals a stream while it arrives, up to `bytes_max`. Dropping the future unlinks what was written.
-    pub(crate) async fn receive<A: tenancy::Act<Mode = tenancy::Writes>>(
+    pub(crate) async fn receive<A: tenancy::act::Act<Mode = tenancy::act::Writes>>(
         &self,
         permit: &Permit<A>,
         stream: impl Stream<Item = io::Result<Bytes>> + Send,

@@ -2,7 +2,8 @@
 //! version, or an alias that is looked up anew after each change. Cells follow when a prediction asks for them.
 
 use serde::{Deserialize, Serialize};
-use tenancy::{DeploymentRead, DeploymentWrite, Name, Permit, Predict, Record, Rows};
+use tenancy::{Name, Permit, Record, Resource, Rows};
+use tenancy::act::{DeploymentRead, DeploymentWrite, Predict};
 use utoipa::ToSchema;
 
 use crate::dataset::version_key;
@@ -98,6 +99,9 @@ impl Platform {
         let stored = stored.ok_or(Error::not_found("model version"))?;
         let now = Timestamp::now();
         let before = tx.get::<Deployment>(name.as_str()).await?;
+        if before.is_none() {
+            tx.charge(Resource::Deployments, 1).await?;
+        }
         let mut deployment = Deployment {
             name,
             model: request.model,
@@ -150,6 +154,7 @@ impl Platform {
         if !tx.delete::<Deployment>(permit.resource()).await? {
             return Err(Error::not_found("deployment"));
         }
+        tx.refund(Resource::Deployments, 1).await?;
         tx.commit().await?;
         Ok(())
     }
@@ -197,6 +202,6 @@ pub(crate) async fn serving(rows: &Rows<'_>, name: &str, version: Option<&str>) 
 }
 
 /// As [`serving`], for a prediction.
-pub(crate) async fn serving_for(permit: &Permit<Predict>, version: Option<&str>) -> Result<StoredModelVersion> {
-    serving(&permit.rows(), permit.resource(), version).await
+pub(crate) async fn serving_for(permit: &Permit<Predict>) -> Result<StoredModelVersion> {
+    serving(&permit.rows(), permit.resource(), None).await
 }

@@ -32,7 +32,7 @@ pub use model::{
     Tensor, TrainingLineage,
 };
 pub use page::{PAGE_ITEMS_DEFAULT, PAGE_ITEMS_MAX, Page, PageRequest, Timestamp};
-pub use platform::Platform;
+pub use platform::{Platform, StartError};
 pub use stats::{COLD_START_BOUNDS_MS, PlatformStats};
 pub use training::{
     Failure, JobStep, LOG_LINES_MAX, LOG_PAGE_LINES_MAX, LogLine, Progress, Recipe, Run, SplitRequest, Training, TrainingLogs,

@@ -9,7 +9,8 @@ use std::io;
 use bytes::Bytes;
 use futures_util::Stream;
 use serde::{Deserialize, Serialize};
-use tenancy::{BlobId, ModelDelete, ModelRead, ModelWrite, Name, Permit, Record, Tx};
+use tenancy::{BlobId, Name, Permit, Record, Resource, Tx};
+use tenancy::act::{ModelDelete, ModelRead, ModelWrite};
 use utoipa::ToSchema;
 
 use crate::cells::{Source, blob_stream};
@@ -291,6 +292,7 @@ impl Platform {
             }
         }
         tx.delete::<AliasSequence>(name).await?;
+        tx.refund(Resource::Models, 1).await?;
         tx.commit().await?;
         Ok(())
     }
@@ -505,6 +507,8 @@ async fn model_or_new(tx: &mut Tx<'_>, name: Name) -> Result<Model> {
     if let Some(model) = tx.get::<Model>(name.as_str()).await? {
         return Ok(model);
     }
+    // It exists in this transaction from here on: every caller puts it.
+    tx.charge(Resource::Models, 1).await?;
     let now = Timestamp::now();
     Ok(Model {
         name,

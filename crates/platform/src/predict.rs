@@ -1,7 +1,8 @@
 //! Predictions: the hot path. Permit in, the client's bytes to the cell, the cell's bytes out.
 
 use bytes::Bytes;
-use tenancy::{Permit, Predict};
+use tenancy::Permit;
+use tenancy::act::Predict;
 
 use crate::error::Result;
 use crate::platform::Platform;

@@ -16,7 +16,8 @@ mod scheduler;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use tenancy::{Name, Permit, Record, RunRead, TrainingCancel, TrainingCreate, TrainingRead};
+use tenancy::{Name, Permit, Record};
+use tenancy::act::{RunRead, TrainingCancel, TrainingCreate, TrainingRead};
 use utoipa::ToSchema;
 use wire::{Algorithm, Task};
 

@@ -1,0 +1,155 @@
+//! One cell as the service holds it: its process, its place among all cells, and the account its CPU time goes to.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use jail::zygote::{Cell, Exit};
+use tenancy::{IslandToken, Limits, MeterHandle};
+use tokio::net::UnixStream;
+use tokio::sync::{OwnedSemaphorePermit, watch};
+
+use super::socket::{End, stream};
+use crate::error::CellFailure;
+use crate::stats::{Counters, bump};
+
+/// How long a death may take to be explained.
+const EXIT_WAIT: Duration = Duration::from_secs(2);
+/// Descriptors of a cell: its socket, and memory files on their way into mappings.
+const DESCRIPTORS_MAX: u32 = 16;
+/// Memory of a blank cell before it has a tenant, in bytes.
+const BLANK_MEMORY_BYTES: u64 = 256 << 20;
+
+/// For whom a cell works: what it may use and who pays. Holds no authority.
+#[derive(Clone)]
+pub(crate) struct Owner {
+    pub(crate) island: IslandToken,
+    pub(crate) limits: Limits,
+    pub(crate) meter: MeterHandle,
+}
+
+impl Owner {
+    /// The jail's limits for a cell of this tenant.
+    pub(crate) fn limits(&self) -> jail::Limits {
+        jail::Limits {
+            memory_bytes: self.limits.memory_bytes.max(jail::Limits::MEMORY_BYTES_MIN),
+            cpu_percent: self.limits.cpu_percent.max(1),
+            cpu_seconds_max: None,
+            descriptors_max: DESCRIPTORS_MAX,
+        }
+    }
+}
+
+/// Limits of a cell that has no tenant yet.
+pub(crate) fn blank_limits() -> jail::Limits {
+    jail::Limits { memory_bytes: BLANK_MEMORY_BYTES, cpu_percent: 100, cpu_seconds_max: None, descriptors_max: DESCRIPTORS_MAX }
+}
+
+/// A live cell without a tenant.
+pub(crate) struct Blank {
+    cell: Cell,
+    place: OwnedSemaphorePermit,
+}
+
+impl Blank {
+    pub(crate) fn new(cell: Cell, place: OwnedSemaphorePermit) -> Self {
+        Self { cell, place }
+    }
+
+    /// Gives the cell to a tenant, for good.
+    pub(crate) fn adopt(mut self, owner: &Owner, counters: Arc<Counters>) -> Result<(Process, UnixStream), CellFailure> {
+        let not_started = |error: &dyn std::fmt::Display| CellFailure::NotStarted(error.to_string());
+        self.cell.set_limits(&owner.limits()).map_err(|error| not_started(&error))?;
+        let socket = self.cell.take_socket().ok_or_else(|| CellFailure::NotStarted("the cell has no socket".to_owned()))?;
+        let stream = stream(socket).map_err(|error| not_started(&error))?;
+        let (sender, exit) = watch::channel(None);
+        self.cell.on_exit(move |exit| {
+            let _ = sender.send(Some(exit));
+        });
+        let process = Process {
+            cell: self.cell,
+            exit,
+            meter: owner.meter.clone(),
+            billed_micros: AtomicU64::new(0),
+            memory_bytes_max: owner.limits().memory_bytes,
+            counters,
+            _place: self.place,
+        };
+        Ok((process, stream))
+    }
+}
+
+/// A tenant's cell. Dropping it kills it.
+pub(crate) struct Process {
+    cell: Cell,
+    exit: watch::Receiver<Option<Exit>>,
+    meter: MeterHandle,
+    billed_micros: AtomicU64,
+    memory_bytes_max: u64,
+    counters: Arc<Counters>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Process {
+    /// Charges CPU time used since the last time to its tenant; returns the memory it has now, in bytes.
+    pub(crate) fn bill(&self) -> u64 {
+        let usage = self.cell.usage();
+        let before = self.billed_micros.fetch_max(usage.cpu_micros, Ordering::AcqRel);
+        self.meter.count_cpu(usage.cpu_micros.saturating_sub(before));
+        usage.memory_bytes
+    }
+
+    /// Process id, for tests and logs.
+    pub(crate) fn pid(&self) -> u32 {
+        self.cell.pid()
+    }
+
+    /// Kills it at once and waits until it is gone.
+    pub(crate) async fn stop(&self) {
+        self.bill();
+        self.cell.kill();
+        self.gone().await;
+    }
+
+    async fn gone(&self) -> Option<Exit> {
+        let mut exit = self.exit.clone();
+        let exit = tokio::time::timeout(EXIT_WAIT, exit.wait_for(Option::is_some)).await;
+        exit.ok().and_then(Result::ok).and_then(|exit| *exit)
+    }
+
+    /// Why a conversation that ended so failed, in words for the tenant. Kills the cell if it still lives, and counts.
+    pub(crate) async fn failure(&self, end: &End) -> CellFailure {
+        match end {
+            End::Stopped => CellFailure::Stopped,
+            End::Deadline => {
+                self.cell.kill();
+                CellFailure::Died("it was stopped at its deadline".to_owned())
+            }
+            End::Protocol(what) => {
+                self.cell.kill();
+                bump(&self.counters.hostile);
+                CellFailure::Protocol(what.clone())
+            }
+            End::Closed => {
+                let exit = self.gone().await;
+                self.cell.kill();
+                bump(&self.counters.failed);
+                match exit {
+                    Some(Exit::Signal { out_of_memory: true, .. }) => {
+                        bump(&self.counters.out_of_memory);
+                        CellFailure::OutOfMemory { memory_bytes_max: self.memory_bytes_max }
+                    }
+                    Some(Exit::Signal { signal, .. }) => CellFailure::Died(format!("signal {signal}")),
+                    Some(Exit::Code(code)) => CellFailure::Died(format!("exit status {code}")),
+                    None => CellFailure::Died("it closed its socket".to_owned()),
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.bill();
+    }
+}

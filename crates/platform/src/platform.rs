@@ -1,0 +1,154 @@
+//! The platform as one value: everything that runs behind the operations, started and stopped together.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tenancy::{Compute, IslandToken, Kernel, Permit};
+use tenancy::act::Act;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use crate::cells::{Cells, Owner};
+use crate::config::PlatformConfig;
+use crate::stats::{Counters, PlatformStats};
+use crate::training::Scheduler;
+
+/// A look for orders to erase without being woken.
+const ERASURE_LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How long a graceful stop waits for its tasks.
+const SHUTDOWN_WAIT: Duration = Duration::from_secs(20);
+
+/// Why the platform does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The jail is below its floor, or its program does not run.
+    #[error(transparent)]
+    Jail(#[from] jail::JailError),
+    /// The kernel's queue cannot be read.
+    #[error(transparent)]
+    Kernel(#[from] tenancy::Error),
+    /// The start was interrupted.
+    #[error("the start was interrupted: {0}")]
+    Interrupted(String),
+}
+
+/// What the service does, given permits. Cheap to clone.
+#[derive(Clone)]
+pub struct Platform(Arc<Inner>);
+
+struct Inner {
+    kernel: Kernel,
+    cells: Cells,
+    scheduler: Arc<Scheduler>,
+    erasure: Notify,
+    closed: AtomicBool,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Platform {
+    /// Starts the zygote, frees tickets that a dead predecessor had claimed, and begins to work.
+    ///
+    /// # Errors
+    /// [`StartError`], with a remedy where there is one.
+    pub async fn start(kernel: Kernel, config: PlatformConfig) -> Result<Self, StartError> {
+        let scheduler = Arc::new(Scheduler::new(kernel.clone(), &config));
+        let cells = tokio::task::spawn_blocking(move || Cells::start(config, Arc::new(Counters::default())));
+        let cells = cells.await.map_err(|error| StartError::Interrupted(error.to_string()))??;
+        kernel.tickets_reset().await?;
+        let inner = Inner { kernel, cells, scheduler, erasure: Notify::new(), closed: AtomicBool::new(false), tasks: Mutex::default() };
+        let platform = Self(Arc::new(inner));
+        *platform.0.tasks.lock() = vec![
+            tokio::spawn(platform.cells().clone().refill_forever()),
+            tokio::spawn(platform.cells().clone().sweep_forever()),
+            tokio::spawn(Arc::clone(&platform.0.scheduler).run_forever(platform.clone())),
+            tokio::spawn(platform.clone().erase_forever()),
+        ];
+        Ok(platform)
+    }
+
+    /// Stops claiming, stops every cell, and waits for what is being recorded. A training that was cut is queued again.
+    /// Close the kernel afterwards.
+    pub async fn shutdown(&self) {
+        self.0.closed.store(true, Ordering::Release);
+        self.0.scheduler.close();
+        self.0.erasure.notify_one();
+        self.cells().close().await;
+        let tasks = std::mem::take(&mut *self.0.tasks.lock());
+        let aborts: Vec<_> = tasks.iter().map(JoinHandle::abort_handle).collect();
+        if tokio::time::timeout(SHUTDOWN_WAIT, futures_util::future::join_all(tasks)).await.is_err() {
+            aborts.iter().for_each(tokio::task::AbortHandle::abort);
+        }
+    }
+
+    /// Figures for the operator.
+    #[must_use]
+    pub fn stats(&self) -> PlatformStats {
+        PlatformStats { trainings_running: self.0.scheduler.running(), ..self.cells().stats() }
+    }
+
+    /// What the jail really enforces.
+    #[must_use]
+    pub fn jail_report(&self) -> &jail::Report {
+        self.cells().report()
+    }
+
+    /// An erasure was ordered: do not wait for the next look.
+    pub fn erasure_wake(&self) {
+        self.0.erasure.notify_one();
+    }
+
+    /// Process id of the cell that serves the permit's tenant, if one lives. For tests that kill it.
+    #[doc(hidden)]
+    pub fn serving_pid<A: Act>(&self, permit: &Permit<A>) -> Option<u32> {
+        self.cells().serving_pid(permit.island())
+    }
+
+    pub(crate) fn kernel(&self) -> &Kernel {
+        &self.0.kernel
+    }
+
+    pub(crate) fn config(&self) -> &PlatformConfig {
+        self.0.cells.config()
+    }
+
+    pub(crate) fn cells(&self) -> &Cells {
+        &self.0.cells
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        self.0.cells.counters()
+    }
+
+    pub(crate) fn scheduler(&self) -> &Scheduler {
+        &self.0.scheduler
+    }
+
+    /// For whom cells work under this permit.
+    pub(crate) fn owner<A: Act>(&self, permit: &Permit<A>) -> Owner {
+        Owner { island: permit.island(), limits: permit.limits(), meter: permit.meter() }
+    }
+
+    /// Carries out orders to erase, step by step, until the platform stops.
+    async fn erase_forever(self) {
+        while !self.0.closed.load(Ordering::Acquire) {
+            match self.0.kernel.erasure_step(&self).await {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(error) => tracing::error!(private = error.private(), "a step of an erasure failed and is tried again: {error}"),
+            }
+            tokio::select! {
+                () = self.0.erasure.notified() => {}
+                () = tokio::time::sleep(ERASURE_LOOK_EVERY) => {}
+            }
+        }
+    }
+}
+
+impl Compute for Platform {
+    fn stop(&self, island: IslandToken) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(self.cells().stop_island(island))
+    }
+}

@@ -40,7 +40,7 @@ pub(crate) enum Attempt {
     Forbidden,
     /// Open the root folder for reading, which Landlock alone refuses.
     Open,
-    /// Find an entry of the root, or make one.
+    /// Find an entry of the root, or something above it, or a root that can be written.
     Look,
     /// Take and touch memory beyond the limit.
     Eat,
@@ -243,14 +243,14 @@ fn limits(cpu_percent: u32) -> Limits {
     Limits { memory_bytes: MEMORY_BYTES, cpu_percent, cpu_seconds_max: None, descriptors_max: 16 }
 }
 
-/// The root has no entry, cannot get one, and nothing is above it. Looked at without Landlock in the way.
+/// The root has no entry, is mounted read-only, and nothing is above it. Looked at without Landlock in the way.
 fn root_is_empty() -> bool {
-    use rustix::fs::{Mode, OFlags, mkdir, open};
+    use rustix::fs::{Mode, OFlags, StatVfsMountFlags, fstatvfs, open};
     let Ok(root) = open("/", OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()) else { return false };
     let Ok(entries) = rustix::fs::Dir::read_from(&root) else { return false };
     let entries = entries.flatten().filter(|entry| !matches!(entry.file_name().to_bytes(), b"." | b"..")).count();
     let above = open("/../proc", OFlags::PATH, Mode::empty()).is_ok();
-    let fixed = mkdir("/new", Mode::RWXU) == Err(rustix::io::Errno::ROFS);
+    let fixed = fstatvfs(&root).is_ok_and(|root| root.f_flag.contains(StatVfsMountFlags::RDONLY));
     entries == 0 && !above && fixed
 }
 

@@ -51,6 +51,9 @@ const WIDTH: u64 = TILE_WIDTH as u64;
 /// Line in the checkpoint with the greatest generation in the log, so that opening need not look for it.
 const GENERATION: &str = "generation ";
 
+/// Indexes and leaf data, in order.
+type Leaves = Vec<(u64, Vec<u8>)>;
+
 /// An entry as read back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Numbered {
@@ -242,6 +245,7 @@ impl Ledger {
     }
 
     /// Root of the tree over all entries.
+    #[cfg(test)]
     pub(crate) fn root(&self) -> [u8; 32] {
         self.inner.lock().frontier.root().0
     }
@@ -282,7 +286,7 @@ impl Ledger {
         let mut found = Found::default();
         let mut place = if filter.oldest_first { filter.from.unwrap_or(0) } else { filter.from.unwrap_or(size).min(size) };
         let mut read = 0;
-        let mut loaded: Option<(u64, Vec<(u64, Vec<u8>)>)> = None;
+        let mut loaded: Option<(u64, Leaves)> = None;
         loop {
             let index = if filter.oldest_first { Some(place).filter(|place| *place < size) } else { place.checked_sub(1) };
             let Some(index) = index else { return Ok(found) };
@@ -391,7 +395,7 @@ impl Ledger {
     }
 
     /// Indexes and leaf data of a bundle as it is now.
-    fn bundle(&self, number: u64) -> Result<Vec<(u64, Vec<u8>)>> {
+    fn bundle(&self, number: u64) -> Result<Leaves> {
         let place = usize::try_from(number).map_err(Error::internal)?;
         let (start, end, size) = {
             let inner = self.inner.lock();

@@ -382,6 +382,7 @@ impl Reservation {
     }
 
     /// What is reserved.
+    #[cfg(test)]
     pub(crate) fn amount(&self) -> u64 {
         self.amount
     }

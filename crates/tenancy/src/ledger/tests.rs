@@ -83,7 +83,7 @@ fn what_is_appended_is_read_also_after_opening_again() {
     for size in [0u64, 1, 2, 255, 256, 257, 511, 512, 700] {
         let ledger = filled(dir.path(), size);
         assert_eq!((ledger.size(), ledger.root()), (size, expected_root(&ledger)));
-        if size % 2 == 0 {
+        if size.is_multiple_of(2) {
             ledger.checkpoint().unwrap();
         }
         let (root, vkey) = (ledger.root(), ledger.vkey());
@@ -209,7 +209,12 @@ fn entries_cannot_change_places() {
     let ledger = open(dir.path()).unwrap();
     (0..3).for_each(|index| assert_eq!(ledger.append(&same).unwrap(), index));
     let mut leaves = Vec::new();
-    ledger.signed_leaves(3, |_, leaf| Ok(leaves.push(leaf.to_vec()))).unwrap();
+    ledger
+        .signed_leaves(3, |_, leaf| {
+            leaves.push(leaf.to_vec());
+            Ok(())
+        })
+        .unwrap();
     assert_ne!(leaves[0], leaves[1], "the same entry is never sealed to the same bytes");
     assert!(ledger.opened(0, &leaves[0]).unwrap().is_some());
     assert!(is_integrity(ledger.opened(0, &leaves[1])));
@@ -279,6 +284,8 @@ fn entries_are_bounded_and_a_refused_one_changes_nothing() {
     assert!(!exported(&ledger).windows(6).any(|window| window == b"line\nb"), "control characters are escaped");
 }
 
+type Hit<'a> = &'a dyn Fn(&Entry) -> bool;
+
 #[test]
 fn search_pages_in_both_directions() {
     let dir = TempDir::new().unwrap();
@@ -297,7 +304,7 @@ fn search_pages_in_both_directions() {
     };
     let expected = |hit: &dyn Fn(&Entry) -> bool| (0..600).filter(|number| hit(&entry(*number))).collect::<Vec<u64>>();
     let some = |text: &str| Some(text.to_owned());
-    let cases: [(Filter, &dyn Fn(&Entry) -> bool); 7] = [
+    let cases: [(Filter, Hit<'_>); 7] = [
         (Filter::default(), &|_| true),
         (Filter { actor: some("ada"), ..Filter::default() }, &|entry| entry.actor == "ada"),
         (Filter { act: some("Predict"), outcome: Some(Outcome::Refused), ..Filter::default() }, &|entry| {
@@ -339,7 +346,12 @@ fn proofs_and_tiles_satisfy_the_outside_verifier() {
     assert_eq!(ledger.tile("checkpoint").unwrap(), note.as_bytes());
     let verifier = Verifier::new(ORIGIN, ledger.vkey().parse().unwrap());
     let mut leaves = Vec::new();
-    ledger.signed_leaves(700, |_, leaf| Ok(leaves.push(leaf.to_vec()))).unwrap();
+    ledger
+        .signed_leaves(700, |_, leaf| {
+            leaves.push(leaf.to_vec());
+            Ok(())
+        })
+        .unwrap();
     for index in [0u64, 1, 255, 256, 299, 511, 512, 699] {
         let proof = ledger.prove_inclusion(index, 700).unwrap();
         verifier.inclusion(note.as_bytes(), &leaves[index as usize], &proof).unwrap();
@@ -490,11 +502,11 @@ fn child_that_appends() {
     loop {
         let index = ledger.size();
         ledger.append(&entry(index)).unwrap();
-        if index % 5 == 0 {
+        if index.is_multiple_of(5) {
             ledger.sync().unwrap();
             println!("acknowledged {index}");
         }
-        if index % 40 == 0 {
+        if index.is_multiple_of(40) {
             ledger.checkpoint().unwrap();
         }
     }

@@ -1,0 +1,201 @@
+//! Bodies: what comes in is bounded in bytes, silence and pace; what goes out is one piece or a stream, and holds the
+//! request's place until it is gone.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::Stream;
+use futures_util::stream::{self, BoxStream};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use parking_lot::Mutex;
+use tokio::time::timeout;
+
+use crate::config::RequestLimits;
+use crate::error::{Fail, Result};
+use crate::watch::Work;
+
+/// Most memory taken for a body on the word of its `Content-Length` alone, in bytes.
+const RESERVE_BYTES_MAX: u64 = 1 << 20;
+
+/// A request's body. Nothing is read before a handler asks.
+pub(crate) struct RequestBody {
+    incoming: Incoming,
+    limits: Arc<RequestLimits>,
+    started: Instant,
+    mark: Arc<BodyMark>,
+}
+
+/// What is known of a body after its reader took it.
+#[derive(Default)]
+pub(crate) struct BodyMark {
+    /// What went wrong inside a stream whose reader knows only `io::Error`.
+    fault: Mutex<Option<Fail>>,
+    read: AtomicU64,
+}
+
+impl BodyMark {
+    /// The fault, once.
+    pub(crate) fn take_fault(&self) -> Option<Fail> {
+        self.fault.lock().take()
+    }
+
+    /// Bytes read so far.
+    pub(crate) fn read(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
+    }
+}
+
+impl RequestBody {
+    pub(crate) fn new(incoming: Incoming, limits: Arc<RequestLimits>) -> Self {
+        Self { incoming, limits, started: Instant::now(), mark: Arc::default() }
+    }
+
+    /// What stays known of it.
+    pub(crate) fn mark(&self) -> Arc<BodyMark> {
+        self.mark.clone()
+    }
+
+    /// The next piece.
+    async fn piece(&mut self, bytes_max: u64) -> Result<Option<Bytes>> {
+        if self.incoming.size_hint().lower() > bytes_max.saturating_sub(self.mark.read()) {
+            return Err(too_large(bytes_max));
+        }
+        loop {
+            let Ok(frame) = timeout(self.limits.body_idle_timeout, self.incoming.frame()).await else {
+                return Err(Fail::new("body_timeout", "the body stopped coming").closing());
+            };
+            let Some(frame) = frame else { return Ok(None) };
+            let frame = frame.map_err(|_| Fail::new("upload_interrupted", "the body broke off before its end").closing())?;
+            let Ok(piece) = frame.into_data() else { continue };
+            let length = u64::try_from(piece.len()).unwrap_or(u64::MAX);
+            let read = self.mark.read.fetch_add(length, Ordering::Relaxed).saturating_add(length);
+            if read > bytes_max {
+                return Err(too_large(bytes_max));
+            }
+            let counted = self.started.elapsed().saturating_sub(self.limits.body_pace_grace);
+            if read < self.limits.body_pace_bytes.saturating_mul(counted.as_secs()) {
+                return Err(Fail::new("body_timeout", "the body came too slowly").closing());
+            }
+            return Ok(Some(piece));
+        }
+    }
+
+    /// All of it.
+    pub(crate) async fn bytes(mut self, bytes_max: u64) -> Result<Bytes> {
+        let Some(first) = self.piece(bytes_max).await? else { return Ok(Bytes::new()) };
+        if self.incoming.is_end_stream() {
+            return Ok(first);
+        }
+        let expected = self.incoming.size_hint().lower().min(RESERVE_BYTES_MAX);
+        let mut all = BytesMut::with_capacity(first.len() + usize::try_from(expected).unwrap_or(0));
+        all.extend_from_slice(&first);
+        while let Some(piece) = self.piece(bytes_max).await? {
+            all.extend_from_slice(&piece);
+        }
+        Ok(all.freeze())
+    }
+
+    /// Piece by piece. A fault ends the stream with an error and is left in its [`BodyMark`].
+    pub(crate) fn stream(self, bytes_max: u64) -> impl Stream<Item = std::io::Result<Bytes>> + Send + 'static {
+        stream::unfold(Some(self), move |body| async move {
+            let mut body = body?;
+            match body.piece(bytes_max).await {
+                Ok(None) => None,
+                Ok(Some(piece)) => Some((Ok(piece), Some(body))),
+                Err(fail) => {
+                    *body.mark.fault.lock() = Some(fail);
+                    Some((Err(std::io::Error::other("the body broke off")), None))
+                }
+            }
+        })
+    }
+}
+
+fn too_large(bytes_max: u64) -> Fail {
+    Fail::new("too_large", format!("the body is larger than {bytes_max} bytes")).closing()
+}
+
+/// An answer's body.
+pub(crate) struct AnswerBody {
+    content: Content,
+    /// The request's place among those in flight.
+    work: Option<Work>,
+}
+
+enum Content {
+    Full(Bytes),
+    Stream { pieces: BoxStream<'static, Result<Bytes>>, length: Option<u64> },
+}
+
+impl AnswerBody {
+    /// One piece.
+    pub(crate) fn full(bytes: Bytes) -> Self {
+        Self { content: Content::Full(bytes), work: None }
+    }
+
+    /// Many pieces; `length` when it is known.
+    pub(crate) fn stream(pieces: BoxStream<'static, Result<Bytes>>, length: Option<u64>) -> Self {
+        Self { content: Content::Stream { pieces, length }, work: None }
+    }
+
+    /// Keeps the request in flight until the body is gone.
+    pub(crate) fn hold(&mut self, work: Work) {
+        self.work = Some(work);
+    }
+
+    /// Bytes, as far as they are known.
+    pub(crate) fn length(&self) -> u64 {
+        match &self.content {
+            Content::Full(bytes) => u64::try_from(bytes.len()).unwrap_or(u64::MAX),
+            Content::Stream { length, .. } => length.unwrap_or(0),
+        }
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        match &mut self.content {
+            Content::Full(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Content::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Content::Stream { pieces, .. } => pieces.as_mut().poll_next(cx).map(|next| {
+                next.map(|piece| {
+                    // The status is sent already: cutting the body short is what a client can see.
+                    piece.map(Frame::data).map_err(|fail| {
+                        fail.log();
+                        std::io::Error::other("the answer broke off")
+                    })
+                })
+            }),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(&self.content, Content::Full(bytes) if bytes.is_empty())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Full(bytes) => SizeHint::with_exact(u64::try_from(bytes.len()).unwrap_or(u64::MAX)),
+            Content::Stream { length: Some(length), .. } => SizeHint::with_exact(*length),
+            Content::Stream { .. } => SizeHint::default(),
+        }
+    }
+}
+
+impl std::fmt::Debug for AnswerBody {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.content {
+            Content::Full(bytes) => write!(f, "{}", String::from_utf8_lossy(bytes)),
+            Content::Stream { length, .. } => write!(f, "stream of {length:?}"),
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! The one place where errors become HTTP. Every code that a client can see is in [`CODES`] with its status and title, and
+//! has its line in docs/errors.md with what to do; a test compares both ways.
+//!
+//! Three forms: problem+json (RFC 9457) on `/v1`, `{"error": …}` of the Open Inference Protocol on `/v2`, and the OAuth form
+//! (RFC 6749, 5.2) on `/oauth/token`. An answer never holds the request id in its body: absent, foreign and hidden things
+//! answer with the same bytes.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{Response, StatusCode};
+use serde_json::json;
+
+use crate::body::AnswerBody;
+
+/// Every public code with its status and title.
+pub(crate) const CODES: &[(&str, u16, &str)] = &[
+    // the kernel
+    ("unauthenticated", 401, "the credential is missing, expired or not valid"),
+    ("not_found", 404, "there is no such thing"),
+    ("forbidden", 403, "not allowed"),
+    ("invalid", 400, "the request is not valid"),
+    ("conflict", 409, "in conflict with what is there"),
+    ("quota_exceeded", 429, "a limit of the tenant is reached"),
+    ("tenant_state", 403, "the tenant does not take requests"),
+    ("integrity", 500, "stored data failed its integrity check"),
+    ("unavailable", 503, "the service cannot do this now"),
+    ("internal", 500, "the service failed"),
+    // the platform
+    ("invalid_input", 400, "the data does not fit"),
+    ("model_refused", 422, "the model is not admitted"),
+    ("model_failed", 422, "the model cannot do this"),
+    ("too_large", 413, "larger than allowed"),
+    ("unsupported", 415, "not supported"),
+    ("cell_failed", 502, "the sandbox ended"),
+    ("out_of_memory", 422, "the tenant's memory limit is too small for this"),
+    ("cell_unavailable", 503, "no sandbox could be started"),
+    ("deadline_exceeded", 504, "no result in time"),
+    ("overloaded", 503, "too much is waiting"),
+    ("model_unstable", 503, "the model keeps breaking its sandbox"),
+    ("upload_interrupted", 400, "the upload broke off"),
+    ("cancelled", 409, "cancelled"),
+    // the door
+    ("path_invalid", 400, "the path is not valid"),
+    ("request_ambiguous", 400, "the request can be read in two ways"),
+    ("route_unknown", 404, "there is no such address"),
+    ("method_not_allowed", 405, "this address does not take the method"),
+    ("media_type_unsupported", 415, "the content type is not supported"),
+    ("encoding_unsupported", 415, "the content encoding is not supported"),
+    ("json_invalid", 400, "the JSON is not valid"),
+    ("query_invalid", 400, "the query is not valid"),
+    ("body_timeout", 408, "the body came too slowly"),
+    ("expectation_failed", 417, "the expectation cannot be met"),
+    ("credential_kind", 403, "another kind of credential is needed"),
+    ("grant_unsupported", 400, "the grant type is not supported"),
+];
+
+/// Which form an error takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// RFC 9457.
+    Problem,
+    /// Open Inference Protocol.
+    Inference,
+    /// RFC 6749.
+    OAuth,
+}
+
+impl Form {
+    /// The form that belongs to a path.
+    pub(crate) fn of(path: &str) -> Self {
+        if path == "/oauth/token" {
+            Self::OAuth
+        } else if path == "/v2" || path.starts_with("/v2/") {
+            Self::Inference
+        } else {
+            Self::Problem
+        }
+    }
+}
+
+/// A refusal or failure on its way out. Result of every handler.
+#[derive(Debug)]
+pub(crate) struct Fail {
+    code: &'static str,
+    detail: Cow<'static, str>,
+    retry_after_seconds: Option<u64>,
+    /// For the operator's log alone.
+    private: Option<String>,
+    allow: Option<String>,
+    /// The connection cannot be used again.
+    closes: bool,
+}
+
+/// Result of everything in this crate that serves a request.
+pub(crate) type Result<T, E = Fail> = std::result::Result<T, E>;
+
+impl Fail {
+    pub(crate) fn new(code: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { code, detail: detail.into(), retry_after_seconds: None, private: None, allow: None, closes: false }
+    }
+
+    /// The same, after which the connection closes.
+    pub(crate) fn closing(self) -> Self {
+        Self { closes: true, ..self }
+    }
+
+    /// The method is not one of `allow`.
+    pub(crate) fn method(allow: String) -> Self {
+        Self { allow: Some(allow), ..Self::new("method_not_allowed", "this address does not take the method") }
+    }
+
+    /// A fault of ours, with what only the log may hold.
+    pub(crate) fn internal(private: impl std::fmt::Display) -> Self {
+        Self { private: Some(private.to_string()), ..Self::new("internal", "the service failed; nothing was done") }
+    }
+
+    pub(crate) fn code(&self) -> &'static str {
+        self.code
+    }
+
+    /// Status and title of the code; a code that is not in the table is a fault of ours.
+    pub(crate) fn status(&self) -> StatusCode {
+        StatusCode::from_u16(entry(self.code).1).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
+    /// Logged once, here, with what the client does not see.
+    pub(crate) fn log(&self) {
+        let status = self.status();
+        if status.is_server_error() {
+            tracing::error!(code = self.code, private = self.private.as_deref(), "{}", self.detail);
+        } else {
+            tracing::debug!(code = self.code, "{}", self.detail);
+        }
+    }
+
+    /// The answer in the form of its protocol.
+    pub(crate) fn answer(&self, form: Form) -> Response<AnswerBody> {
+        let status = self.status();
+        let title = entry(self.code).2;
+        let (status, media, body) = match form {
+            Form::Problem => (
+                status,
+                "application/problem+json",
+                json!({
+                    "type": format!("urn:insula:error:{}", self.code),
+                    "title": title,
+                    "status": status.as_u16(),
+                    "code": self.code,
+                    "detail": self.detail,
+                }),
+            ),
+            Form::Inference => (status, "application/json", json!({"error": self.detail, "code": self.code})),
+            Form::OAuth => {
+                let (status, error) = oauth(self.code, status);
+                (status, "application/json", json!({"error": error, "error_description": self.detail.replace(['"', '\\'], "`")}))
+            }
+        };
+        let mut answer = Response::new(AnswerBody::full(Bytes::from(body.to_string())));
+        *answer.status_mut() = status;
+        let headers = answer.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(media));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if status == StatusCode::UNAUTHORIZED {
+            let scheme = if form == Form::OAuth { "Basic realm=\"insula\"" } else { "Bearer realm=\"insula\"" };
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(scheme));
+        }
+        if let Some(seconds) = self.retry_after_seconds {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Some(Ok(allow)) = self.allow.as_deref().map(HeaderValue::from_str) {
+            headers.insert(ALLOW, allow);
+        }
+        if self.closes {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        answer
+    }
+}
+
+fn entry(code: &str) -> (&'static str, u16, &'static str) {
+    CODES.iter().copied().find(|(known, ..)| *known == code).unwrap_or(("internal", 500, "the service failed"))
+}
+
+/// OAuth has few words: a wrong client, a wrong request, or our trouble.
+fn oauth(code: &str, status: StatusCode) -> (StatusCode, &'static str) {
+    match code {
+        "unauthenticated" => (StatusCode::UNAUTHORIZED, "invalid_client"),
+        "grant_unsupported" => (StatusCode::BAD_REQUEST, "unsupported_grant_type"),
+        _ if status.is_server_error() => (status, "temporarily_unavailable"),
+        _ => (status, "invalid_request"),
+    }
+}
+
+impl From<platform::tenancy::Error> for Fail {
+    fn from(error: platform::tenancy::Error) -> Self {
+        let retry_after_seconds = match &error {
+            platform::tenancy::Error::Quota(exceeded) => exceeded.retry_after_seconds,
+            platform::tenancy::Error::Unavailable(_) => Some(1),
+            _ => None,
+        };
+        let private = error.private().map(str::to_owned);
+        Self { retry_after_seconds, private, ..Self::new(error.code(), error.to_string()) }
+    }
+}
+
+impl From<platform::Error> for Fail {
+    fn from(error: platform::Error) -> Self {
+        match error {
+            platform::Error::Kernel(error) => error.into(),
+            error => {
+                let kernel_retry = match error.root() {
+                    platform::Error::Kernel(platform::tenancy::Error::Quota(exceeded)) => exceeded.retry_after_seconds,
+                    _ => None,
+                };
+                let private = error.private().map(str::to_owned);
+                Self {
+                    retry_after_seconds: error.retry_after_seconds().or(kernel_retry),
+                    private,
+                    ..Self::new(error.code(), error.to_string())
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn every_code_has_its_line_in_the_documents_and_every_line_its_code() {
+        let text = include_str!("../../../docs/errors.md");
+        let documented: BTreeMap<&str, u16> = text
+            .lines()
+            .filter_map(|line| {
+                let mut cells = line.strip_prefix("| `")?.split('|').map(str::trim);
+                let code = cells.next()?.strip_suffix('`')?;
+                let status = cells.next()?.parse().ok()?;
+                assert!(cells.next().is_some_and(|what| what.len() > 5), "{code}: says what happened");
+                assert!(cells.next().is_some_and(|remedy| remedy.len() > 10), "{code}: says what to do");
+                Some((code, status))
+            })
+            .collect();
+        let known: BTreeMap<&str, u16> = CODES.iter().map(|(code, status, _)| (*code, *status)).collect();
+        assert_eq!(documented, known);
+    }
+
+    #[test]
+    fn three_forms() {
+        let fail = Fail::from(platform::tenancy::Error::NotFound("dataset"));
+        let answer = fail.answer(Form::Problem);
+        assert_eq!((answer.status().as_u16(), answer.headers()[CONTENT_TYPE].to_str().unwrap()), (404, "application/problem+json"));
+        let fail = Fail::from(platform::tenancy::Error::Unauthenticated);
+        assert_eq!(fail.answer(Form::OAuth).headers()[WWW_AUTHENTICATE], "Basic realm=\"insula\"");
+        assert_eq!(fail.answer(Form::Inference).headers()[WWW_AUTHENTICATE], "Bearer realm=\"insula\"");
+        assert_eq!(Form::of("/v2/models/a/infer"), Form::Inference);
+        assert_eq!(Form::of("/v20"), Form::Problem);
+    }
+
+    #[test]
+    fn private_context_stays_in() {
+        let fail = Fail::from(platform::tenancy::Error::internal("secret path"));
+        let shown = format!("{:?}", fail.answer(Form::Problem).into_body());
+        assert!(!shown.contains("secret"), "{shown}");
+        assert!(shown.contains("internal"), "{shown}");
+    }
+}

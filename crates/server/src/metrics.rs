@@ -1,0 +1,353 @@
+//! What is counted, in the Prometheus text format. Two views: the operator's, which has no tenant content and at most
+//! [`TENANT_LABELS_MAX`] tenants by name, and each tenant's own, which has nothing of anybody else.
+//!
+//! Counters are kept per address of the router, so their number is fixed; a tenant's are kept under its opaque
+//! [`IslandToken`]: a tenant that comes later under the same name starts from nothing.
+
+use std::fmt::Write;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use http::StatusCode;
+use lru::LruCache;
+use parking_lot::Mutex;
+use platform::tenancy::{IslandToken, QuotaUse, TenantUsage};
+use platform::{COLD_START_BOUNDS_MS, PlatformStats};
+
+use crate::service::status_class;
+
+/// Tenants whose own counters are kept; the least recently active go first and start again from nothing.
+const TENANTS_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
+/// Tenants by name in the operator's view, the busiest ones.
+const TENANT_LABELS_MAX: usize = 200;
+/// Upper bounds of the latency histogram in microseconds.
+const BOUNDS_MICROS: [u64; 13] =
+    [500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 5_000_000, 30_000_000];
+const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// One answered request.
+pub(crate) struct Seen {
+    /// Place among the routes; none when nothing was routed.
+    pub(crate) operation: Option<usize>,
+    pub(crate) status: StatusCode,
+    pub(crate) took: Duration,
+    pub(crate) received: u64,
+    pub(crate) sent: u64,
+}
+
+/// All counters of this process.
+pub(crate) struct Metrics {
+    operations: Arc<[&'static str]>,
+    all: Series,
+    tenants: Mutex<LruCache<IslandToken, Arc<Series>>>,
+    connections_opened: AtomicU64,
+    connections_closed: AtomicU64,
+    connections_refused: AtomicU64,
+    cut: [(&'static str, AtomicU64); 5],
+    panics: AtomicU64,
+}
+
+impl Metrics {
+    /// `operations`: names of the routes, in their order.
+    pub(crate) fn new(operations: Vec<&'static str>) -> Self {
+        let operations: Arc<[&'static str]> = operations.into();
+        Self {
+            all: Series::new(operations.len()),
+            operations,
+            tenants: Mutex::new(LruCache::new(TENANTS_MAX)),
+            connections_opened: AtomicU64::new(0),
+            connections_closed: AtomicU64::new(0),
+            connections_refused: AtomicU64::new(0),
+            cut: ["handshake", "first byte", "header", "idle", "write"].map(|why| (why, AtomicU64::new(0))),
+            panics: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn connection_opened(&self) {
+        bump(&self.connections_opened, 1);
+    }
+
+    pub(crate) fn connection_closed(&self) {
+        bump(&self.connections_closed, 1);
+    }
+
+    pub(crate) fn connection_refused(&self) {
+        bump(&self.connections_refused, 1);
+    }
+
+    pub(crate) fn connection_cut(&self, why: &str) {
+        if let Some((_, counter)) = self.cut.iter().find(|(known, _)| *known == why) {
+            bump(counter, 1);
+        }
+    }
+
+    pub(crate) fn panicked(&self) {
+        bump(&self.panics, 1);
+    }
+
+    /// Counts an answer, for everybody and for the tenant.
+    pub(crate) fn answered(&self, seen: &Seen, island: Option<IslandToken>) {
+        self.all.count(seen);
+        if let Some(island) = island {
+            self.tenant(island).count(seen);
+        }
+    }
+
+    fn tenant(&self, island: IslandToken) -> Arc<Series> {
+        self.tenants.lock().get_or_insert(island, || Arc::new(Series::new(self.operations.len()))).clone()
+    }
+
+    /// The operator's view.
+    pub(crate) fn operator_text(&self, stats: &PlatformStats, tenants: &[TenantUsage], islands_open: usize) -> String {
+        let mut text = Text::default();
+        let opened = get(&self.connections_opened);
+        text.one("insula_connections_opened_total", "counter", "connections accepted", opened);
+        text.one("insula_connections", "gauge", "connections open", opened.saturating_sub(get(&self.connections_closed)));
+        text.one("insula_connections_refused_total", "counter", "connections refused by a cap", get(&self.connections_refused));
+        text.head("insula_connections_cut_total", "counter", "connections cut by a deadline");
+        for (why, counter) in &self.cut {
+            text.line("insula_connections_cut_total", &[("deadline", why)], get(counter));
+        }
+        text.one("insula_panics_total", "counter", "handlers that panicked", get(&self.panics));
+        text.one("insula_tenants_open", "gauge", "tenants held open", islands_open as u64);
+        self.all.write(&self.operations, &mut text);
+        platform_text(stats, &mut text);
+        tenants_text(tenants, &mut text);
+        text.0
+    }
+
+    /// A tenant's own view.
+    pub(crate) fn tenant_text(&self, island: IslandToken, quota: &QuotaUse) -> String {
+        let mut text = Text::default();
+        self.tenant(island).write(&self.operations, &mut text);
+        let usage = &quota.usage;
+        text.one("insula_predictions_total", "counter", "predictions admitted", usage.predictions);
+        text.one("insula_refused_total", "counter", "requests refused by rate or concurrency", usage.refused);
+        text.one("insula_received_bytes_total", "counter", "bytes received", usage.bytes_in);
+        text.one("insula_sent_bytes_total", "counter", "bytes sent", usage.bytes_out);
+        text.head("insula_cell_cpu_seconds_total", "counter", "CPU of the tenant's sandboxes, training included");
+        text.line("insula_cell_cpu_seconds_total", &[], Seconds(usage.cpu_micros));
+        text.head("insula_quota_limit", "gauge", "limits of stored things");
+        for name in quota.used.keys() {
+            if let Some(limit) = platform::tenancy::Resource::ALL.iter().find(|what| what.name() == *name).map(|what| quota.limits.of(*what)) {
+                text.line("insula_quota_limit", &[("limit", name)], limit);
+            }
+        }
+        text.head("insula_quota_used", "gauge", "stored things");
+        for (name, used) in &quota.used {
+            text.line("insula_quota_used", &[("limit", name)], used);
+        }
+        text.0
+    }
+}
+
+fn platform_text(stats: &PlatformStats, text: &mut Text) {
+    text.head("insula_cells", "gauge", "sandboxes alive");
+    for (kind, count) in [("blank", stats.cells_blank), ("serving", stats.cells_serving), ("working", stats.cells_working)] {
+        text.line("insula_cells", &[("kind", kind)], count);
+    }
+    text.one("insula_cells_memory_bytes", "gauge", "memory of all sandboxes", stats.cells_memory_bytes);
+    text.one("insula_cells_started_total", "counter", "sandboxes started", stats.cells_started);
+    text.head("insula_cells_ended_total", "counter", "sandboxes that did not end well");
+    for (why, count) in [
+        ("failed", stats.cells_failed),
+        ("out_of_memory", stats.cells_out_of_memory),
+        ("hostile", stats.cells_hostile),
+        ("evicted", stats.cells_evicted),
+    ] {
+        text.line("insula_cells_ended_total", &[("why", why)], count);
+    }
+    text.one("insula_models_loaded_total", "counter", "models loaded", stats.models_loaded);
+    text.one("insula_models_evicted_total", "counter", "models evicted", stats.models_evicted);
+    text.one("insula_overloaded_total", "counter", "work refused because too much was waiting", stats.overloaded);
+    text.head("insula_cold_start_seconds", "histogram", "wait of a prediction for its sandbox and model");
+    let mut sum = 0;
+    for (bound, count) in COLD_START_BOUNDS_MS.iter().zip(&stats.cold_start_buckets) {
+        sum += count;
+        text.line("insula_cold_start_seconds_bucket", &[("le", &Seconds(bound * 1000).to_string())], sum);
+    }
+    text.line("insula_cold_start_seconds_bucket", &[("le", "+Inf")], stats.cold_starts);
+    text.line("insula_cold_start_seconds_sum", &[], Seconds(stats.cold_start_micros));
+    text.line("insula_cold_start_seconds_count", &[], stats.cold_starts);
+    text.head("insula_trainings", "gauge", "training jobs");
+    text.line("insula_trainings", &[("state", "waiting")], stats.trainings_waiting);
+    text.line("insula_trainings", &[("state", "running")], stats.trainings_running);
+    text.head("insula_trainings_ended_total", "counter", "training jobs that ended");
+    for (state, count) in
+        [("succeeded", stats.trainings_succeeded), ("failed", stats.trainings_failed), ("cancelled", stats.trainings_cancelled)]
+    {
+        text.line("insula_trainings_ended_total", &[("state", state)], count);
+    }
+}
+
+fn tenants_text(tenants: &[TenantUsage], text: &mut Text) {
+    let mut busiest: Vec<&TenantUsage> = tenants.iter().collect();
+    busiest.sort_by_key(|tenant| std::cmp::Reverse(tenant.usage.requests.saturating_add(tenant.usage.predictions)));
+    busiest.truncate(TENANT_LABELS_MAX);
+    type Pick = fn(&TenantUsage) -> u64;
+    let columns: [(&str, &str, Pick); 5] = [
+        ("insula_tenant_requests_total", "requests admitted", |tenant| tenant.usage.requests),
+        ("insula_tenant_predictions_total", "predictions admitted", |tenant| tenant.usage.predictions),
+        ("insula_tenant_refused_total", "requests refused by rate or concurrency", |tenant| tenant.usage.refused),
+        ("insula_tenant_received_bytes_total", "bytes received", |tenant| tenant.usage.bytes_in),
+        ("insula_tenant_sent_bytes_total", "bytes sent", |tenant| tenant.usage.bytes_out),
+    ];
+    for (name, about, pick) in columns {
+        text.head(name, "counter", about);
+        for tenant in &busiest {
+            text.line(name, &[("tenant", &tenant.name)], pick(tenant));
+        }
+    }
+    text.head("insula_tenant_cell_cpu_seconds_total", "counter", "CPU of the tenant's sandboxes");
+    for tenant in &busiest {
+        text.line("insula_tenant_cell_cpu_seconds_total", &[("tenant", &tenant.name)], Seconds(tenant.usage.cpu_micros));
+    }
+}
+
+/// Counters per route; the last place is for what was never routed.
+struct Series(Vec<Counters>);
+
+#[derive(Default)]
+struct Counters {
+    classes: [AtomicU64; 5],
+    buckets: [AtomicU64; BOUNDS_MICROS.len() + 1],
+    micros: AtomicU64,
+}
+
+impl Series {
+    fn new(operations: usize) -> Self {
+        Self((0..=operations).map(|_| Counters::default()).collect())
+    }
+
+    fn count(&self, seen: &Seen) {
+        let Some(counters) = seen.operation.map_or(self.0.last(), |at| self.0.get(at)) else { return };
+        let micros = u64::try_from(seen.took.as_micros()).unwrap_or(u64::MAX);
+        let bucket = BOUNDS_MICROS.iter().position(|bound| micros <= *bound).unwrap_or(BOUNDS_MICROS.len());
+        if let (Some(class), Some(bucket)) = (counters.classes.get(status_class(seen.status)), counters.buckets.get(bucket)) {
+            bump(class, 1);
+            bump(bucket, 1);
+        }
+        bump(&counters.micros, micros);
+    }
+
+    fn write(&self, operations: &[&'static str], text: &mut Text) {
+        let names = || operations.iter().copied().chain(["unrouted"]).zip(&self.0).filter(|(_, counters)| counters.any());
+        text.head("insula_requests_total", "counter", "requests answered");
+        for (name, counters) in names() {
+            for (class, counter) in CLASSES.iter().zip(&counters.classes).filter(|(_, counter)| get(counter) > 0) {
+                text.line("insula_requests_total", &[("operation", name), ("status", class)], get(counter));
+            }
+        }
+        text.head("insula_request_seconds", "histogram", "time from the header of a request to the header of its answer");
+        for (name, counters) in names() {
+            let mut sum = 0;
+            for (bound, count) in BOUNDS_MICROS.iter().zip(&counters.buckets) {
+                sum += get(count);
+                text.line("insula_request_seconds_bucket", &[("operation", name), ("le", &Seconds(*bound).to_string())], sum);
+            }
+            let count: u64 = counters.buckets.iter().map(get).sum();
+            text.line("insula_request_seconds_bucket", &[("operation", name), ("le", "+Inf")], count);
+            text.line("insula_request_seconds_sum", &[("operation", name)], Seconds(get(&counters.micros)));
+            text.line("insula_request_seconds_count", &[("operation", name)], count);
+        }
+    }
+}
+
+impl Counters {
+    fn any(&self) -> bool {
+        self.classes.iter().any(|counter| get(counter) > 0)
+    }
+}
+
+fn bump(counter: &AtomicU64, by: u64) {
+    counter.fetch_add(by, Ordering::Relaxed);
+}
+
+fn get(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
+/// Microseconds, shown as seconds.
+struct Seconds(u64);
+
+impl std::fmt::Display for Seconds {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (whole, micros) = (self.0 / 1_000_000, self.0 % 1_000_000);
+        if micros == 0 {
+            return write!(f, "{whole}");
+        }
+        f.write_str(format!("{whole}.{micros:06}").trim_end_matches('0'))
+    }
+}
+
+/// The exposition format. Writing into a `String` cannot fail.
+#[derive(Default)]
+struct Text(String);
+
+impl Text {
+    fn one(&mut self, name: &str, kind: &str, about: &str, value: u64) {
+        self.head(name, kind, about);
+        self.line(name, &[], value);
+    }
+
+    fn head(&mut self, name: &str, kind: &str, about: &str) {
+        let _ = writeln!(self.0, "# HELP {name} {about}\n# TYPE {name} {kind}");
+    }
+
+    fn line(&mut self, name: &str, labels: &[(&str, &str)], value: impl std::fmt::Display) {
+        self.0.push_str(name);
+        for (at, (label, text)) in labels.iter().enumerate() {
+            let open = if at == 0 { '{' } else { ',' };
+            let escaped = text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let _ = write!(self.0, "{open}{label}=\"{escaped}\"");
+        }
+        let _ = writeln!(self.0, "{} {value}", if labels.is_empty() { "" } else { "}" });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_reads_as_prometheus_does() {
+        let metrics = Metrics::new(vec!["dataset_list", "predict"]);
+        let seen = |operation, status, micros| Seen {
+            operation,
+            status: StatusCode::from_u16(status).unwrap(),
+            took: Duration::from_micros(micros),
+            received: 0,
+            sent: 0,
+        };
+        metrics.answered(&seen(Some(1), 200, 700), None);
+        metrics.answered(&seen(Some(1), 200, 70_000_000), None);
+        metrics.answered(&seen(None, 404, 3), None);
+        let text = metrics.operator_text(&PlatformStats::default(), &[], 3);
+        for line in [
+            "insula_requests_total{operation=\"predict\",status=\"2xx\"} 2",
+            "insula_requests_total{operation=\"unrouted\",status=\"4xx\"} 1",
+            "insula_request_seconds_bucket{operation=\"predict\",le=\"0.0005\"} 0",
+            "insula_request_seconds_bucket{operation=\"predict\",le=\"0.001\"} 1",
+            "insula_request_seconds_bucket{operation=\"predict\",le=\"30\"} 1",
+            "insula_request_seconds_bucket{operation=\"predict\",le=\"+Inf\"} 2",
+            "insula_request_seconds_sum{operation=\"predict\"} 70.0007",
+            "insula_tenants_open 3",
+        ] {
+            assert!(text.lines().any(|known| known == line), "{line}\n{text}");
+        }
+        assert!(!text.contains("dataset_list"), "what was never asked is not listed");
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let (name, value) = line.rsplit_once(' ').unwrap();
+            assert!(!name.is_empty() && value.parse::<f64>().is_ok(), "{line}");
+        }
+    }
+
+    #[test]
+    fn labels_are_escaped() {
+        let mut text = Text::default();
+        text.line("a", &[("b", "x\"\\\n")], 1);
+        assert_eq!(text.0, "a{b=\"x\\\"\\\\\\n\"} 1\n");
+    }
+}

@@ -1,0 +1,304 @@
+//! The audit log: search, entries, checkpoints, proofs, tiles, export. Everything here reads files, so it runs where
+//! blocking is allowed.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use futures_util::stream;
+use futures_util::StreamExt;
+use platform::tenancy::act::LedgerRead;
+use platform::tenancy::{Entry, Filter, LedgerView, Numbered, Outcome, Permit};
+use serde::Serialize;
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+use utoipa::ToSchema;
+
+use super::{GET, micros, rfc3339};
+use crate::api::{Api, Ask, Reply};
+use crate::error::{Fail, Result};
+use crate::openapi::Doc;
+
+/// Pieces of an export that wait for the client.
+const EXPORT_PIECES_MAX: usize = 8;
+/// Size of such a piece in bytes.
+const EXPORT_PIECE_BYTES: usize = 64 << 10;
+
+pub(super) fn register(api: &mut Api) {
+    api.tenant_route(GET, "/v1/ledger", search_doc("ledger_search", "Search the tenant's audit log"), search);
+    api.tenant_route(
+        GET,
+        "/v1/ledger/entries/{index}",
+        Doc::new("ledger_entry", "One entry of the audit log").answers::<LedgerEntry>(),
+        entry,
+    );
+    api.tenant_route(
+        GET,
+        "/v1/ledger/checkpoint",
+        Doc::new("ledger_checkpoint", "Signed checkpoint of the audit log").answers_raw("text/plain", "C2SP tlog-checkpoint"),
+        checkpoint,
+    );
+    api.tenant_route(GET, "/v1/ledger/key", Doc::new("ledger_key", "Origin and key that verify checkpoints; pin them").answers::<LedgerKey>(), key);
+    api.tenant_route(
+        GET,
+        "/v1/ledger/export",
+        Doc::new("ledger_export", "The audit log as one file that verifies offline").answers_stream("application/x-ndjson", "one JSON object a line"),
+        export,
+    );
+    api.tenant_route(
+        GET,
+        "/v1/ledger/proofs/inclusion",
+        Doc::new("ledger_inclusion", "Proof that an entry is in the log (RFC 6962)")
+            .query("index", "integer", "number of the entry")
+            .query("size", "integer", "size of the tree; all of it when absent")
+            .answers::<Proof>(),
+        inclusion,
+    );
+    api.tenant_route(
+        GET,
+        "/v1/ledger/proofs/consistency",
+        Doc::new("ledger_consistency", "Proof that the log only grew (RFC 6962)")
+            .query("from", "integer", "earlier size")
+            .query("to", "integer", "later size; all of it when absent")
+            .answers::<Proof>(),
+        consistency,
+    );
+    api.tenant_route(
+        GET,
+        "/v1/ledger/tiles/{path...}",
+        Doc::new("ledger_tile", "Tiles and entry bundles (C2SP tlog-tiles)").answers_raw("application/octet-stream", "C2SP tlog-tiles"),
+        tile,
+    );
+}
+
+/// The document of a search, the tenant's or the service's.
+pub(super) fn search_doc(operation: &'static str, summary: &'static str) -> Doc {
+    Doc::new(operation, summary)
+        .query("actor", "string", "exact")
+        .query("act", "string", "exact")
+        .query("outcome", "string", "allowed, refused or failed")
+        .query("resource", "string", "exact, or all of a kind as in dataset:*")
+        .query("since", "string", "RFC 3339, inclusive")
+        .query("until", "string", "RFC 3339, exclusive")
+        .query("text", "string", "somewhere in the entry")
+        .query("order", "string", "newest (default) or oldest")
+        .pages::<LedgerEntry>()
+}
+
+/// One entry.
+#[derive(Serialize, ToSchema)]
+pub(super) struct LedgerEntry {
+    /// Place in the log, from 0.
+    index: u64,
+    /// Absent when the entry's key was destroyed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    entry: Option<EntryAnswer>,
+}
+
+/// What happened.
+#[derive(Serialize, ToSchema)]
+struct EntryAnswer {
+    #[schema(format = DateTime)]
+    time: String,
+    request: String,
+    actor: String,
+    /// Credential id, or the lease of a job.
+    via: String,
+    act: String,
+    /// As in `dataset:iris`.
+    resource: String,
+    /// `allowed`, `refused` or `failed`.
+    outcome: &'static str,
+    reason: String,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    detail: BTreeMap<String, String>,
+}
+
+impl From<Numbered> for LedgerEntry {
+    fn from(numbered: Numbered) -> Self {
+        Self { index: numbered.index, entry: numbered.entry.map(EntryAnswer::from) }
+    }
+}
+
+impl From<Entry> for EntryAnswer {
+    fn from(entry: Entry) -> Self {
+        Self {
+            time: rfc3339(entry.time),
+            request: entry.request,
+            actor: entry.actor,
+            via: entry.via,
+            act: entry.act,
+            resource: entry.resource,
+            outcome: match entry.outcome {
+                Outcome::Allowed => "allowed",
+                Outcome::Refused => "refused",
+                Outcome::Failed => "failed",
+            },
+            reason: entry.reason,
+            detail: entry.detail,
+        }
+    }
+}
+
+/// What a request looks for, and how many of it.
+pub(super) fn filter(ask: &Ask) -> Result<(Filter, usize)> {
+    let invalid = |what: &'static str| Fail::new("query_invalid", what);
+    let page = ask.page()?;
+    let at = |name| ask.query(name)?.map(|text| micros(&text).ok_or_else(|| invalid("`since` and `until` are times as in 2027-01-31T12:00:00Z"))).transpose();
+    let outcome = match ask.query("outcome")?.as_deref() {
+        None => None,
+        Some("allowed") => Some(Outcome::Allowed),
+        Some("refused") => Some(Outcome::Refused),
+        Some("failed") => Some(Outcome::Failed),
+        Some(_) => return Err(invalid("`outcome` is allowed, refused or failed")),
+    };
+    let oldest_first = match ask.query("order")?.as_deref() {
+        None | Some("newest") => false,
+        Some("oldest") => true,
+        Some(_) => return Err(invalid("`order` is newest or oldest")),
+    };
+    let from = page.after.as_deref().map(|after| after.parse().map_err(|_| invalid("`after` is `next` of the page before"))).transpose()?;
+    let filter = Filter {
+        actor: ask.query("actor")?,
+        act: ask.query("act")?,
+        outcome,
+        resource: ask.query("resource")?,
+        since: at("since")?,
+        until: at("until")?,
+        text: ask.query("text")?,
+        from,
+        oldest_first,
+    };
+    Ok((filter, page.limit() as usize))
+}
+
+/// A page of entries.
+#[derive(Serialize)]
+struct Entries {
+    items: Vec<LedgerEntry>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
+}
+
+/// Runs what reads files.
+async fn reading<T: Send + 'static>(read: impl FnOnce() -> platform::tenancy::Result<T> + Send + 'static) -> Result<T> {
+    Ok(spawn_blocking(read).await.map_err(Fail::internal)??)
+}
+
+pub(super) async fn searched(view: LedgerView, filter: Filter, limit: usize) -> Result<Reply> {
+    let found = reading(move || view.search(&filter, limit)).await?;
+    let items = found.entries.into_iter().map(LedgerEntry::from).collect();
+    Reply::json(&Entries { items, next: found.next.map(|next| next.to_string()) })
+}
+
+async fn search(permit: &Permit<LedgerRead>, ask: Ask) -> Result<Reply> {
+    let (filter, limit) = filter(&ask)?;
+    searched(permit.ledger(), filter, limit).await
+}
+
+async fn entry(permit: &Permit<LedgerRead>, ask: Ask) -> Result<Reply> {
+    let (view, index) = (permit.ledger(), ask.number("index", "ledger entry")?);
+    Reply::json(&LedgerEntry::from(reading(move || view.entry(index)).await?))
+}
+
+pub(super) async fn checkpoint_of(view: LedgerView) -> Result<Reply> {
+    let note = reading(move || view.checkpoint()).await?;
+    Ok(Reply::bytes("text/plain; charset=utf-8", note.into()))
+}
+
+async fn checkpoint(permit: &Permit<LedgerRead>, _ask: Ask) -> Result<Reply> {
+    checkpoint_of(permit.ledger()).await
+}
+
+/// What an auditor pins.
+#[derive(Serialize, ToSchema)]
+pub(super) struct LedgerKey {
+    /// First line of every checkpoint.
+    origin: String,
+    /// C2SP signed-note verifier key.
+    vkey: String,
+}
+
+pub(super) async fn key_of(view: LedgerView) -> Result<Reply> {
+    let (note, vkey) = reading(move || Ok((view.checkpoint()?, view.vkey()))).await?;
+    let origin = note.lines().next().unwrap_or_default().to_owned();
+    Reply::json(&LedgerKey { origin, vkey })
+}
+
+async fn key(permit: &Permit<LedgerRead>, _ask: Ask) -> Result<Reply> {
+    key_of(permit.ledger()).await
+}
+
+/// A proof.
+#[derive(Serialize, ToSchema)]
+struct Proof {
+    /// Hashes, base64.
+    hashes: Vec<String>,
+}
+
+fn proof(hashes: Vec<[u8; 32]>) -> Result<Reply> {
+    Reply::json(&Proof { hashes: hashes.iter().map(|hash| STANDARD.encode(hash)).collect() })
+}
+
+fn needed(ask: &Ask, name: &'static str) -> Result<u64> {
+    ask.query_as(name, "a number")?.ok_or_else(|| Fail::new("query_invalid", format!("give `{name}`")))
+}
+
+async fn inclusion(permit: &Permit<LedgerRead>, ask: Ask) -> Result<Reply> {
+    let (view, index, size) = (permit.ledger(), needed(&ask, "index")?, ask.query_as("size", "a number")?);
+    proof(reading(move || view.prove_inclusion(index, size.unwrap_or_else(|| view.size()))).await?)
+}
+
+async fn consistency(permit: &Permit<LedgerRead>, ask: Ask) -> Result<Reply> {
+    let (view, from, to) = (permit.ledger(), needed(&ask, "from")?, ask.query_as("to", "a number")?);
+    proof(reading(move || view.prove_consistency(from, to.unwrap_or_else(|| view.size()))).await?)
+}
+
+async fn tile(permit: &Permit<LedgerRead>, ask: Ask) -> Result<Reply> {
+    let (view, path) = (permit.ledger(), ask.parameter("path").to_owned());
+    let tile = reading(move || view.tile(&path)).await?;
+    Ok(Reply::bytes("application/octet-stream", tile.into()))
+}
+
+async fn export(permit: &Permit<LedgerRead>, _ask: Ask) -> Result<Reply> {
+    Ok(exported(permit.ledger()))
+}
+
+/// The whole log, written by a thread that waits for the client.
+pub(super) fn exported(view: LedgerView) -> Reply {
+    let (sender, receiver) = mpsc::channel(EXPORT_PIECES_MAX);
+    spawn_blocking(move || {
+        let mut pieces = Pieces { sender: sender.clone(), piece: Vec::with_capacity(EXPORT_PIECE_BYTES) };
+        if let Err(error) = view.export(&mut pieces) {
+            // When the client has left nobody reads this either.
+            let _ = sender.blocking_send(Err(error.into()));
+        }
+    });
+    let pieces = stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
+    Reply::stream("application/x-ndjson", None, pieces.boxed())
+}
+
+struct Pieces {
+    sender: mpsc::Sender<Result<Bytes>>,
+    piece: Vec<u8>,
+}
+
+impl Write for Pieces {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.piece.extend_from_slice(bytes);
+        if self.piece.len() >= EXPORT_PIECE_BYTES {
+            self.flush()?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.piece.is_empty() {
+            return Ok(());
+        }
+        let piece = std::mem::replace(&mut self.piece, Vec::with_capacity(EXPORT_PIECE_BYTES));
+        self.sender.blocking_send(Ok(piece.into())).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
+    }
+}

@@ -1,0 +1,26 @@
+//! `/metrics`: one address, two views by credential.
+
+use platform::tenancy::act::MetricsRead;
+use platform::tenancy::{Operator, Permit};
+
+use super::GET;
+use crate::api::{Api, Ask, Reply};
+use crate::error::Result;
+use crate::openapi::Doc;
+
+const MEDIA: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+pub(super) fn register(api: &mut Api) {
+    let doc = Doc::new("metrics", "Prometheus metrics: the tenant's own, or the operator's").answers_raw("text/plain", "Prometheus text format");
+    api.either_route(GET, "/metrics", doc, tenant, operator);
+}
+
+async fn tenant(permit: &Permit<MetricsRead>, ask: Ask) -> Result<Reply> {
+    Ok(Reply::bytes(MEDIA, ask.service.metrics.tenant_text(permit.island(), &permit.quota_use()).into()))
+}
+
+async fn operator(operator: &Operator, ask: Ask) -> Result<Reply> {
+    let service = &ask.service;
+    let text = service.metrics.operator_text(&service.platform.stats(), &operator.observe()?, service.kernel.islands_open());
+    Ok(Reply::bytes(MEDIA, text.into()))
+}

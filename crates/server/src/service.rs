@@ -1,0 +1,187 @@
+//! A request from its head to its answer: guard, route, handler, headers. Whatever happens in between, a panic included,
+//! there is an answer, a log line and a count.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http::header::{CACHE_CONTROL, CONNECTION, HeaderName, HeaderValue, STRICT_TRANSPORT_SECURITY, TRANSFER_ENCODING, X_CONTENT_TYPE_OPTIONS};
+use http::request::Parts;
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+use platform::Platform;
+use platform::tenancy::{Kernel, RequestId};
+use tracing::Instrument;
+
+use crate::api::{Answer, Api, Ask, Outcome, TenantMark, parameters};
+use crate::body::{AnswerBody, RequestBody};
+use crate::config::RequestLimits;
+use crate::error::{Fail, Form, Result};
+use crate::guard;
+use crate::metrics::{Metrics, Seen};
+use crate::watch::Work;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+
+/// Everything a request needs.
+pub(crate) struct Service {
+    pub(crate) kernel: Kernel,
+    pub(crate) platform: Platform,
+    pub(crate) api: Api,
+    pub(crate) metrics: Metrics,
+    pub(crate) limits: Arc<RequestLimits>,
+    /// The OpenAPI document.
+    pub(crate) openapi: Bytes,
+    /// Largest upload of a data set, and of a model, in bytes.
+    pub(crate) upload_bytes_max: u64,
+    pub(crate) model_bytes_max: u64,
+    /// Whether new work is welcome.
+    pub(crate) ready: AtomicBool,
+}
+
+impl Service {
+    /// Whether the service takes work: false while it stops.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
+    /// Answers one request. `work` keeps it in flight until the last byte of the answer has left.
+    pub(crate) async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: std::net::SocketAddr, work: Work) -> Response<AnswerBody> {
+        let started = Instant::now();
+        let (parts, incoming) = request.into_parts();
+        let id = request_id(&parts);
+        let form = Form::of(parts.uri.path());
+        // The end of a chunked body is not followed in the watch, so nothing may come after it.
+        let close = work.is_http1() && parts.headers.contains_key(TRANSFER_ENCODING);
+        let span = tracing::info_span!(
+            "request",
+            id = %id,
+            %peer,
+            operation = tracing::field::Empty,
+            tenant = tracing::field::Empty,
+            principal = tracing::field::Empty
+        );
+        let mut operation = None;
+        let handling = self.handle(parts, incoming, &id, work.is_ambiguous(), &mut operation).instrument(span.clone());
+        let (outcome, received) = AssertUnwindSafe(handling).catch_unwind().await.unwrap_or_else(|_| {
+            self.metrics.panicked();
+            (Outcome { answer: Err(Fail::internal("a handler panicked")), tenant: None }, 0)
+        });
+        let _entered = span.entered();
+        let mut response = finish(outcome.answer, form);
+        headers(response.headers_mut(), &id, outcome.tenant.as_ref(), close);
+        let seen = Seen { operation, status: response.status(), took: started.elapsed(), received, sent: response.body().length() };
+        if let Some(tenant) = &outcome.tenant {
+            tenant.meter.count_bytes(seen.received, seen.sent);
+        }
+        self.metrics.answered(&seen, outcome.tenant.as_ref().map(|tenant| tenant.island));
+        log(&seen);
+        response.body_mut().hold(work);
+        response
+    }
+
+    async fn handle(
+        self: &Arc<Self>,
+        parts: Parts,
+        incoming: Incoming,
+        id: &RequestId,
+        ambiguous: bool,
+        operation: &mut Option<usize>,
+    ) -> (Outcome, u64) {
+        let body = RequestBody::new(incoming, self.limits.clone());
+        let mark = body.mark();
+        let outcome = match self.ask(parts, body, id, ambiguous) {
+            Ok((at, ask)) => {
+                *operation = Some(at);
+                match self.api.routes().get(at) {
+                    Some(route) => {
+                        tracing::Span::current().record("operation", route.info.operation);
+                        route.run(ask).await
+                    }
+                    None => Err(Fail::internal("a route without a place")).into(),
+                }
+            }
+            Err(fail) => Err(fail).into(),
+        };
+        (outcome, mark.read())
+    }
+
+    /// What is asked, once the guard let it through.
+    fn ask(self: &Arc<Self>, parts: Parts, body: RequestBody, id: &RequestId, ambiguous: bool) -> Result<(usize, Ask)> {
+        guard::headers(&parts.headers, ambiguous)?;
+        let segments = guard::segments(&parts.method, &parts.uri)?;
+        let (at, route) = self.api.find(&parts.method, &segments)?;
+        let ask = Ask {
+            service: self.clone(),
+            request: id.clone(),
+            headers: parts.headers,
+            parameters: parameters(route.info.path, &segments),
+            query_names: route.query_names.clone(),
+            query_text: parts.uri.query().map(str::to_owned),
+            body,
+            streams: route.doc.streams,
+        };
+        Ok((at, ask))
+    }
+}
+
+/// The caller's request id if it is one, else a fresh one.
+fn request_id(parts: &Parts) -> RequestId {
+    let given = parts.headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
+    given.and_then(RequestId::parse).unwrap_or_else(RequestId::fresh)
+}
+
+fn finish(answer: Result<Answer>, form: Form) -> Response<AnswerBody> {
+    match answer {
+        Ok(answer) => {
+            let reply = answer.into_reply();
+            let mut response = Response::new(reply.body);
+            *response.status_mut() = reply.status;
+            response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+            response.headers_mut().extend(reply.headers);
+            response
+        }
+        Err(fail) => {
+            fail.log();
+            fail.answer(form)
+        }
+    }
+}
+
+fn headers(headers: &mut http::HeaderMap, id: &RequestId, tenant: Option<&TenantMark>, close: bool) {
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(STRICT_TRANSPORT_SECURITY, HeaderValue::from_static("max-age=31536000"));
+    if let Ok(id) = HeaderValue::from_str(id.as_str()) {
+        headers.insert(REQUEST_ID, id);
+    }
+    if let Some(tenant) = tenant {
+        for (name, value) in [(RATE_LIMIT_POLICY, tenant.rate.policy_header()), (RATE_LIMIT, tenant.rate.header())] {
+            if let Ok(value) = HeaderValue::from_str(&value) {
+                headers.insert(name, value);
+            }
+        }
+    }
+    if close {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+}
+
+/// One line a request; no path, because paths hold names.
+fn log(seen: &Seen) {
+    let micros = u64::try_from(seen.took.as_micros()).unwrap_or(u64::MAX);
+    if seen.status.is_server_error() {
+        tracing::warn!(status = seen.status.as_u16(), micros, received = seen.received, sent = seen.sent, "answered");
+    } else {
+        tracing::debug!(status = seen.status.as_u16(), micros, received = seen.received, sent = seen.sent, "answered");
+    }
+}
+
+/// Place of a status among the five classes, from 0 for 1xx.
+pub(crate) fn status_class(status: StatusCode) -> usize {
+    usize::from(status.as_u16() / 100).clamp(1, 5) - 1
+}

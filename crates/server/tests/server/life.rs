@@ -1,0 +1,156 @@
+//! Start, use and stop: tokens, rate limits, metrics, and what survives.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream;
+use reqwest::Method;
+use serde_json::json;
+use tokio::sync::mpsc;
+
+use crate::harness::{Insula, answer, rows};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_finishes_what_was_accepted_and_loses_nothing() {
+    let mut insula = Insula::start().await;
+    let admin = insula.tenant("alpha").await;
+    let (sender, receiver) = mpsc::channel::<Result<Bytes, std::io::Error>>(1);
+    let body = reqwest::Body::wrap_stream(stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) }));
+    let text = rows();
+    let (first, second) = text.split_at(text.len() / 2);
+    sender.send(Ok(Bytes::copy_from_slice(first.as_bytes()))).await.unwrap();
+    let request = insula.client.put(format!("{}/v1/datasets/flowers", insula.url)).bearer_auth(&admin).header("content-type", "text/csv");
+    let upload = tokio::spawn(answer(request.body(body)));
+    // The second piece is taken only when the first one is on its way: the request is accepted.
+    sender.send(Ok(Bytes::new())).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+
+    let (address, server) = (insula.address(), insula.server.take().unwrap());
+    let stop = tokio::spawn(server.stop());
+    let mut refused = false;
+    for _ in 0..100 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        refused = tokio::net::TcpStream::connect(address).await.is_err();
+        if refused {
+            break;
+        }
+    }
+    assert!(refused, "no new connections while it stops");
+    assert!(!stop.is_finished(), "it waits for the upload");
+    sender.send(Ok(Bytes::copy_from_slice(second.as_bytes()))).await.unwrap();
+    drop(sender);
+    upload.await.unwrap().expect(201);
+    stop.await.unwrap().unwrap();
+
+    let again = Insula::open(insula.dir.clone(), "").await;
+    assert_eq!(again.get("/v1/datasets/flowers/versions/1/content", &admin).await.expect(200).body, rows());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_buys_a_token_that_is_narrower() {
+    let insula = Insula::start().await;
+    let admin = insula.tenant("alpha").await;
+    let key = insula.post("/v1/keys", &admin, json!({"name": "app", "member": "ada"})).await.expect(201).json();
+    let (id, secret) = (key["key"]["id"].as_str().unwrap(), key["secret"].as_str().unwrap());
+    let token_url = format!("{}/oauth/token", insula.url);
+    let form = [("grant_type", "client_credentials"), ("scope", "MemberRead")];
+    let basic = answer(insula.client.post(&token_url).basic_auth(id, Some(secret)).form(&form)).await.expect(200).json();
+    let form = [("grant_type", "client_credentials"), ("client_id", id), ("client_secret", secret)];
+    let posted = answer(insula.client.post(&token_url).form(&form)).await.expect(200).json();
+    let narrow = basic["access_token"].as_str().unwrap();
+    assert_eq!((basic["token_type"].as_str(), basic["expires_in"].as_u64()), (Some("Bearer"), Some(900)));
+    insula.get("/v1/members", narrow).await.expect(200);
+    insula.get("/v1/datasets", narrow).await.expect(404);
+    insula.get("/v1/datasets", posted["access_token"].as_str().unwrap()).await.expect(200);
+    // Revoking the key ends its tokens with the next request.
+    insula.call(Method::DELETE, &format!("/v1/keys/{id}"), Some(&admin), None).await.expect(204);
+    insula.get("/v1/members", narrow).await.expect(401);
+    // Errors speak OAuth.
+    let cases = [
+        (vec![("grant_type", "client_credentials"), ("client_id", id), ("client_secret", "wrong")], 401, "invalid_client"),
+        (vec![("grant_type", "client_credentials"), ("client_id", id), ("client_secret", secret)], 401, "invalid_client"),
+        (vec![("grant_type", "password")], 400, "unsupported_grant_type"),
+        (vec![("client_id", id)], 400, "invalid_request"),
+    ];
+    for (form, status, error) in cases {
+        let refused = answer(insula.client.post(&token_url).form(&form)).await.expect(status);
+        assert_eq!(refused.json()["error"], error, "{form:?}");
+    }
+    let metadata = insula.call(Method::GET, "/.well-known/oauth-authorization-server", None, None).await.expect(200).json();
+    assert_eq!(metadata["token_endpoint"], token_url.as_str());
+    let keys = insula.call(Method::GET, "/.well-known/jwks.json", None, None).await.expect(200).json();
+    assert_eq!(keys["keys"][0]["kty"], "OKP");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rate_is_said_held_and_one_tenants_own() {
+    let insula = Insula::start().await;
+    let (admin, other) = (insula.tenant("alpha").await, insula.tenant("beta").await);
+    let limits = json!({"requests_per_second": 1, "requests_burst": 3});
+    insula.put("/v1/tenants/alpha/limits", &insula.operator, limits).await.expect(200);
+    let mut refused = None;
+    for _ in 0..6 {
+        let answer = insula.get("/v1/whoami", &admin).await;
+        assert!(answer.header("ratelimit").is_some_and(|value| value.contains("r=")), "{answer:?}");
+        assert!(answer.header("ratelimit-policy").is_some_and(|value| value.contains("q=3")), "{answer:?}");
+        if answer.status == 429 {
+            refused = Some(answer);
+        }
+    }
+    let refused = refused.expect("the fourth of six at once is one too many");
+    assert_eq!(refused.code(), "quota_exceeded");
+    assert!(refused.header("retry-after").is_some_and(|value| value.parse::<u64>().is_ok_and(|seconds| seconds >= 1)), "{refused:?}");
+    insula.get("/v1/whoami", &other).await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_have_two_views() {
+    let insula = Insula::start().await;
+    let (admin, other) = (insula.tenant("alpha").await, insula.tenant("beta").await);
+    insula.get("/v1/datasets/secret-project", &admin).await.expect(404);
+    let own = insula.get("/metrics", &admin).await.expect(200).body;
+    assert!(own.contains("insula_requests_total{operation=\"dataset_get\",status=\"4xx\"} 1"), "{own}");
+    assert!(own.contains("insula_quota_limit{limit=\"members\"}"), "{own}");
+    let theirs = insula.get("/metrics", &other).await.expect(200).body;
+    assert!(!theirs.contains("dataset_get") && !theirs.contains("alpha"), "{theirs}");
+    let all = insula.get("/metrics", &insula.operator).await.expect(200).body;
+    assert!(all.contains("insula_tenant_requests_total{tenant=\"alpha\"}"), "{all}");
+    assert!(!all.contains("secret-project") && !own.contains("secret-project"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_bootstrap_secret_works_once() {
+    let insula = Insula::start().await;
+    let path = insula.dir.path().join("keys/bootstrap.secret");
+    assert!(!path.exists(), "it is removed once used");
+    insula.call(Method::POST, "/v1/bootstrap", None, Some(json!({"secret": "insula_bootstrap_x"}))).await.expect(401);
+    insula.get("/v1/tenants", &insula.operator).await.expect(200);
+    let health = insula.call(Method::GET, "/readyz", None, None).await.expect(200);
+    assert_eq!(health.json()["status"], "ready");
+    assert_eq!(health.header("x-content-type-options"), Some("nosniff"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspended_tenant_waits_and_an_erased_one_is_gone() {
+    let insula = Insula::start().await;
+    let admin = insula.tenant("alpha").await;
+    insula.call(Method::POST, "/v1/tenants/alpha/suspend", Some(&insula.operator), None).await.expect(200);
+    assert_eq!(insula.get("/v1/whoami", &admin).await.expect(403).code(), "tenant_state");
+    insula.call(Method::POST, "/v1/tenants/alpha/resume", Some(&insula.operator), None).await.expect(200);
+    insula.get("/v1/whoami", &admin).await.expect(200);
+    let erasure = insula.call(Method::DELETE, "/v1/tenant?confirm=alpha", Some(&admin), None).await.expect(202).json();
+    let path = format!("/v1/erasures/{}", erasure["id"].as_str().unwrap());
+    let mut state = String::new();
+    for _ in 0..200 {
+        state = insula.get(&path, &insula.operator).await.expect(200).json()["state"].as_str().unwrap().to_owned();
+        if state == "certified" {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(state, "certified");
+    insula.get("/v1/whoami", &admin).await.expect(401);
+    let again = insula.tenant("alpha").await;
+    assert_eq!(insula.get("/v1/members", &again).await.expect(200).json()["items"].as_array().unwrap().len(), 1);
+    insula.get("/v1/whoami", &admin).await.expect(401);
+}

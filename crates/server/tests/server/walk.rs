@@ -1,0 +1,249 @@
+//! The endpoint walk: every address of the running router × every kind of credential × own, foreign and absent things.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use server::{Access, RouteInfo};
+
+use crate::harness::{Answer, Insula, fresh_id, rows};
+
+/// Addresses that anybody may call. There is no switch that writes this list: a new public address is added by hand.
+const PUBLIC: [&str; 10] = [
+    "GET /.well-known/jwks.json",
+    "GET /.well-known/oauth-authorization-server",
+    "GET /healthz",
+    "GET /openapi.json",
+    "GET /readyz",
+    "GET /v2",
+    "GET /v2/health/live",
+    "GET /v2/health/ready",
+    "POST /oauth/token",
+    "POST /v1/bootstrap",
+];
+
+const ABSENT: &str = "absent";
+
+/// Two tenants; the first has one of everything.
+struct World {
+    insula: Insula,
+    admin: String,
+    other: String,
+    viewer: String,
+    invoker: String,
+    auditor: String,
+    expired: String,
+    ids: BTreeMap<&'static str, String>,
+}
+
+impl World {
+    async fn new() -> Self {
+        let insula = Insula::start().await;
+        let (admin, other) = (insula.tenant("alpha").await, insula.tenant("beta").await);
+        let viewer = insula.member(&admin, "vera", "viewer").await;
+        let invoker = insula.member(&admin, "ivan", "invoker").await;
+        let auditor = insula.member(&admin, "otto", "auditor").await;
+        let expired = expired_key(&insula, &admin).await;
+        insula.upload(&admin, "flowers", rows()).await.expect(201);
+        let training = json!({"name": "fence", "dataset": "flowers", "target": "label", "task": "classification"});
+        let training = insula.post("/v1/trainings", &admin, training).await.expect(202).json()["id"].as_str().unwrap().to_owned();
+        let run = trained(&insula, &admin, &training).await;
+        insula.put("/v1/models/fence/aliases/champion", &admin, json!({"version": 1})).await.expect(200);
+        insula.put("/v1/models/fence/tags/stage", &admin, json!({"value": "x"})).await.expect(204);
+        insula.put("/v1/models/fence/versions/1/tags/stage", &admin, json!({"value": "x"})).await.expect(204);
+        insula.put("/v1/deployments/gate", &admin, json!({"model": "fence", "alias": "champion"})).await.expect(200);
+        let key = insula.get("/v1/whoami", &viewer).await.json()["credential"].as_str().unwrap().to_owned();
+        let ids = BTreeMap::from([
+            ("members", "vera".to_owned()),
+            ("keys", key),
+            ("datasets", "flowers".to_owned()),
+            ("trainings", training),
+            ("runs", run),
+            ("models", "fence".to_owned()),
+            ("deployments", "gate".to_owned()),
+        ]);
+        Self { insula, admin, other, viewer, invoker, auditor, expired, ids }
+    }
+
+    /// The path of a route about a thing that is there, or about one that is not.
+    fn path(&self, route: &RouteInfo, there: bool) -> String {
+        let mut segments: Vec<String> = route.path.split('/').map(str::to_owned).collect();
+        let kind = if route.path.starts_with("/v2/") { "deployments" } else { route.path.split('/').nth(2).unwrap_or_default() };
+        let mut first = true;
+        for segment in &mut segments {
+            let value = match segment.as_str() {
+                "{version}" => "1",
+                "{alias}" => "champion",
+                "{key}" => "stage",
+                "{index}" => "0",
+                "{path...}" => "0/000.p/1",
+                "{name}" | "{id}" if first && there => self.ids.get(kind).map_or(ABSENT, String::as_str),
+                "{name}" | "{id}" => ABSENT,
+                _ => continue,
+            };
+            first = false;
+            *segment = value.to_owned();
+        }
+        segments.join("/")
+    }
+
+    async fn ask(&self, route: &RouteInfo, there: bool, token: Option<&str>) -> Answer {
+        self.ask_as(route, there, token, &fresh_id()).await
+    }
+
+    async fn ask_as(&self, route: &RouteInfo, there: bool, token: Option<&str>, id: &str) -> Answer {
+        let writes = matches!(route.method, Method::PUT | Method::POST);
+        // A body that no address takes: nothing is changed by the walk.
+        let body = (writes && !takes_no_body(route)).then(|| json!({"no_such_field": 1}));
+        self.insula.call_as(route.method.clone(), &self.path(route, there), token, body, Some(id)).await
+    }
+
+    fn tenant_routes(&self) -> Vec<RouteInfo> {
+        server::routes().into_iter().filter(|route| matches!(route.access, Access::Tenant { .. } | Access::Either { .. })).collect()
+    }
+}
+
+fn takes_no_body(route: &RouteInfo) -> bool {
+    matches!(route.operation, "keyring_rotate" | "training_cancel" | "tenant_suspend" | "tenant_resume")
+}
+
+async fn expired_key(insula: &Insula, admin: &str) -> String {
+    let ends = time::OffsetDateTime::now_utc() + Duration::from_millis(1500);
+    let ends = ends.format(&time::format_description::well_known::Rfc3339).unwrap();
+    let key = insula.post("/v1/keys", admin, json!({"name": "short", "member": "ada", "expires_at": ends})).await.expect(201);
+    let key = key.json()["secret"].as_str().unwrap().to_owned();
+    insula.get("/v1/whoami", &key).await.expect(200);
+    tokio::time::timeout(Duration::from_secs(10), async {
+        while insula.get("/v1/whoami", &key).await.status != 401 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await
+    .expect("the key expires");
+    key
+}
+
+/// Waits for a training to succeed; the id of its run.
+pub(crate) async fn trained(insula: &Insula, admin: &str, training: &str) -> String {
+    let mut last = Value::Null;
+    for _ in 0..600 {
+        last = insula.get(&format!("/v1/trainings/{training}"), admin).await.expect(200).json();
+        match last["state"].as_str().unwrap() {
+            "succeeded" => return last["run_id"].as_str().unwrap().to_owned(),
+            "failed" | "cancelled" => break,
+            _ => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+    panic!("the training did not succeed: {last}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_public_addresses_are_these_and_no_others() {
+    let mut public: Vec<String> = server::routes()
+        .iter()
+        .filter(|route| route.access == Access::Public)
+        .map(|route| format!("{} {}", route.method, route.path))
+        .collect();
+    public.sort();
+    assert_eq!(public, PUBLIC);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_sees_what_is_not_theirs() {
+    let world = World::new().await;
+    let forged = format!("{}x", &world.admin[..world.admin.len() - 1]);
+    for route in world.tenant_routes() {
+        let name = format!("{} {}", route.method, route.path);
+        // Without a credential that verifies, everything is the same 401.
+        let mut answers = Vec::new();
+        for token in [None, Some("nonsense"), Some(forged.as_str()), Some(world.expired.as_str())] {
+            for there in [true, false] {
+                answers.push(world.ask(&route, there, token).await.comparable());
+            }
+        }
+        assert_eq!(answers[0].0, 401, "{name}: {:?}", answers[0]);
+        answers.iter().for_each(|answer| assert_eq!(answer, &answers[0], "{name}"));
+        // Another tenant's administrator: what is there is like what is not, whole answers compared.
+        let foreign = world.ask(&route, true, Some(&world.other)).await;
+        let absent = world.ask(&route, false, Some(&world.other)).await;
+        assert_eq!(foreign.comparable(), absent.comparable(), "{name}");
+        assert!(!foreign.status.is_server_error(), "{name}: {foreign:?}");
+        // Members without the right: a refusal that does not depend on what is there, or a thing they may see.
+        for token in [&world.viewer, &world.invoker, &world.auditor] {
+            let own = world.ask(&route, true, Some(token)).await;
+            let absent = world.ask(&route, false, Some(token)).await;
+            if own.status == 404 || own.status == 403 {
+                assert_eq!(own.comparable(), absent.comparable(), "{name}");
+            }
+            assert!(!own.status.is_server_error(), "{name}: {own:?}");
+        }
+        // The operator has no way in.
+        if !matches!(route.access, Access::Either { .. }) {
+            let operator = world.ask(&route, true, Some(&world.insula.operator)).await;
+            assert_eq!((operator.status.as_u16(), operator.code().as_str()), (403, "credential_kind"), "{name}");
+        }
+    }
+    for route in server::routes().iter().filter(|route| route.access == Access::Operator) {
+        let name = format!("{} {}", route.method, route.path);
+        for there in [true, false] {
+            assert_eq!(world.ask(route, there, None).await.status, 401, "{name}");
+            let answer = world.ask(route, there, Some(&world.admin)).await;
+            assert_eq!((answer.status.as_u16(), answer.code().as_str()), (403, "credential_kind"), "{name}");
+        }
+    }
+    // After all of this tenant A has everything it had.
+    for path in ["/v1/datasets/flowers", "/v1/models/fence", "/v1/deployments/gate", "/v1/members/vera"] {
+        world.insula.get(path, &world.admin).await.expect(200);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_writing_address_leaves_exactly_one_entry_also_when_it_is_refused() {
+    let world = World::new().await;
+    let mut asked = 0;
+    for route in world.tenant_routes() {
+        let Access::Tenant { act, .. } = route.access else { continue };
+        for (token, there) in [(&world.viewer, true), (&world.viewer, false), (&world.admin, false), (&world.admin, true)] {
+            let id = fresh_id();
+            let answer = world.ask_as(&route, there, Some(token), &id).await;
+            assert_eq!(answer.header("x-request-id"), Some(id.as_str()));
+            let found = world.insula.get(&format!("/v1/ledger?text={id}"), &world.admin).await.expect(200).json();
+            let entries: Vec<&Value> = found["items"].as_array().unwrap().iter().filter(|item| item["entry"]["request"] == id.as_str()).collect();
+            let name = format!("{} {} {there}: {answer:?} {entries:?}", route.method, route.path);
+            assert_eq!(entries.len(), 1, "{name}");
+            let entry = &entries[0]["entry"];
+            assert_eq!(entry["act"], act, "{name}");
+            let expected = match answer.status.as_u16() {
+                200..300 => "allowed",
+                _ if entry["outcome"] == "refused" => "refused",
+                _ => "failed",
+            };
+            assert_eq!(entry["outcome"], expected, "{name}");
+            asked += 1;
+        }
+    }
+    assert!(asked > 100, "the walk walked");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operators_acts_are_in_the_services_ledger() {
+    let insula = Insula::start().await;
+    insula.tenant("alpha").await;
+    for (method, path) in [
+        (Method::GET, "/v1/tenants"),
+        (Method::GET, "/v1/tenants/alpha"),
+        (Method::GET, "/v1/tenants/nobody"),
+        (Method::POST, "/v1/tenants/alpha/suspend"),
+        (Method::POST, "/v1/tenants/alpha/resume"),
+        (Method::GET, "/v1/erasures"),
+        (Method::GET, "/v1/service/keys"),
+        (Method::GET, "/metrics"),
+    ] {
+        let id = fresh_id();
+        insula.call_as(method, path, Some(&insula.operator), None, Some(&id)).await;
+        let found = insula.get(&format!("/v1/service/ledger?text={id}"), &insula.operator).await.expect(200).json();
+        let entries = found["items"].as_array().unwrap().iter().filter(|item| item["entry"]["request"] == id.as_str()).count();
+        assert_eq!(entries, 1, "{path}: {found}");
+    }
+}

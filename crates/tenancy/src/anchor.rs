@@ -74,7 +74,7 @@ impl Anchors {
         if self.open_slots.lock().insert(slot, id).is_some() {
             return Err(Error::internal(format!("anchor {slot} is open already")));
         }
-        Ok(AnchorSlot { anchors: Arc::clone(self), slot, id, now: Mutex::new(now) })
+        Ok(AnchorSlot { anchors: Arc::clone(self), slot, id, now: Mutex::new(now), released: AtomicBool::new(false) })
     }
 
     /// Makes everything written so far durable. Call each second and at shutdown.
@@ -154,6 +154,7 @@ pub(crate) struct AnchorSlot {
     slot: u64,
     id: TenantId,
     now: Mutex<Anchor>,
+    released: AtomicBool,
 }
 
 impl AnchorSlot {
@@ -193,8 +194,19 @@ impl AnchorSlot {
         Ok(self.anchors.file.sync_data()?)
     }
 
+    /// The store is closed: it may be opened again, and changes nothing here any more.
+    pub(crate) fn release(&self) {
+        let _now = self.now.lock();
+        if !self.released.swap(true, Ordering::AcqRel) {
+            self.anchors.open_slots.lock().remove(&self.slot);
+        }
+    }
+
     fn change(&self, change: impl FnOnce(&mut Anchor)) -> Result<()> {
         let mut now = self.now.lock();
+        if self.released.load(Ordering::Acquire) {
+            return Err(Error::Unavailable("the store is closed"));
+        }
         let mut next = *now;
         change(&mut next);
         if next != *now {
@@ -207,7 +219,7 @@ impl AnchorSlot {
 
 impl Drop for AnchorSlot {
     fn drop(&mut self) {
-        self.anchors.open_slots.lock().remove(&self.slot);
+        self.release();
     }
 }
 
@@ -234,7 +246,12 @@ mod tests {
         slot.ledger_size(9).unwrap();
         assert!(anchors.slot(7, ID).is_err(), "one store, one slot");
         slot.clean(5, [1; 32]).unwrap();
+        slot.release();
+        assert!(slot.generation(9).is_err(), "closed");
+        let reopened = anchors.slot(7, ID).unwrap();
         drop(slot);
+        assert!(anchors.slot(7, ID).is_err(), "the old handle's end does not free the new one's slot");
+        drop(reopened);
         drop(anchors);
         let anchors = Anchors::open(&root).unwrap();
         let slot = anchors.slot(7, ID).unwrap();

@@ -36,7 +36,7 @@ const FORMAT: u8 = 1;
 /// Plaintext a writer holds before it goes to work.
 const WAITING_BYTES_MAX: usize = 256 * 1024;
 /// Plaintext one [`BlobReader::read_at`] gives.
-pub const READ_BYTES_MAX: usize = 64 * 1024 * 1024;
+pub(crate) const READ_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Plaintext of one item of [`BlobReader::stream`].
 const STREAM_BYTES: usize = 512 * 1024;
 
@@ -75,7 +75,7 @@ pub(crate) struct BlobRow {
 }
 
 /// Writes one object. Dropped before [`BlobWriter::finish`], nothing is left of it.
-pub struct BlobWriter {
+pub(crate) struct BlobWriter {
     /// `None` while a piece is being sealed; stays so if that failed or nobody waited for it.
     sealer: Option<Sealer>,
     waiting: Vec<Bytes>,
@@ -121,7 +121,7 @@ impl BlobWriter {
     ///
     /// # Errors
     /// [`Error::Internal`] when the disk fails; the object is lost then.
-    pub async fn write(&mut self, data: Bytes) -> Result<()> {
+    pub(crate) async fn write(&mut self, data: Bytes) -> Result<()> {
         self.bytes += data.len() as u64;
         self.waiting_bytes += data.len();
         self.waiting.push(data);
@@ -138,8 +138,7 @@ impl BlobWriter {
     }
 
     /// Plaintext bytes so far.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
 
@@ -147,7 +146,7 @@ impl BlobWriter {
     ///
     /// # Errors
     /// [`Error::Internal`] when the disk fails; the object is lost then.
-    pub async fn finish(mut self) -> Result<SealedBlob> {
+    pub(crate) async fn finish(mut self) -> Result<SealedBlob> {
         let (mut sealer, waiting) = self.take()?;
         let folder = self.leftover.0.as_deref().and_then(Path::parent).map(Path::to_owned);
         let sha256 = blocking(move || {
@@ -264,7 +263,7 @@ impl BlobReader {
     /// `len` plaintext bytes from `offset`; fewer only at the end.
     ///
     /// # Errors
-    /// [`Error::Invalid`] above [`READ_BYTES_MAX`]; [`Error::Integrity`] when the file is not what was written.
+    /// [`Error::Invalid`] above 64 MiB at once; [`Error::Integrity`] when the file is not what was written.
     pub async fn read_at(&self, offset: u64, len: usize) -> Result<Bytes> {
         if len > READ_BYTES_MAX {
             return Err(Error::Invalid(format!("read at most {READ_BYTES_MAX} bytes at once")));

@@ -291,7 +291,8 @@ mod tests {
         let (_dir, root, _, rows) = fresh();
         let refused = |tenant, rows: &KeyRows| matches!(Keyring::load(&root, tenant, rows), Err(Error::Integrity(_)));
         assert!(refused(TenantId([6; 16]), &rows), "another tenant");
-        let changes: [(&str, fn(&mut KeyRows)); 8] = [
+        type Change = (&'static str, fn(&mut KeyRows));
+        let changes: [Change; 8] = [
             ("purposes swapped", |rows| {
                 let wrapped = rows.data[0].wrapped.clone();
                 rows.data[0].wrapped = std::mem::replace(&mut rows.data[1].wrapped, wrapped);

@@ -31,7 +31,7 @@ const FILE_BYTES_MAX: u64 = 64 * 1024;
 
 /// Whether [`RootStore::open_or_create`] made a new root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Created {
+pub(crate) enum Created {
     /// A new root key was made: this is a new service.
     Yes,
     /// The root key was there.
@@ -39,7 +39,7 @@ pub enum Created {
 }
 
 /// The keystore folder, opened.
-pub struct RootStore {
+pub(crate) struct RootStore {
     dir: PathBuf,
     service_id: [u8; 16],
     control_key: Key,
@@ -52,7 +52,7 @@ impl RootStore {
     /// # Errors
     /// [`Error::Invalid`] with the remedy if others may read the folder or file, or somebody else owns them;
     /// [`Error::Integrity`] if the file does not parse.
-    pub fn open_or_create(dir: &Path) -> Result<(Self, Created)> {
+    pub(crate) fn open_or_create(dir: &Path) -> Result<(Self, Created)> {
         if !dir.exists() {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         }
@@ -80,8 +80,7 @@ impl RootStore {
     }
 
     /// Random name of this service: part of the ledgers' origin.
-    #[must_use]
-    pub fn service_id(&self) -> [u8; 16] {
+    pub(crate) fn service_id(&self) -> [u8; 16] {
         self.service_id
     }
 

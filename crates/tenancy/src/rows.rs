@@ -116,11 +116,6 @@ impl Store {
         Ok(self.db.anchor())
     }
 
-    /// Generation of the last commit.
-    pub(crate) fn generation(&self) -> u64 {
-        self.db.generation()
-    }
-
     /// The keys in use.
     pub(crate) fn keyring(&self) -> Result<Arc<Keyring>> {
         Ok(Arc::clone(&self.keys.read()))
@@ -322,12 +317,6 @@ impl Tx<'_> {
     /// The generation this transaction will have once committed: nobody else can take it meanwhile.
     pub(crate) fn generation(&self) -> u64 {
         self.txn.generation()
-    }
-
-    /// As [`Store::outbox_prune`], as part of this transaction.
-    pub(crate) async fn outbox_prune(&mut self, up_to_generation: u64) -> Result<()> {
-        let result = records::outbox_prune(self.txn.enter()?, up_to_generation).await;
-        self.txn.leave(result).map(drop)
     }
 
     /// Commits, with a ledger entry in the same transaction. Durable on return; returns the new generation.

@@ -64,8 +64,9 @@ async fn vandal(control: &Control, sql: &'static str) {
 
 /// The process dies: nothing is closed cleanly, all commits are there.
 async fn reopen_unclean(place: &Place, control: Control) -> Result<Control> {
+    let newest = control.db.generation();
     control.db.close().await.unwrap();
-    control.db.anchor().generation(control.db.generation()).unwrap();
+    place.anchors.slot(0, SERVICE).unwrap().generation(newest).unwrap();
     drop(control);
     Control::open(&file(place), &place.root, &place.anchors).await
 }

@@ -142,6 +142,7 @@ impl Db {
             let hash = file_hash(&self.path).await?;
             self.anchor.clean(self.generation(), hash)?;
         }
+        self.anchor.release();
         Ok(())
     }
 }
@@ -283,7 +284,8 @@ async fn silence() -> Result<()> {
         let options = SqliteConnectOptions::new().in_memory(true).pragma("cipher_log_level", "NONE").disable_statement_logging();
         options.connect().await?.close().await
     });
-    Ok(*silent.await?)
+    silent.await?;
+    Ok(())
 }
 
 async fn migrate(connection: &mut SqliteConnection, migrations: Migrations, expect: Expect) -> Result<()> {

@@ -115,11 +115,11 @@ pub(super) async fn usage_add(db: &mut SqliteConnection, name: &str, delta: i64)
 }
 
 pub(super) async fn blob_row(db: &mut SqliteConnection, id: BlobId) -> Result<Option<BlobRow>> {
-    let row: Option<(u32, Vec<u8>, Vec<u8>, i64, Vec<u8>)> =
-        query_as("SELECT key_version, wrapped_key, commitment, bytes, sha256 FROM blob WHERE id = $1")
-            .bind(id.0.as_slice())
-            .fetch_optional(db)
-            .await?;
+    type Columns = (u32, Vec<u8>, Vec<u8>, i64, Vec<u8>);
+    let row: Option<Columns> = query_as("SELECT key_version, wrapped_key, commitment, bytes, sha256 FROM blob WHERE id = $1")
+        .bind(id.0.as_slice())
+        .fetch_optional(db)
+        .await?;
     let Some((key_version, wrapped_key, commitment, bytes, sha256)) = row else { return Ok(None) };
     let damaged = || Error::integrity("an object's row is malformed");
     Ok(Some(BlobRow {

@@ -47,18 +47,10 @@ pub(crate) enum Values {
 
 /// Loads all columns but the excluded ones; numbers of the `target` at full width. Reads the source twice: the first time says
 /// what each column is.
-pub(crate) fn load(
-    source: &mut dyn Source,
-    format: Format,
-    target: &str,
-    exclude: &[String],
-    texts_max: u64,
-    progress: &mut dyn FnMut(u64),
-) -> Result<Table, Fail> {
+pub(crate) fn load(source: &mut dyn Source, format: Format, target: &str, exclude: &[String], texts_max: u64) -> Result<Table, Fail> {
     let mut summary = Summary::default();
     read(source, format, 0..u64::MAX, Limits::default(), &mut summary)?;
     let (rows, summaries) = summary.finish();
-    progress(rows);
     let names = || summaries.iter().map(|column| format!("`{}`", column.name)).collect::<Vec<_>>().join(", ");
     for name in std::iter::once(target).chain(exclude.iter().map(String::as_str)) {
         if !summaries.iter().any(|column| column.name == name) {
@@ -66,7 +58,7 @@ pub(crate) fn load(
             return Err(Fail::new(FailCode::Invalid, format!("there is no column `{name}`; there are {list}")));
         }
     }
-    let mut loader = Loader { slots: Vec::new(), failed: None };
+    let mut loader = Loader { slots: Vec::new() };
     let mut left_out = Vec::new();
     let mut bytes = 0_u64;
     for column in summaries {
@@ -89,7 +81,6 @@ pub(crate) fn load(
         loader.slots.push(Some(Slot::new(column.name, column.kind, is_target, usize::try_from(rows).unwrap_or(0))));
     }
     read(source, format, 0..u64::MAX, Limits::default(), &mut loader)?;
-    progress(rows.saturating_mul(2));
     let columns: Vec<Column> = loader.slots.into_iter().flatten().map(Slot::finish).collect();
     Ok(Table { columns, left_out, rows: usize::try_from(rows).unwrap_or(0) })
 }
@@ -97,7 +88,6 @@ pub(crate) fn load(
 struct Loader {
     /// By column of the file; none when it is left out.
     slots: Vec<Option<Slot>>,
-    failed: Option<Fail>,
 }
 
 struct Slot {
@@ -126,9 +116,9 @@ impl Slot {
 impl Sink for Loader {
     fn columns(&mut self, heads: &[Head]) -> Result<(), Fail> {
         if heads.len() != self.slots.len() {
-            self.failed = Some(Fail::new(FailCode::Internal, "the source changed while it was read"));
+            return Err(Fail::new(FailCode::Internal, "the source changed while it was read"));
         }
-        self.failed.clone().map_or(Ok(()), Err)
+        Ok(())
     }
 
     fn wants(&self, column: usize) -> bool {

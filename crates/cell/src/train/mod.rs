@@ -85,7 +85,7 @@ struct Fitted {
 }
 
 fn fit(source: &mut dyn Source, spec: &wire::Train, events: &mut dyn Events) -> Result<Fitted, Fail> {
-    let mut events = Thinned { events, last: 0 };
+    let mut events = Thinned { events, last: None };
     let events: &mut dyn Events = &mut events;
     let parameters = Parameters::new(spec.algorithm, &spec.parameters)?;
     if !(spec.split.test_share > 0.0 && spec.split.test_share < 1.0) {
@@ -94,9 +94,10 @@ fn fit(source: &mut dyn Source, spec: &wire::Train, events: &mut dyn Events) -> 
     if spec.exclude.contains(&spec.target) {
         return Err(invalid("the target is among the excluded columns").at_column(&spec.target));
     }
-    events.progress("reading", 0, spec.source_bytes);
-    let table = load::load(source, spec.format, &spec.target, &spec.exclude, TEXTS_MAX, &mut |_| {})?;
-    events.progress("reading", spec.source_bytes, spec.source_bytes);
+    let total = source.bytes().saturating_mul(2);
+    let mut watched = Watched { source, events, read: 0, total };
+    let table = load::load(&mut watched, spec.format, &spec.target, &spec.exclude, TEXTS_MAX)?;
+    events.progress("reading", total, total);
     let Prepared { goal, classes, features, columns } = prepare(table, spec, events)?;
     let (train_rows, test_rows) = split(&goal, &spec.split)?;
     let (features, train_columns, test_columns) = part(features, columns, &train_rows, &test_rows, events)?;
@@ -479,17 +480,39 @@ fn softmax(z: &mut [f32]) {
     z.iter_mut().for_each(|z| *z /= sum);
 }
 
-/// Lets through every report that changes the stage, and about [`REPORTS_MAX`] of the others.
+/// Reports how much was read; the loader reads a source twice.
+struct Watched<'a> {
+    source: &'a mut dyn Source,
+    events: &'a mut dyn Events,
+    read: u64,
+    total: u64,
+}
+
+impl Source for Watched<'_> {
+    fn bytes(&self) -> u64 {
+        self.source.bytes()
+    }
+
+    fn read_at(&mut self, offset: u64, bytes: u32) -> Result<bytes::Bytes, Fail> {
+        let block = self.source.read_at(offset, bytes)?;
+        self.read = self.read.saturating_add(block.len() as u64).min(self.total);
+        self.events.progress("reading", self.read, self.total);
+        Ok(block)
+    }
+}
+
+/// Lets through the first report of a stage, its last, and about [`REPORTS_MAX`] between.
 struct Thinned<'a> {
     events: &'a mut dyn Events,
-    last: u64,
+    last: Option<(String, u64)>,
 }
 
 impl Events for Thinned<'_> {
     fn progress(&mut self, stage: &str, done: u64, total: u64) {
-        let step = total.checked_mul(REPORTS_MAX).map_or(REPORTS_MAX, |_| done.saturating_mul(REPORTS_MAX) / total.max(1));
-        if stage != "training" || step != self.last || done == total {
-            self.last = step;
+        let step = u128::from(done) * u128::from(REPORTS_MAX) / u128::from(total.max(1));
+        let step = u64::try_from(step).unwrap_or(u64::MAX);
+        if self.last.as_ref().is_none_or(|(before, last)| before != stage || *last != step) {
+            self.last = Some((stage.to_owned(), step));
             self.events.progress(stage, done, total);
         }
     }

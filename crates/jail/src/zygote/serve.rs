@@ -143,7 +143,10 @@ impl Zygote {
         };
         let (confirm, theirs) = pair;
         drop(theirs);
-        let outcome = self.ground.admit(pid, outer, join).and_then(|()| confirmed(confirm.as_fd()));
+        let outcome = self
+            .ground
+            .admit(pid, outer, join)
+            .and_then(|()| confirmed(confirm.as_fd(), Layers::from_bits(spawn.layers).close_descriptors));
         if let Err(failed) = outcome {
             let _ = rustix::process::kill_process(pid, Signal::KILL);
             let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
@@ -200,23 +203,31 @@ impl Zygote {
     }
 }
 
-/// Lets the cell go ahead and waits until it says that all walls stand.
-fn confirmed(confirm: BorrowedFd<'_>) -> Result<(), Failed> {
-    let late = Failed { step: Step::Confirm, errno: libc::ETIMEDOUT };
-    stream::send(confirm, &[1], None).map_err(|_| late)?;
+/// Lets the cell go ahead and waits until it says that all walls stand, and then until it has closed this last channel as well.
+fn confirmed(confirm: BorrowedFd<'_>, closes: bool) -> Result<(), Failed> {
+    stream::send(confirm, &[1], None).map_err(|_| Failed { step: Step::Confirm, errno: libc::EPIPE })?;
+    let mut said = [0; 5];
+    if heard(confirm, &mut said)? != said.len() {
+        return Err(Failed { step: Step::Confirm, errno: libc::EPIPE });
+    }
+    let [step, a, b, c, d] = said;
+    if let Some(step) = Step::from_number(step) {
+        return Err(Failed { step, errno: i32::from_le_bytes([a, b, c, d]) });
+    }
+    if closes && heard(confirm, &mut said)? != 0 {
+        return Err(Failed { step: Step::Descriptors, errno: libc::EPROTO });
+    }
+    Ok(())
+}
+
+/// One message, or nothing at the end, within bounded time.
+fn heard(confirm: BorrowedFd<'_>, said: &mut [u8]) -> Result<usize, Failed> {
     let patience = Timespec { tv_sec: CONFIRM_SECONDS_MAX, tv_nsec: 0 };
     let mut ready = [PollFd::from_borrowed_fd(confirm, PollFlags::IN)];
     if !poll(&mut ready, Some(&patience)).is_ok_and(|ready| ready == 1) {
-        return Err(late);
+        return Err(Failed { step: Step::Confirm, errno: libc::ETIMEDOUT });
     }
-    let mut said = [0; 5];
-    match stream::recv(confirm, &mut said) {
-        Ok((5, _)) => {
-            let [step, a, b, c, d] = said;
-            Step::from_number(step).map_or(Ok(()), |step| Err(Failed { step, errno: i32::from_le_bytes([a, b, c, d]) }))
-        }
-        _ => Err(Failed { step: Step::Confirm, errno: libc::EPIPE }),
-    }
+    stream::recv(confirm, said).map(|(bytes, _)| bytes).map_err(|_| Failed { step: Step::Confirm, errno: libc::EPIPE })
 }
 
 /// A descriptor that becomes readable when a child has died.

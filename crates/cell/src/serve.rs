@@ -74,18 +74,10 @@ impl Models<'_> {
             ToCell::Ping => Ok(FromCell::Ready),
             ToCell::Load { slot, load } => self.load(slot, &load, request.file),
             ToCell::Unload { slot } => match self.models.remove(&slot) {
-                Some(model) => {
-                    drop(model);
-                    crate::engine::trim();
-                    Ok(FromCell::Ready)
-                }
+                Some(_) => Ok(FromCell::Ready),
                 None => Err(no_model(slot)),
             },
-            ToCell::Admit(load) => {
-                let info = admit::admit(self.engine, &map(&load, request.file)?, &load);
-                crate::engine::trim();
-                info.map(FromCell::Model)
-            }
+            ToCell::Admit(load) => admit::admit(self.engine, &map(&load, request.file)?, &load).map(FromCell::Model),
             ToCell::Inspect(spec) => data::inspect(&mut Pull::new(link, id, spec.source_bytes), &spec).map(FromCell::Inspected),
             ToCell::Preview(spec) => data::preview(&mut Pull::new(link, id, spec.source_bytes), &spec).map(FromCell::Previewed),
             ToCell::Train(spec) => {

@@ -32,7 +32,7 @@ fn environment(library: &str) -> Vec<(String, String)> {
 }
 
 fn launcher() -> Option<Launcher> {
-    let launcher = Launcher::start_unchecked(PROGRAM.as_ref(), &["zygote"], &environment(&library()?), jail::Layers::ALL).unwrap();
+    let launcher = Launcher::start(PROGRAM.as_ref(), &["zygote"], &environment(&library()?), Floor::Development).unwrap();
     println!("{}", launcher.report());
     Some(launcher)
 }

@@ -11,6 +11,7 @@ use wire::{Decoder, Fail, FromCell, Load, ModelInfo, ToCell};
 pub struct Client {
     socket: OwnedFd,
     decoder: Decoder,
+    buffer: Vec<u8>,
     id: u64,
 }
 
@@ -18,7 +19,7 @@ impl Client {
     /// Over a connected stream socket; made blocking.
     pub fn new(socket: OwnedFd) -> Self {
         rustix::io::ioctl_fionbio(&socket, false).unwrap();
-        Self { socket, decoder: Decoder::new(), id: 0 }
+        Self { socket, decoder: Decoder::new(), buffer: vec![0; 256 << 10], id: 0 }
     }
 
     /// Sends and returns the request's id; `None` when the cell is gone.
@@ -37,14 +38,13 @@ impl Client {
 
     /// The next frame; `None` when the cell is gone.
     pub fn receive(&mut self) -> Option<(u64, FromCell)> {
-        let mut buffer = vec![0; 1 << 20];
         loop {
             if let Some(frame) = self.decoder.next().unwrap() {
                 return Some((frame.id, FromCell::parse(&frame).unwrap()));
             }
-            match jail::stream::recv(self.socket.as_fd(), &mut buffer) {
+            match jail::stream::recv(self.socket.as_fd(), &mut self.buffer) {
                 Ok((0, _)) | Err(_) => return None,
-                Ok((bytes, _)) => self.decoder.feed(&buffer[..bytes]),
+                Ok((bytes, _)) => self.decoder.feed(&self.buffer[..bytes]),
             }
         }
     }

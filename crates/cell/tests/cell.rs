@@ -1,5 +1,14 @@
 //! The real thing: the built program, started by the real launcher, its cells in the real jail.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::indexing_slicing,
+    reason = "a test program"
+)]
+
 mod client;
 
 use std::sync::mpsc;
@@ -45,7 +54,9 @@ fn spawn(launcher: &Launcher) -> (Cell, Client) {
 
 fn exit(cell: &mut Cell) -> Exit {
     let (sender, receiver) = mpsc::channel();
-    cell.on_exit(move |exit| drop(sender.send(exit)));
+    cell.on_exit(move |exit| {
+        let _ = sender.send(exit);
+    });
     receiver.recv_timeout(DEATH_MAX).expect("the cell ends")
 }
 

@@ -325,12 +325,6 @@ impl Tx<'_> {
         self.txn.leave(result).map(|_| ())
     }
 
-    /// As [`Store::outbox_prune`], as part of this transaction.
-    pub(crate) async fn outbox_prune(&mut self, up_to_generation: u64) -> Result<()> {
-        let result = records::outbox_prune(self.txn.enter()?, up_to_generation).await;
-        self.txn.leave(result).map(drop)
-    }
-
     /// Commits, with a ledger entry in the same transaction. Durable on return; returns the new generation.
     pub(crate) async fn commit_with(mut self, entry: Option<Vec<u8>>) -> Result<u64> {
         if let Some(entry) = entry {

@@ -68,15 +68,14 @@ impl Db {
             unchanged_since_close(path, hash).await?;
         }
         let mut connection = connect(path, key, expect).await?;
-        migrate(&mut connection, migrations, expect).await?;
-        let generation = stored_generation(&mut connection).await?;
-        if generation < before.generation {
-            return Err(Error::integrity(format!(
-                "{}: has generation {generation}, {} was anchored: an older copy was put back; restore the newest one",
-                path.display(),
-                before.generation
-            )));
-        }
+        let generation = match checked(&mut connection, path, migrations, expect, before.generation).await {
+            Ok(generation) => generation,
+            Err(refusal) => {
+                // Waits until the file is let go, so that it can be put right and opened again.
+                connection.close().await?;
+                return Err(refusal);
+            }
+        };
         if generation > before.generation {
             anchor.generation(generation)?;
         }
@@ -307,6 +306,19 @@ async fn migrate(connection: &mut SqliteConnection, migrations: Migrations, expe
     }
     let mode: String = query_scalar("PRAGMA journal_mode").fetch_one(connection).await?;
     if mode == "wal" { Ok(()) } else { Err(Error::internal(format!("journal mode is `{mode}`"))) }
+}
+
+/// Brings the schema up to date and returns the generation, unless it lies behind the anchored one.
+async fn checked(db: &mut SqliteConnection, path: &Path, migrations: Migrations, expect: Expect, anchored: u64) -> Result<u64> {
+    migrate(db, migrations, expect).await?;
+    let found = stored_generation(db).await?;
+    if found < anchored {
+        return Err(Error::integrity(format!(
+            "{}: has generation {found}, {anchored} was anchored: an older copy was put back; restore the newest one",
+            path.display()
+        )));
+    }
+    Ok(found)
 }
 
 async fn stored_generation(connection: &mut SqliteConnection) -> Result<u64> {

@@ -103,18 +103,20 @@ impl Model {
     /// [`FailCode::ModelRefused`] or [`FailCode::TooLarge`] in the user's words.
     pub fn load(engine: &Engine, bytes: &[u8], load: &Load) -> Result<(Self, ModelInfo), Fail> {
         let facts = admit::check(bytes, load.nodes_max)?;
+        let before = jail::memory::heap_bytes();
         let session = engine
             .session(bytes)
             .map_err(|error| Fail::new(FailCode::ModelRefused, format!("the engine does not accept the model: {}", words(&error))))?;
         let signature = Signature::new(&session, &load.name, &load.version)?;
         let buffers = signature.buffers();
+        jail::memory::trim();
         let info = ModelInfo {
             inputs: signature.inputs.iter().map(oip::Port::info).collect(),
             outputs: signature.outputs.iter().map(oip::Port::info).collect(),
             opsets: facts.opsets,
             nodes: facts.nodes,
             producer: facts.producer,
-            resident_bytes: resident_estimate(bytes.len()),
+            resident_bytes: jail::memory::heap_bytes().saturating_sub(before).saturating_add(SESSION_BYTES),
             smoke_run: false,
         };
         Ok((Self { session, signature, buffers }, info))
@@ -151,15 +153,8 @@ impl Model {
     }
 }
 
-/// What a loaded model is counted as: there is no `/proc` in a cell to ask. Networks take 1.3 to 6 times their file, tree ensembles up to
-/// 13 times, and even the smallest session a megabyte; the middle of that, because the control group bounds what is really used.
-fn resident_estimate(file_bytes: usize) -> u64 {
-    /// What an empty session takes.
-    const SESSION_BYTES: u64 = 1 << 20;
-    /// Memory for each byte of the file.
-    const BYTES_PER_FILE_BYTE: u64 = 4;
-    (file_bytes as u64).saturating_mul(BYTES_PER_FILE_BYTE).saturating_add(SESSION_BYTES)
-}
+/// What a session takes besides the allocator's bytes: pages it dirtied, what a first run adds.
+const SESSION_BYTES: u64 = 512 << 10;
 
 fn lend(buffers: &[Tensor]) -> Result<Vec<SessionInputValue<'_>>, Fail> {
     buffers.iter().map(Tensor::lend).collect::<ort::Result<_>>().map_err(|error| failed(&error))

@@ -50,13 +50,17 @@ enum StartError {
     Environment(&'static str, &'static str),
     #[error("`ORT_LOAD_CONFIG_FROM_MODEL` must not be set: a model would bring its own engine configuration")]
     ConfigFromModel,
-    #[error("ORT_DYLIB_PATH is not set: it must name libonnxruntime.so\nhelp: run `cargo xtask engine`, or take the library out of the PyPI wheel `onnxruntime` (1.31.1)")]
+    #[error(
+        "ORT_DYLIB_PATH is not set: it must name libonnxruntime.so\nhelp: run `cargo xtask engine`, or take the library out of the PyPI wheel `onnxruntime` (1.31.1)"
+    )]
     NoLibrary,
     #[error(transparent)]
     Engine(#[from] EngineError),
     #[error("{0}")]
     Control(std::io::Error),
-    #[error("the engine is not alone: {0}. A build with telemetry that does not honour ORT_DISABLE_TELEMETRY does this; take the pinned version")]
+    #[error(
+        "the engine is not alone: {0}. A build with telemetry that does not honour ORT_DISABLE_TELEMETRY does this; take the pinned version"
+    )]
     NotAlone(String),
     #[error("cannot read /proc/self: {0}")]
     Proc(#[from] std::io::Error),

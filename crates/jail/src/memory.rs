@@ -159,6 +159,20 @@ impl Drop for Mapped {
     }
 }
 
+/// Bytes that this process's allocator has handed out and not got back. Makes no system call, so that it works after lock-down.
+#[must_use]
+pub fn heap_bytes() -> u64 {
+    // SAFETY: `mallinfo2` reads the allocator's counters and returns them by value; it has no preconditions.
+    let info = unsafe { libc::mallinfo2() };
+    (info.uordblks + info.hblkhd) as u64
+}
+
+/// Gives free memory of the allocator back to the system (`madvise`, `brk`), as far as it can.
+pub fn trim() {
+    // SAFETY: `malloc_trim` only touches free memory of the allocator; it has no preconditions.
+    let _ = unsafe { libc::malloc_trim(0) };
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -183,6 +197,16 @@ mod tests {
             let sealed = writer.seal().unwrap();
             assert_eq!((sealed.len(), &*sealed.map().unwrap()), (7, &b"abcdefg"[..]), "hint {hint}");
         }
+    }
+
+    #[test]
+    fn the_heap_is_measured() {
+        let before = heap_bytes();
+        let held = std::hint::black_box(vec![1u8; 3 << 20]);
+        assert!(heap_bytes() >= before + (3 << 20));
+        drop(held);
+        trim();
+        assert!(heap_bytes() < before + (3 << 20));
     }
 
     #[test]

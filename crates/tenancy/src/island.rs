@@ -23,8 +23,6 @@ use crate::rows::Store;
 
 /// Decisions remembered per tenant.
 const DECISIONS_MAX: NonZeroUsize = NonZeroUsize::new(2048).expect("not zero");
-/// Entries the outbox may hold although the ledger has them on disk.
-const OUTBOX_KEPT_MAX: u64 = 64;
 /// Members a tenant can have at most, whatever its limits say: they are held in memory while the tenant is open.
 pub(crate) const MEMBERS_MAX: usize = 10_000;
 
@@ -55,11 +53,12 @@ pub(crate) struct Island {
     decisions: Mutex<LruCache<DecisionKey, Arc<Decision>>>,
     epoch: AtomicU64,
     frozen: AtomicBool,
+    torn: AtomicBool,
+    commits: tokio::sync::Mutex<()>,
     /// One rotation at a time.
     pub(crate) rotating: tokio::sync::Mutex<()>,
-    /// Greatest outbox generation that is on disk in the ledger, that was appended to it, and that was pruned.
+    /// Greatest outbox generation that is on disk in the ledger, and that was appended to it.
     synced_generation: AtomicU64,
-    pruned_generation: AtomicU64,
     appended_generation: AtomicU64,
 }
 
@@ -91,9 +90,10 @@ impl Island {
             decisions: Mutex::new(LruCache::new(DECISIONS_MAX)),
             epoch: AtomicU64::new(u64::try_from(now_micros()).unwrap_or_default()),
             frozen: AtomicBool::new(false),
+            torn: AtomicBool::new(false),
+            commits: tokio::sync::Mutex::new(()),
             rotating: tokio::sync::Mutex::new(()),
             synced_generation: AtomicU64::new(0),
-            pruned_generation: AtomicU64::new(0),
             appended_generation: AtomicU64::new(0),
         };
         island.replay().await?;
@@ -180,16 +180,14 @@ impl Island {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// After a commit: caches are stale, and the entry joins the ledger.
-    pub(crate) fn committed(&self, generation: u64, entry: Option<Entry>) -> Result<()> {
-        self.epoch.fetch_add(1, Ordering::AcqRel);
-        if let Some(mut entry) = entry {
-            entry.generation = Some(generation);
-            // The outbox has it: should this fail, it is replayed at the next open, and until then the ledger takes no act.
-            self.ledger.append(&entry)?;
-            self.appended_generation.fetch_max(generation, Ordering::AcqRel);
-        }
-        Ok(())
+    /// Begins the last step of a transaction. One at a time, so that entries join the ledger in the order of their generations.
+    pub(crate) async fn committing(&self) -> Committing<'_> {
+        Committing { island: self, _one: self.commits.lock().await, open: true }
+    }
+
+    /// Whether a commit was broken off between the store and the ledger: the outbox must be replayed by opening the island again.
+    pub(crate) fn torn(&self) -> bool {
+        self.torn.load(Ordering::Acquire) || self.ledger.failed()
     }
 
     /// No commit and no new permit from here on; for suspension in flight and erasure.
@@ -217,20 +215,51 @@ impl Island {
         self.store.anchor()?.ledger_size(size)
     }
 
-    /// Forgets what the outbox no longer needs, once there is enough of it or when asked to.
-    pub(crate) async fn prune(&self, always: bool) -> Result<()> {
-        let (synced, pruned) = (self.synced_generation.load(Ordering::Acquire), self.pruned_generation.load(Ordering::Acquire));
-        if synced > pruned && (always || synced - pruned >= OUTBOX_KEPT_MAX) {
-            self.store.outbox_prune(synced).await?;
-            self.pruned_generation.store(synced, Ordering::Release);
-        }
-        Ok(())
+    /// Generation up to which the ledger has everything on disk: the outbox may forget it.
+    pub(crate) fn prunable(&self) -> u64 {
+        self.synced_generation.load(Ordering::Acquire)
     }
 
     /// Everything on disk and anchored; the island may be dropped.
     pub(crate) async fn close(&self) -> Result<()> {
         self.flush(true)?;
-        self.prune(true).await?;
+        self.store.outbox_prune(self.prunable()).await?;
         self.store.close().await
+    }
+}
+
+/// A commit on its way from the store into the ledger. Broken off in between (its request was cut), it freezes the island: only
+/// opening it again replays the outbox in order.
+pub(crate) struct Committing<'i> {
+    island: &'i Island,
+    _one: tokio::sync::MutexGuard<'i, ()>,
+    open: bool,
+}
+
+impl Committing<'_> {
+    /// The store has it: caches are stale, and the entry joins the ledger.
+    pub(crate) fn done(mut self, generation: u64, entry: Option<Entry>) -> Result<()> {
+        self.island.epoch.fetch_add(1, Ordering::AcqRel);
+        if let Some(mut entry) = entry {
+            entry.generation = Some(generation);
+            self.island.ledger.append(&entry)?;
+            self.island.appended_generation.fetch_max(generation, Ordering::AcqRel);
+        }
+        self.open = false;
+        Ok(())
+    }
+
+    /// The store refused: nothing happened.
+    pub(crate) fn refused(mut self) {
+        self.open = false;
+    }
+}
+
+impl Drop for Committing<'_> {
+    fn drop(&mut self) {
+        if self.open {
+            self.island.torn.store(true, Ordering::Release);
+            self.island.freeze();
+        }
     }
 }

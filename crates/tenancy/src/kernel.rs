@@ -570,7 +570,7 @@ impl Kernel {
     pub(crate) fn meter(&self, row: &TenantRow) -> Result<Arc<Meter>> {
         let limits: Limits = serde_json::from_str(&row.limits).map_err(Error::integrity)?;
         let mut meters = self.0.meters.lock();
-        let (_, meter) = meters.entry(row.id).or_insert_with(|| (row.name.clone(), Meter::new(limits.clone())));
+        let (_, meter) = meters.entry(row.id).or_insert_with(|| (row.name.clone(), Meter::new(limits)));
         meter.set_limits(limits);
         Ok(Arc::clone(meter))
     }
@@ -694,8 +694,13 @@ async fn flusher(kernel: Weak<Inner>) {
         let Some(inner) = kernel.upgrade() else { return };
         round = round.wrapping_add(1);
         let checkpoint = round.is_multiple_of(CHECKPOINT_EVERY_SYNCS);
-        let islands: Vec<_> =
-            inner.islands.lock().iter().map(|(_, island)| Arc::clone(island)).filter(|island| island.ledger.dirty()).collect();
+        let islands: Vec<_> = inner
+            .islands
+            .lock()
+            .iter()
+            .map(|(_, island)| Arc::clone(island))
+            .filter(|island| island.ledger.dirty() || island.torn())
+            .collect();
         let flushed = tokio::task::spawn_blocking(move || {
             for island in &islands {
                 if let Err(error) = island.flush(checkpoint) {
@@ -706,8 +711,9 @@ async fn flusher(kernel: Weak<Inner>) {
         })
         .await;
         for island in flushed.unwrap_or_default() {
-            if let Err(error) = island.prune(false).await {
-                tracing::warn!(error = error.private().unwrap_or_default(), "an outbox could not be pruned");
+            if island.torn() {
+                // It refuses every act until it is opened again: drop it, and the next request does that.
+                let _ = Kernel(Arc::clone(&inner)).island_drop(island.id).await;
             }
         }
         if checkpoint {

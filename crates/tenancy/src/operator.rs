@@ -80,7 +80,7 @@ impl Operator {
     /// # Errors
     /// [`Error::Conflict`] when the name is taken, [`Error::Invalid`] for limits that make no sense.
     pub async fn tenant_create(&self, spec: TenantSpec) -> Result<CreatedTenant> {
-        let limits = spec.limits.unwrap_or_else(|| self.kernel.0.config.limits.clone());
+        let limits = spec.limits.unwrap_or(self.kernel.0.config.limits);
         limits.validate()?;
         let id = TenantId::random()?;
         self.log("TenantCreate", &resource(id), Outcome::Allowed)?;

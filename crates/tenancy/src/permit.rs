@@ -341,7 +341,15 @@ impl Tx<'_> {
         let first = !self.permit.written.load(Ordering::Acquire);
         let entry = first.then(|| self.permit.entry(Outcome::Allowed, &self.permit.reason));
         let bytes = entry.as_ref().map(serde_json::to_vec).transpose().map_err(Error::internal)?;
-        let generation = self.inner.commit_with(bytes).await?;
+        self.inner.outbox_prune(island.prunable()).await?;
+        let committing = island.committing().await;
+        let generation = match self.inner.commit_with(bytes).await {
+            Ok(generation) => generation,
+            Err(error) => {
+                committing.refused();
+                return Err(error);
+            }
+        };
         self.permit.written.store(true, Ordering::Release);
         for reservation in self.reserved.drain(..) {
             reservation.commit();
@@ -349,7 +357,7 @@ impl Tx<'_> {
         for (what, n) in self.released.drain(..) {
             island.meter.release(what, n);
         }
-        island.committed(generation, entry)
+        committing.done(generation, entry)
     }
 }
 

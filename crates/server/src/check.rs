@@ -6,6 +6,8 @@ use std::net::IpAddr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use platform::jail::zygote::Launcher;
+
 use crate::config::Config;
 use crate::tls;
 
@@ -171,7 +173,9 @@ fn library(path: &Path) -> Finding {
 }
 
 fn sandbox(config: &Config) -> Finding {
-    match platform::sandbox_report(&config.platform()) {
+    let platform = config.platform();
+    let environment = [("ORT_DYLIB_PATH".to_owned(), platform.engine_library.display().to_string())];
+    match Launcher::start(&platform.cell_program, &["zygote"], &environment, platform.floor) {
         Ok(_) => Finding::ok("the sandbox enforces what it must"),
         Err(error) => Finding::bad(
             format!("the sandbox does not start: {error}"),

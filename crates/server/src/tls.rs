@@ -45,7 +45,7 @@ const BACKDATE: Duration = Duration::from_hours(1);
 /// Why there is no TLS. The message is for the operator.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct TlsError(pub(crate) String);
+pub(crate) struct TlsError(pub(crate) String);
 
 /// Where the certificate comes from, and the one in use.
 pub(crate) struct Certificates {

@@ -28,7 +28,7 @@ pub(super) fn register(api: &mut Api) {
     let metadata_doc = |operation| Doc::new(operation, "Model metadata (Open Inference Protocol)").answers::<OipMetadata>();
     api.tenant_route(GET, "/v2/models/{name}", metadata_doc("inference_metadata"), metadata);
     api.tenant_route(GET, "/v2/models/{name}/versions/{version}", metadata_doc("inference_version_metadata"), metadata);
-    let ready_doc = |operation| Doc::new(operation, "Whether the model answers (Open Inference Protocol)").answers::<ModelReady>();
+    let ready_doc = |operation| Doc::new(operation, "Whether the model answers (Open Inference Protocol)").answers::<ModelReady<'_>>();
     api.tenant_route(GET, "/v2/models/{name}/ready", ready_doc("inference_model_ready"), ready);
     api.tenant_route(GET, "/v2/models/{name}/versions/{version}/ready", ready_doc("inference_version_ready"), ready);
     let infer_doc = |operation| {

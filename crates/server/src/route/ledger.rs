@@ -4,8 +4,6 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures_util::stream;
 use futures_util::StreamExt;
@@ -231,15 +229,21 @@ async fn key(permit: &Permit<LedgerRead>, _ask: Ask) -> Result<Reply> {
     key_of(permit.ledger()).await
 }
 
-/// A proof.
+/// A proof, of one entry or of growth.
 #[derive(Serialize, ToSchema)]
 struct Proof {
+    /// Number of the entry, or the earlier size.
+    from: u64,
+    /// Size of the tree that the proof ends in.
+    size: u64,
     /// Hashes, base64.
     hashes: Vec<String>,
 }
 
-fn proof(hashes: Vec<[u8; 32]>) -> Result<Reply> {
-    Reply::json(&Proof { hashes: hashes.iter().map(|hash| STANDARD.encode(hash)).collect() })
+impl Proof {
+    fn new(from: u64, size: u64, hashes: &[impl ToString]) -> Self {
+        Self { from, size, hashes: hashes.iter().map(ToString::to_string).collect() }
+    }
 }
 
 fn needed(ask: &Ask, name: &'static str) -> Result<u64> {
@@ -248,12 +252,16 @@ fn needed(ask: &Ask, name: &'static str) -> Result<u64> {
 
 async fn inclusion(permit: &Permit<LedgerRead>, ask: Ask) -> Result<Reply> {
     let (view, index, size) = (permit.ledger(), needed(&ask, "index")?, ask.query_as("size", "a number")?);
-    proof(reading(move || view.prove_inclusion(index, size.unwrap_or_else(|| view.size()))).await?)
+    let size = size.unwrap_or_else(|| view.size());
+    let proof = reading(move || view.prove_inclusion(index, size)).await?;
+    Reply::json(&Proof::new(index, size, &proof.hashes))
 }
 
 async fn consistency(permit: &Permit<LedgerRead>, ask: Ask) -> Result<Reply> {
     let (view, from, to) = (permit.ledger(), needed(&ask, "from")?, ask.query_as("to", "a number")?);
-    proof(reading(move || view.prove_consistency(from, to.unwrap_or_else(|| view.size()))).await?)
+    let to = to.unwrap_or_else(|| view.size());
+    let proof = reading(move || view.prove_consistency(from, to)).await?;
+    Reply::json(&Proof::new(from, to, &proof.hashes))
 }
 
 async fn tile(permit: &Permit<LedgerRead>, ask: Ask) -> Result<Reply> {

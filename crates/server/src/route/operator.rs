@@ -135,9 +135,11 @@ async fn tenant_get(operator: &Operator, ask: Ask) -> Result<Reply> {
 }
 
 async fn tenant_delete(operator: &Operator, ask: Ask) -> Result<Reply> {
-    let name = named(&ask)?;
+    let (name, service) = (named(&ask)?, ask.service.clone());
     ask.no_body().await?;
-    Ok(Reply::json(&Erasure::from(operator.erase(&name).await?))?.status(StatusCode::ACCEPTED))
+    let erasure = operator.erase(&name).await?;
+    service.platform.erasure_wake();
+    Ok(Reply::json(&Erasure::from(erasure))?.status(StatusCode::ACCEPTED))
 }
 
 async fn tenant_suspend(operator: &Operator, ask: Ask) -> Result<Reply> {

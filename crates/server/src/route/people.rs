@@ -125,8 +125,10 @@ impl Erasure {
 
 async fn tenant_erase(permit: &Permit<TenantErase>, ask: Ask) -> Result<Reply> {
     let confirm = ask.query("confirm")?.ok_or_else(|| Fail::new("query_invalid", "give `confirm` with the tenant's name"))?;
+    let service = ask.service.clone();
     ask.no_body().await?;
     let erasure = permit.erase(&confirm).await?;
+    service.platform.erasure_wake();
     Ok(Reply::json(&Erasure::from(erasure))?.status(StatusCode::ACCEPTED))
 }
 

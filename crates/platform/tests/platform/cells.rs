@@ -1,0 +1,235 @@
+//! What cells do to each other and to the service when they die, hang, grow or idle: nothing.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use platform::tenancy::act::{ModelWrite, Predict};
+use platform::{AliasRequest, Error};
+use serde_json::json;
+
+use crate::models::{ask_counts, ask_times, ask_zeros, counts, number_of, times, zeros};
+use crate::world::{World, close, code, until};
+
+const FOREVER: u64 = 1 << 50;
+
+fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+fn lives(pid: u32) -> bool {
+    std::path::Path::new(&format!("/proc/{pid}")).exists()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_cell_loses_the_request_it_was_at_and_no_other() {
+    let Some(world) = World::start(|_| {}).await else { return };
+    let (key, other) = (world.tenant("clinic", |_| {}).await, world.tenant("vineyard", |_| {}).await);
+    for key in [&key, &other] {
+        world.serve(key, "counts", counts()).await;
+        world.serve(key, "twice", times(2.0)).await;
+        assert_eq!(number_of(&world.predict(key, "counts", ask_counts(3)).await.unwrap()), 3.0);
+    }
+    let (pid, neighbour) = (world.pid(&key, "counts").await.unwrap(), world.pid(&other, "counts").await.unwrap());
+    assert_ne!(pid, neighbour);
+    let permit = world.allow::<Predict>(&key, "counts").await;
+    let endless = world.platform.predict(&permit, None, Bytes::from(ask_counts(FOREVER)));
+    let waiting = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let behind = tokio::join!(
+            world.predict(&key, "counts", ask_counts(5)),
+            world.predict(&key, "counts", ask_counts(6)),
+            async {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                assert_eq!(number_of(&world.predict(&other, "twice", ask_times(1.0)).await.unwrap()), 2.0, "the neighbour is served meanwhile");
+                kill(pid);
+            },
+        );
+        (behind.0, behind.1)
+    };
+    let (lost, (five, six)) = tokio::join!(endless, waiting);
+    let error = close(permit, lost).unwrap_err();
+    assert_eq!(error.code(), "cell_failed");
+    assert!(error.to_string().contains("signal 9"), "{error}");
+    assert_eq!((number_of(&five.unwrap()), number_of(&six.unwrap())), (5.0, 6.0), "those behind it were surely not begun");
+    assert_ne!(world.pid(&key, "counts").await.unwrap(), pid);
+    assert_eq!(world.pid(&other, "counts").await, Some(neighbour));
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endless_prediction_is_stopped_at_its_deadline() {
+    let Some(world) = World::start(|config| config.infer_timeout = Duration::from_secs(1)).await else { return };
+    let key = world.tenant("clinic", |_| {}).await;
+    world.serve(&key, "counts", counts()).await;
+    world.serve(&key, "twice", times(2.0)).await;
+    let (endless, behind) = tokio::join!(world.predict(&key, "counts", ask_counts(FOREVER)), async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        world.predict(&key, "twice", ask_times(4.0)).await
+    });
+    assert_eq!(code(endless), "deadline_exceeded");
+    assert_eq!(number_of(&behind.unwrap()), 8.0, "asked again on a fresh cell");
+    // Twice more, and the model is left alone, while the tenant's other model is not.
+    for _ in 0..2 {
+        assert_eq!(code(world.predict(&key, "counts", ask_counts(FOREVER)).await), "deadline_exceeded");
+    }
+    let error = world.predict(&key, "counts", ask_counts(1)).await.unwrap_err();
+    assert!(matches!(error, Error::ModelUnstable { failures: 3, .. }), "{error}");
+    assert_eq!(number_of(&world.predict(&key, "twice", ask_times(5.0)).await.unwrap()), 10.0);
+    tokio::time::sleep(Duration::from_secs(error.retry_after_seconds().unwrap())).await;
+    assert_eq!(number_of(&world.predict(&key, "counts", ask_counts(7)).await.unwrap()), 7.0, "and tried again after a while");
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cell_that_grows_dies_alone() {
+    let Some(world) = World::start(|_| {}).await else { return };
+    let (key, other) = (world.tenant("clinic", |limits| limits.memory_bytes = 256 << 20).await, world.tenant("vineyard", |_| {}).await);
+    world.serve(&key, "zeros", zeros()).await;
+    world.serve(&other, "twice", times(2.0)).await;
+    assert_eq!(number_of(&world.predict(&key, "zeros", ask_zeros(1000)).await.unwrap()), 0.0);
+    assert_eq!(number_of(&world.predict(&other, "twice", ask_times(1.0)).await.unwrap()), 2.0);
+    let neighbour = world.pid(&other, "twice").await;
+    let error = world.predict(&key, "zeros", ask_zeros(1 << 28)).await.unwrap_err();
+    println!("a gigabyte in a cell of 256 MiB: {} ({error})", error.code());
+    assert!(["out_of_memory", "model_failed", "too_large"].contains(&error.code()), "{error}");
+    assert_eq!(number_of(&world.predict(&key, "zeros", ask_zeros(1000)).await.unwrap()), 0.0, "the next one gets a cell");
+    assert_eq!(world.pid(&other, "twice").await, neighbour);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn models_share_a_cell_within_its_bounds() {
+    let Some(world) = World::start(|config| config.models_per_cell_max = 2).await else { return };
+    let key = world.tenant("clinic", |_| {}).await;
+    for k in 1..=3u8 {
+        world.serve(&key, &format!("by{k}"), times(f32::from(k))).await;
+    }
+    for _ in 0..3 {
+        for k in 1..=3u8 {
+            let answer = world.predict(&key, &format!("by{k}"), ask_times(10.0)).await.unwrap();
+            assert_eq!(number_of(&answer), f64::from(k) * 10.0);
+        }
+    }
+    let stats = world.platform.stats();
+    assert_eq!(stats.cells_serving, 1);
+    assert!(stats.models_evicted >= 6 && stats.models_loaded >= 8, "{stats:?}");
+    // Many at once, more models than slots: every answer is the right model's.
+    let world_ref = &world;
+    let asks = (0..60u8).map(|at| {
+        let (k, key) = (at % 3 + 1, &key);
+        async move { (k, world_ref.predict(key, &format!("by{k}"), ask_times(100.0)).await) }
+    });
+    for (k, answer) in futures_util::future::join_all(asks).await {
+        assert_eq!(number_of(&answer.unwrap()), f64::from(k) * 100.0);
+    }
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_alias_that_moves_takes_its_deployment_along() {
+    let Some(world) = World::start(|_| {}).await else { return };
+    let key = world.tenant("clinic", |_| {}).await;
+    for k in [2.0, 3.0] {
+        world.model(&key, "m", times(k)).await.unwrap();
+    }
+    let alias = async |version| {
+        let permit = world.allow::<ModelWrite>(&key, "m").await;
+        let result = world.platform.alias_set(&permit, "live", &AliasRequest { version }).await;
+        close(permit, result).unwrap();
+    };
+    alias(1).await;
+    world.deploy(&key, "d", json!({"model": "m", "alias": "live"})).await.unwrap();
+    for (version, k) in [(1, 2.0), (2, 3.0), (1, 2.0)] {
+        alias(version).await;
+        let answer = world.predict(&key, "d", ask_times(1.0)).await.unwrap();
+        assert_eq!((number_of(&answer), answer["model_version"].as_str()), (k, Some(version.to_string().as_str())));
+    }
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_cell_goes_and_comes_back() {
+    let Some(world) = World::start(|config| config.idle_timeout = Duration::from_millis(300)).await else { return };
+    let key = world.tenant("clinic", |_| {}).await;
+    world.serve(&key, "twice", times(2.0)).await;
+    world.predict(&key, "twice", ask_times(1.0)).await.unwrap();
+    let pid = world.pid(&key, "twice").await.unwrap();
+    until("the idle cell's end", async || (world.platform.stats().cells_serving == 0 && !lives(pid)).then_some(())).await;
+    assert_eq!(number_of(&world.predict(&key, "twice", ask_times(4.0)).await.unwrap()), 8.0);
+    assert_eq!(world.platform.stats().cold_starts, 2);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_idle_make_room_and_the_busy_do_not() {
+    let start = World::start(|config| {
+        config.cells_max = 2;
+        config.pool_blank = 0;
+        config.infer_timeout = Duration::from_secs(5);
+    });
+    let Some(world) = start.await else { return };
+    let mut keys = vec![];
+    for name in ["a1", "b1", "c1"] {
+        let key = world.tenant(name, |_| {}).await;
+        world.serve(&key, "counts", counts()).await;
+        keys.push(key);
+    }
+    for (at, key) in keys.iter().enumerate() {
+        assert_eq!(number_of(&world.predict(key, "counts", ask_counts(at as u64 + 1)).await.unwrap()), at as f64 + 1.0);
+    }
+    assert!(world.platform.stats().cells_serving <= 2 && world.platform.stats().cells_evicted >= 1, "{:?}", world.platform.stats());
+    let (first, second, third) = tokio::join!(
+        world.predict(&keys[0], "counts", ask_counts(FOREVER)),
+        world.predict(&keys[1], "counts", ask_counts(FOREVER)),
+        async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            world.predict(&keys[2], "counts", ask_counts(1)).await
+        }
+    );
+    assert_eq!((code(first), code(second), code(third)), ("deadline_exceeded", "deadline_exceeded", "overloaded"));
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_many_waiting_are_refused_at_the_door() {
+    let start = World::start(|config| {
+        config.infer_in_flight_max = 1;
+        config.infer_queue_max = 2;
+        config.infer_timeout = Duration::from_secs(2);
+    });
+    let Some(world) = start.await else { return };
+    let key = world.tenant("clinic", |_| {}).await;
+    world.serve(&key, "counts", counts()).await;
+    world.predict(&key, "counts", ask_counts(1)).await.unwrap();
+    let (endless, others) = tokio::join!(world.predict(&key, "counts", ask_counts(FOREVER)), async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        futures_util::future::join_all((0..5).map(|_| world.predict(&key, "counts", ask_counts(2)))).await
+    });
+    assert_eq!(code(endless), "deadline_exceeded");
+    let refused = others.iter().filter(|answer| answer.as_ref().is_err_and(|error| error.code() == "overloaded")).count();
+    let served = others.iter().filter(|answer| answer.is_ok()).count();
+    assert_eq!((refused, served), (3, 2));
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn erasure_kills_the_tenants_cells() {
+    let Some(world) = World::start(|_| {}).await else { return };
+    let (key, other) = (world.tenant("clinic", |_| {}).await, world.tenant("vineyard", |_| {}).await);
+    for key in [&key, &other] {
+        world.serve(key, "twice", times(2.0)).await;
+        world.predict(key, "twice", ask_times(1.0)).await.unwrap();
+    }
+    let (pid, neighbour) = (world.pid(&key, "twice").await.unwrap(), world.pid(&other, "twice").await.unwrap());
+    let info = world.operator().await.erase(&"clinic".parse().unwrap()).await.unwrap();
+    world.platform.erasure_wake();
+    until("the erasure", async || {
+        let now = world.operator().await.erasure(&info.id).await.unwrap();
+        (now.state == platform::tenancy::ErasureState::Certified).then_some(())
+    })
+    .await;
+    assert!(!lives(pid) && lives(neighbour));
+    assert_eq!(number_of(&world.predict(&other, "twice", ask_times(3.0)).await.unwrap()), 6.0);
+    world.stop().await;
+}

@@ -1,0 +1,10 @@
+//! The platform with a real kernel in a temporary folder and real cells in a real jail.
+//!
+//! Needs the `insula-cell` program beside the test's target folder (`cargo build -p insula-cell`) and `ORT_DYLIB_PATH`. Without them the tests
+//! say so and pass: the project's test command always provides both.
+
+mod cells;
+mod crash;
+mod main_job;
+mod models;
+mod world;

@@ -1,0 +1,165 @@
+//! What the operator does with tenants. There is no way from here to what they hold.
+
+use clap::Subcommand;
+use reqwest::Method;
+use serde_json::{Map, Value, json};
+
+use crate::args::Globals;
+use crate::client::Client;
+use crate::commands::{count_pair, erase, login};
+use crate::failure::{Class, Failure, Result};
+use crate::output::{Field, Output};
+use crate::settings::Environment;
+
+const FIELDS: &[Field] = &[("name", "/name"), ("state", "/state"), ("created", "/created_at")];
+
+/// Commands on tenants.
+#[derive(Debug, Subcommand)]
+pub(crate) enum TenantCommand {
+    /// Create a tenant and the key of its first administrator, which is shown once.
+    Create {
+        /// Its name.
+        name: String,
+        /// Name of its first administrator.
+        #[arg(long, value_name = "MEMBER", default_value = "admin")]
+        admin: String,
+        /// A limit that differs from the service's default, as in requests_per_second=20; repeatable.
+        #[arg(long = "limit", value_name = "LIMIT=VALUE", value_parser = count_pair)]
+        limits: Vec<(String, u64)>,
+        /// Store the key in this profile instead of showing it.
+        #[arg(long, value_name = "PROFILE")]
+        save: Option<String>,
+    },
+    /// List tenants.
+    List,
+    /// Show one tenant with its limits.
+    Show {
+        /// Its name.
+        name: String,
+    },
+    /// Refuse its requests until it is resumed; nothing is lost.
+    Suspend {
+        /// Its name.
+        name: String,
+    },
+    /// Take its requests again.
+    Resume {
+        /// Its name.
+        name: String,
+    },
+    /// Change limits.
+    Limits {
+        /// Its name.
+        name: String,
+        /// Limits to change, as in models=50.
+        #[arg(required = true, value_name = "LIMIT=VALUE", value_parser = count_pair)]
+        limits: Vec<(String, u64)>,
+    },
+    /// Erase a tenant for good: its keys are destroyed, so that no copy of its data opens any more.
+    Erase {
+        /// Its name.
+        name: String,
+        /// The name once more.
+        #[arg(long, value_name = "NAME")]
+        confirm: String,
+        /// Wait until the certificate is there.
+        #[arg(long)]
+        wait: bool,
+    },
+    /// List erasures.
+    Erasures,
+    /// Show how far an erasure is.
+    Erasure {
+        /// Id that `erase` gave.
+        id: String,
+    },
+    /// Print the signed certificate of an erasure.
+    Certificate {
+        /// Id that `erase` gave.
+        id: String,
+    },
+}
+
+pub(crate) async fn run(
+    command: TenantCommand,
+    client: &Client,
+    globals: &Globals,
+    environment: &Environment,
+    output: &Output,
+) -> Result<()> {
+    match command {
+        TenantCommand::Create { name, admin, limits, save } => {
+            let mut body = json!({"name": name, "admin": admin});
+            if !limits.is_empty()
+                && let Some(map) = body.as_object_mut()
+            {
+                map.insert("limits".to_owned(), limits_object(limits));
+            }
+            let created = client.send(Method::POST, &["v1", "tenants"], &body).await?;
+            created_shown(&created, save.as_deref(), client, globals, environment, output)
+        }
+        TenantCommand::List => output.list(&client.list(&["v1", "tenants"], &[]).await?, FIELDS),
+        TenantCommand::Show { name } => show(&client.get(&["v1", "tenants", &name], &[]).await?, output),
+        TenantCommand::Suspend { name } => show(&client.call(Method::POST, &["v1", "tenants", &name, "suspend"]).await?, output),
+        TenantCommand::Resume { name } => show(&client.call(Method::POST, &["v1", "tenants", &name, "resume"]).await?, output),
+        TenantCommand::Limits { name, limits } => {
+            let tenant = client.get(&["v1", "tenants", &name], &[]).await?;
+            let mut all = tenant.get("limits").cloned().unwrap_or_else(|| json!({}));
+            if let (Some(all), Value::Object(changed)) = (all.as_object_mut(), limits_object(limits)) {
+                all.extend(changed);
+            }
+            show(&client.send(Method::PUT, &["v1", "tenants", &name, "limits"], &all).await?, output)
+        }
+        TenantCommand::Erase { name, confirm, wait } => {
+            if name != confirm {
+                return Err(Failure::usage(format!("`--confirm {confirm}` is not the tenant `{name}`; nothing was done")));
+            }
+            let ordered = client.call(Method::DELETE, &["v1", "tenants", &name]).await?;
+            erase::ordered(ordered, wait, client, output).await
+        }
+        TenantCommand::Erasures => output.list(&client.list(&["v1", "erasures"], &[]).await?, erase::FIELDS),
+        TenantCommand::Erasure { id } => output.item(&client.get(&["v1", "erasures", &id], &[]).await?, erase::FIELDS),
+        TenantCommand::Certificate { id } => {
+            let erasure = client.get(&["v1", "erasures", &id], &[]).await?;
+            match erasure.get("certificate").and_then(Value::as_str) {
+                Some(certificate) => output.raw(certificate.as_bytes()),
+                None => {
+                    let state = erasure.get("state").and_then(Value::as_str).unwrap_or("under way");
+                    Err(Failure::new(Class::Conflict, format!("there is no certificate yet: the erasure is `{state}`")))
+                }
+            }
+        }
+    }
+}
+
+fn limits_object(limits: Vec<(String, u64)>) -> Value {
+    Value::Object(limits.into_iter().map(|(name, value)| (name, value.into())).collect::<Map<_, _>>())
+}
+
+fn show(tenant: &Value, output: &Output) -> Result<()> {
+    output.item(tenant, &[FIELDS, &[("limits", "/limits")]].concat())
+}
+
+fn created_shown(
+    created: &Value,
+    save: Option<&str>,
+    client: &Client,
+    globals: &Globals,
+    environment: &Environment,
+    output: &Output,
+) -> Result<()> {
+    let secret = created.pointer("/admin_key/secret").and_then(Value::as_str).unwrap_or_default();
+    if let Some(profile) = save {
+        login::store(profile, client.url(), secret, globals, environment, false)?;
+        show(created.get("tenant").unwrap_or(created), output)?;
+        output.note(&format!("The administrator's key is in the profile `{profile}`: insula --profile {profile} whoami"));
+        return Ok(());
+    }
+    if output.is_json() {
+        return output.value(created);
+    }
+    show(created.get("tenant").unwrap_or(created), output)?;
+    output.line(&format!("key      {secret}"))?;
+    output.note("The key is shown this once. Hand it to the administrator; `insula login` stores it.");
+    Ok(())
+}

@@ -100,6 +100,9 @@ impl PlatformConfig {
 
 impl std::fmt::Debug for PlatformConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PlatformConfig").field("cell_program", &self.cell_program).field("cells_max", &self.cells_max).finish_non_exhaustive()
+        f.debug_struct("PlatformConfig")
+            .field("cell_program", &self.cell_program)
+            .field("cells_max", &self.cells_max)
+            .finish_non_exhaustive()
     }
 }

@@ -12,8 +12,8 @@ use std::io;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use serde::{Deserialize, Serialize};
-use tenancy::{BlobId, Name, Permit, Record};
 use tenancy::act::{DatasetDelete, DatasetRead, DatasetWrite};
+use tenancy::{BlobId, Name, Permit, Record};
 use utoipa::ToSchema;
 use wire::{ColumnKind, Format};
 

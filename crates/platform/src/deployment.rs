@@ -2,8 +2,8 @@
 //! version, or an alias that is looked up anew after each change. Cells follow when a prediction asks for them.
 
 use serde::{Deserialize, Serialize};
-use tenancy::{Name, Permit, Record, Resource, Rows};
 use tenancy::act::{DeploymentRead, DeploymentWrite, Predict};
+use tenancy::{Name, Permit, Record, Resource, Rows};
 use utoipa::ToSchema;
 
 use crate::dataset::version_key;

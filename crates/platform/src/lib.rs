@@ -28,8 +28,8 @@ pub use dataset::{Column, Dataset, DatasetPreview, DatasetVersion, PREVIEW_ROWS_
 pub use deployment::{Deployment, DeploymentRequest, OIP_PLATFORM, OipMetadata};
 pub use error::{CellFailure, Error, Result};
 pub use model::{
-    ALIASES_MAX, AliasChange, AliasRequest, Lineage, Model, ModelRequest, ModelVersion, TAG_KEY_BYTES_MAX, TAGS_MAX, TEXT_BYTES_MAX, TagRequest,
-    Tensor, TrainingLineage,
+    ALIASES_MAX, AliasChange, AliasRequest, Lineage, Model, ModelRequest, ModelVersion, TAG_KEY_BYTES_MAX, TAGS_MAX, TEXT_BYTES_MAX,
+    TagRequest, Tensor, TrainingLineage,
 };
 pub use page::{PAGE_ITEMS_DEFAULT, PAGE_ITEMS_MAX, Page, PageRequest, Timestamp};
 pub use platform::{Platform, StartError};

@@ -9,8 +9,8 @@ use std::io;
 use bytes::Bytes;
 use futures_util::Stream;
 use serde::{Deserialize, Serialize};
-use tenancy::{BlobId, Name, Permit, Record, Resource, Tx};
 use tenancy::act::{ModelDelete, ModelRead, ModelWrite};
+use tenancy::{BlobId, Name, Permit, Record, Resource, Tx};
 use utoipa::ToSchema;
 
 use crate::cells::{Source, blob_stream};
@@ -580,7 +580,8 @@ mod tests {
 
     #[test]
     fn aliases_do_not_read_like_versions() {
-        for (alias, good) in [("champion", true), ("v7", false), ("7", false), ("Latest", false), ("v7b", true), ("v", false), ("", false)] {
+        for (alias, good) in [("champion", true), ("v7", false), ("7", false), ("Latest", false), ("v7b", true), ("v", false), ("", false)]
+        {
             assert_eq!(alias_checked(alias).is_ok(), good, "{alias}");
         }
     }

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tenancy::{Compute, IslandToken, Kernel, Permit};
 use tenancy::act::Act;
+use tenancy::{Compute, IslandToken, Kernel, Permit};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 

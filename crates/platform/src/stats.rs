@@ -21,9 +21,9 @@ pub struct PlatformStats {
     pub cells_memory_bytes: u64,
     /// Cells started since the start of the service.
     pub cells_started: u64,
-    /// Cells that ended although nobody stopped them.
+    /// Cells that crashed, or were stopped because they were stuck.
     pub cells_failed: u64,
-    /// Of those, over their memory limit.
+    /// Cells that ended at their memory limit.
     pub cells_out_of_memory: u64,
     /// Cells stopped because they broke the protocol.
     pub cells_hostile: u64,
@@ -124,7 +124,10 @@ mod tests {
             counters.cold_start(Duration::from_millis(ms));
         }
         let stats = counters.snapshot();
-        assert_eq!((stats.cold_starts, stats.cold_start_buckets[0], stats.cold_start_buckets[2], stats.cold_start_buckets[12]), (4, 2, 1, 1));
+        assert_eq!(
+            (stats.cold_starts, stats.cold_start_buckets[0], stats.cold_start_buckets[2], stats.cold_start_buckets[12]),
+            (4, 2, 1, 1)
+        );
         assert_eq!(stats.cold_start_micros, 60_005_000);
     }
 }

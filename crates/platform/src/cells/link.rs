@@ -43,7 +43,6 @@ struct Shared {
     outbox: Mutex<Outbox>,
     backlog: Notify,
     waiting: Mutex<Waiting>,
-    ended: Notify,
 }
 
 struct Waiting {
@@ -62,7 +61,6 @@ impl Link {
             outbox: Mutex::default(),
             backlog: Notify::new(),
             waiting: Mutex::new(Waiting { next_id: 1, requests: BTreeMap::new(), since: Instant::now(), end: None }),
-            ended: Notify::new(),
         });
         let reader = tokio::spawn(Arc::clone(&shared).read(answer_bytes_max)).abort_handle();
         let writer = tokio::spawn(Arc::clone(&shared).write()).abort_handle();
@@ -118,19 +116,6 @@ impl Link {
     /// Why it ended, if it has.
     pub(crate) fn ended(&self) -> Option<End> {
         self.shared.waiting.lock().end.clone()
-    }
-
-    /// Waits for the end.
-    pub(crate) async fn wait_ended(&self) -> End {
-        loop {
-            let notified = self.shared.ended.notified();
-            tokio::pin!(notified);
-            notified.as_mut().enable();
-            if let Some(end) = self.ended() {
-                return end;
-            }
-            notified.await;
-        }
     }
 }
 
@@ -222,7 +207,6 @@ impl Shared {
         for (at, (_, sender)) in requests.into_iter().enumerate() {
             let _ = sender.send(Err(Lost { begun: at == 0, end: end.clone() }));
         }
-        self.ended.notify_waiters();
     }
 }
 
@@ -252,6 +236,18 @@ mod tests {
 
     async fn patient<T>(future: impl Future<Output = T>) -> T {
         tokio::time::timeout(Duration::from_secs(10), future).await.expect("within ten seconds")
+    }
+
+    async fn end_of(link: &Link) -> End {
+        patient(async {
+            loop {
+                match link.ended() {
+                    Some(end) => return end,
+                    None => tokio::time::sleep(Duration::from_millis(1)).await,
+                }
+            }
+        })
+        .await
     }
 
     #[tokio::test]
@@ -293,7 +289,7 @@ mod tests {
             let (link, mut peer) = pair();
             let (first, second) = (infer(&link), infer(&link));
             peer.write_all(&bytes).unwrap();
-            let end = patient(link.wait_ended()).await;
+            let end = end_of(&link).await;
             assert!(matches!(end, End::Protocol(_)), "{case}: {end:?}");
             let (first, second) = (patient(first).await.unwrap(), patient(second).await.unwrap());
             let lost = [first, second].into_iter().filter_map(Result::err).collect::<Vec<_>>();
@@ -314,7 +310,7 @@ mod tests {
             }
             sent
         });
-        let end = patient(link.wait_ended()).await;
+        let end = end_of(&link).await;
         assert!(matches!(end, End::Protocol(_)), "{end:?}");
         drop(link);
         // The socket is gone with the link's tasks: the flood ends after what fitted into the socket, not after a gigabyte.

@@ -30,7 +30,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use wire::{FailCode, FromCell, Load, ModelInfo, ToCell};
 
-pub(crate) use job::{Event, JobError, JobLink, Source};
+pub(crate) use job::{Event, JobError, JobLink, Source, line};
 pub(crate) use process::{Owner, Process};
 use socket::End;
 
@@ -231,6 +231,7 @@ impl Cells {
         let mut memory_bytes = 0u64;
         for (_, island) in &islands {
             island.end_if_stuck(self.0.config.infer_timeout, self.0.config.load_timeout);
+            island.bury();
             if let Some(cell) = island.take_if_idle(self.0.config.idle_timeout) {
                 bump(&self.0.counters.evicted);
                 drop(cell);
@@ -421,7 +422,7 @@ const DIMENSIONS_MAX: usize = 64;
 
 /// A cell's word on a model, cut to what rows and answers may hold.
 fn model_checked(mut info: ModelInfo) -> ModelInfo {
-    let text = |text: &mut String| *text = job::line(text, MODEL_TEXT_BYTES_MAX);
+    let text = |text: &mut String| *text = line(text, MODEL_TEXT_BYTES_MAX);
     for tensors in [&mut info.inputs, &mut info.outputs] {
         tensors.truncate(MODEL_LIST_MAX);
         for tensor in tensors {

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::Mutex;
-use tenancy::{BlobId, Permit};
 use tenancy::act::Predict;
+use tenancy::{BlobId, Permit};
 use tokio::sync::Semaphore;
 use wire::{Fail, FailCode, FromCell, ToCell};
 
@@ -197,6 +197,15 @@ impl Island {
             if cell.link.stuck_for().is_some_and(|stuck| stuck > infer_timeout.max(load_timeout)) {
                 cell.link.end(End::Deadline);
             }
+        }
+    }
+
+    /// Takes the cell away when it has died, and counts that.
+    pub(super) fn bury(&self) {
+        let mut serving = self.serving.lock();
+        let Some(end) = serving.as_ref().and_then(|cell| cell.link.ended()) else { return };
+        if let Some(cell) = serving.take() {
+            tokio::spawn(async move { cell.process.failure(&end).await });
         }
     }
 

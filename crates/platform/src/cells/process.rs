@@ -1,7 +1,7 @@
 //! One cell as the service holds it: its process, its place among all cells, and the account its CPU time goes to.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use jail::zygote::{Cell, Exit};
@@ -73,6 +73,8 @@ impl Blank {
             billed_micros: AtomicU64::new(0),
             memory_bytes_max: owner.limits().memory_bytes,
             counters,
+            stopped: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
             _place: self.place,
         };
         Ok((process, stream))
@@ -87,6 +89,8 @@ pub(crate) struct Process {
     billed_micros: AtomicU64,
     memory_bytes_max: u64,
     counters: Arc<Counters>,
+    stopped: AtomicBool,
+    failed: AtomicBool,
     _place: OwnedSemaphorePermit,
 }
 
@@ -106,6 +110,7 @@ impl Process {
 
     /// Kills it at once and waits until it is gone.
     pub(crate) async fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
         self.bill();
         self.cell.kill();
         self.gone().await;
@@ -117,34 +122,32 @@ impl Process {
         exit.ok().and_then(Result::ok).and_then(|exit| *exit)
     }
 
-    /// Why a conversation that ended so failed, in words for the tenant. Kills the cell if it still lives, and counts.
+    /// Why a conversation that ended so failed, in words for the tenant. Kills the cell if it still lives; counts and logs once.
     pub(crate) async fn failure(&self, end: &End) -> CellFailure {
-        match end {
-            End::Stopped => CellFailure::Stopped,
-            End::Deadline => {
-                self.cell.kill();
-                CellFailure::Died("it was stopped at its deadline".to_owned())
-            }
-            End::Protocol(what) => {
-                self.cell.kill();
-                bump(&self.counters.hostile);
-                CellFailure::Protocol(what.clone())
-            }
-            End::Closed => {
-                let exit = self.gone().await;
-                self.cell.kill();
-                bump(&self.counters.failed);
-                match exit {
-                    Some(Exit::Signal { out_of_memory: true, .. }) => {
-                        bump(&self.counters.out_of_memory);
-                        CellFailure::OutOfMemory { memory_bytes_max: self.memory_bytes_max }
-                    }
-                    Some(Exit::Signal { signal, .. }) => CellFailure::Died(format!("signal {signal}")),
-                    Some(Exit::Code(code)) => CellFailure::Died(format!("exit status {code}")),
-                    None => CellFailure::Died("it closed its socket".to_owned()),
-                }
-            }
+        if self.stopped.load(Ordering::Acquire) || *end == End::Stopped {
+            // However its end was seen: it was ours.
+            return CellFailure::Stopped;
         }
+        let failure = match end {
+            End::Protocol(what) => CellFailure::Protocol(what.clone()),
+            End::Deadline => CellFailure::Died("it was stopped at its deadline".to_owned()),
+            End::Stopped | End::Closed => match self.gone().await {
+                Some(Exit::Signal { out_of_memory: true, .. }) => CellFailure::OutOfMemory { memory_bytes_max: self.memory_bytes_max },
+                Some(Exit::Signal { signal, .. }) => CellFailure::Died(format!("signal {signal}")),
+                Some(Exit::Code(code)) => CellFailure::Died(format!("exit status {code}")),
+                None => CellFailure::Died("it closed its socket".to_owned()),
+            },
+        };
+        self.cell.kill();
+        if !self.failed.swap(true, Ordering::AcqRel) {
+            bump(match &failure {
+                CellFailure::Protocol(_) => &self.counters.hostile,
+                CellFailure::OutOfMemory { .. } => &self.counters.out_of_memory,
+                _ => &self.counters.failed,
+            });
+            tracing::warn!(pid = self.pid(), "a cell failed: {failure}");
+        }
+        failure
     }
 }
 

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use tenancy::{Lease, Permit, StoredUpload, Tenant};
 use tenancy::act::{DatasetRead, ModelWrite, TrainingRun};
+use tenancy::{Lease, Permit, StoredUpload, Tenant};
 use wire::{FromCell, ToCell, Trained};
 
 use super::scheduler::{Live, Scheduler};
 use super::{Failure, LIST_ITEMS_MAX, LogChunk, Run, Training, TrainingState};
-use crate::cells::{Event, Source};
+use crate::cells::{Event, Source, line};
 use crate::dataset::{StoredVersion, hex, stored_version};
 use crate::error::{CellFailure, Error, Result};
 use crate::model::{Lineage, Origin, TrainingLineage, version_insert};
@@ -26,6 +26,8 @@ const ROWLESS_PAUSE: Duration = Duration::from_millis(500);
 const CLAIMS_MAX: u32 = 1000;
 /// Most metrics of a run.
 const METRICS_MAX: usize = 64;
+/// Longest name of a metric in bytes.
+const METRIC_NAME_BYTES_MAX: usize = 64;
 /// Most classes of a run.
 const CLASSES_MAX: usize = 10_000;
 /// Lines of a log stored in one record.
@@ -136,7 +138,13 @@ pub(super) async fn run(platform: &Platform, scheduler: &Scheduler, lease: &Leas
 }
 
 /// One attempt. An error is one of the rows: the job's own failures are recorded in its row.
-async fn attempt(platform: &Platform, scheduler: &Scheduler, lease: &Lease, tenant: &Tenant, permit: &Permit<TrainingRun>) -> Result<Verdict> {
+async fn attempt(
+    platform: &Platform,
+    scheduler: &Scheduler,
+    lease: &Lease,
+    tenant: &Tenant,
+    permit: &Permit<TrainingRun>,
+) -> Result<Verdict> {
     let Some(mut training) = permit.rows().get::<Training>(lease.id()).await? else {
         let young = lease.attempts() <= ROWLESS_CLAIMS_MAX;
         return Ok(if young { Verdict::Postpone(ROWLESS_PAUSE) } else { Verdict::Release });
@@ -340,7 +348,7 @@ async fn register(permit: &Permit<TrainingRun>, training: &Training, product: Pr
         dataset_version: training.dataset_version,
         dataset_sha256: dataset.version.sha256,
         recipe,
-        metrics: trained.metrics.into_iter().map(|metric| (metric.name, metric.value)).collect(),
+        metrics: trained.metrics.into_iter().map(|metric| (line(&metric.name, METRIC_NAME_BYTES_MAX), metric.value)).collect(),
         features: trained.features,
         classes: trained.classes,
         rows_train: trained.rows_train,

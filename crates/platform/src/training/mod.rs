@@ -16,12 +16,12 @@ mod scheduler;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use tenancy::{Name, Permit, Record};
 use tenancy::act::{RunRead, TrainingCancel, TrainingCreate, TrainingRead};
+use tenancy::{Name, Permit, Record};
 use utoipa::ToSchema;
 use wire::{Algorithm, Task};
 
-use crate::dataset::version_key;
+use crate::dataset::{Dataset, StoredVersion, version_key};
 use crate::error::{Error, Result};
 use crate::page::{Page, PageRequest, Timestamp};
 use crate::platform::Platform;
@@ -33,6 +33,8 @@ pub(crate) use scheduler::Scheduler;
 pub const LOG_LINES_MAX: u64 = 2000;
 /// Lines of one answer.
 pub const LOG_PAGE_LINES_MAX: usize = 500;
+/// Trainings of one tenant that wait, whatever its limits say.
+const QUEUED_MAX: u32 = 1000;
 /// Kind of the tickets.
 pub(crate) const TICKET_KIND: &str = "training";
 /// Share of rows held out when nothing is said.
@@ -309,25 +311,33 @@ impl Platform {
         permit.detail("training", &training.id);
         permit.detail("dataset", &training.dataset);
         permit.detail("model", &training.name);
+        self.training_checked(permit, &mut training, request.version).await?;
+        // All that can be refused was: a ticket without a row is the trace of a crash, and rare.
         permit.enqueue(TICKET_KIND, &training.id).await?;
         let mut tx = permit.tx().await?;
-        let dataset = tx.get::<crate::dataset::Dataset>(training.dataset.as_str()).await?.ok_or(Error::not_found("dataset"))?;
-        training.dataset_version = request.version.unwrap_or(dataset.latest_version);
-        let key = version_key(dataset.name.as_str(), training.dataset_version);
-        let stored = tx.get::<crate::dataset::StoredVersion>(&key).await?.ok_or(Error::not_found("dataset version"))?;
-        if !stored.version.columns.iter().any(|column| column.name == training.recipe.target) {
-            return Err(Error::invalid(format!("`target`: the data set has no column `{}`", training.recipe.target)));
-        }
-        let queued_max = permit.limits().jobs_queued;
-        let queued = tx.find::<Training>("state", "queued", None, u32::try_from(queued_max).unwrap_or(u32::MAX)).await?.len() as u64;
-        if queued >= queued_max {
-            let exceeded = tenancy::Exceeded { limit: "jobs_queued", value: queued_max, used: queued, retry_after_seconds: None };
-            return Err(Error::Kernel(tenancy::Error::Quota(exceeded)));
-        }
         tx.insert(&training).await?;
         tx.commit().await?;
         self.scheduler().wake();
         Ok(training)
+    }
+
+    /// The data set's version and target exist, and the tenant may queue one more.
+    async fn training_checked(&self, permit: &Permit<TrainingCreate>, training: &mut Training, version: Option<u64>) -> Result<()> {
+        let rows = permit.rows();
+        let dataset = rows.get::<Dataset>(training.dataset.as_str()).await?.ok_or(Error::not_found("dataset"))?;
+        training.dataset_version = version.unwrap_or(dataset.latest_version);
+        let key = version_key(dataset.name.as_str(), training.dataset_version);
+        let stored = rows.get::<StoredVersion>(&key).await?.ok_or(Error::not_found("dataset version"))?;
+        if !stored.version.columns.iter().any(|column| column.name == training.recipe.target) {
+            return Err(Error::invalid(format!("`target`: the data set has no column `{}`", training.recipe.target)));
+        }
+        let queued_max = permit.limits().jobs_queued.min(QUEUED_MAX.into());
+        let queued = rows.find::<Training>("state", "queued", None, QUEUED_MAX).await?.len() as u64;
+        if queued >= queued_max {
+            let exceeded = tenancy::Exceeded { limit: "jobs_queued", value: queued_max, used: queued, retry_after_seconds: None };
+            return Err(Error::Kernel(tenancy::Error::Quota(exceeded)));
+        }
+        Ok(())
     }
 
     /// Trainings, newest first.

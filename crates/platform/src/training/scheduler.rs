@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use parking_lot::Mutex;
-use tenancy::{Kernel, Lease, Permit, Scoped};
 use tenancy::act::Act;
+use tenancy::{Kernel, Lease, Permit, Scoped};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 
@@ -77,15 +77,20 @@ impl Live {
 
     /// Waits until somebody cancels the job.
     pub(super) async fn cancelled(&self) {
-        loop {
-            let notified = self.cancel.notified();
-            tokio::pin!(notified);
-            notified.as_mut().enable();
-            if self.cancelled.load(Ordering::Acquire) {
-                return;
-            }
-            notified.await;
+        flagged(&self.cancelled, &self.cancel).await;
+    }
+}
+
+/// Waits until the flag is set; whoever sets it notifies the waiters afterwards.
+async fn flagged(flag: &AtomicBool, notify: &Notify) {
+    loop {
+        let notified = notify.notified();
+        tokio::pin!(notified);
+        notified.as_mut().enable();
+        if flag.load(Ordering::Acquire) {
+            return;
         }
+        notified.await;
     }
 }
 
@@ -113,26 +118,27 @@ impl Scheduler {
         let mut tasks = JoinSet::new();
         let wake = self.kernel.tickets_notify();
         while !self.is_closed() {
-            let place = tokio::select! {
-                place = Arc::clone(&self.places).acquire_owned() => place,
-                () = self.close.notified() => break,
-            };
-            let Ok(place) = place else { break };
+            // Claimed before there is a place: the kernel then counts it as its tenant's, and looks at the others first for the next.
             match self.kernel.claim(&self.node).await {
                 Ok(Some(lease)) => {
+                    let place = tokio::select! {
+                        place = Arc::clone(&self.places).acquire_owned() => place.ok(),
+                        () = self.closing() => None,
+                    };
+                    let Some(place) = place else {
+                        self.settle(self.kernel.postpone(lease).await);
+                        break;
+                    };
                     let (scheduler, platform) = (Arc::clone(&self), platform.clone());
                     tasks.spawn(async move { scheduler.run(platform, lease, place).await });
                 }
-                Ok(None) => {
-                    drop(place);
-                    tokio::select! {
-                        () = wake.notified() => {}
-                        () = tokio::time::sleep(LOOK_EVERY) => {}
-                        () = self.close.notified() => break,
-                    }
-                }
+                Ok(None) => tokio::select! {
+                    () = wake.notified() => {}
+                    () = tokio::time::sleep(LOOK_EVERY) => {}
+                    () = self.closing() => {}
+                },
                 Err(error) => {
-                    tracing::error!(private = error.private(), "the queue cannot be read: {error}");
+                    self.settle(Err(error));
                     tokio::time::sleep(ERROR_PAUSE).await;
                 }
             }
@@ -153,15 +159,20 @@ impl Scheduler {
             Ok(Verdict::Requeue) => self.kernel.postpone(lease).await,
             Ok(Verdict::Vanish) => Ok(()),
         };
-        if let Err(error) = done {
-            tracing::error!(private = error.private(), "a ticket could not be given back: {error}");
+        self.settle(done);
+    }
+
+    /// The queue's own errors are for the operator.
+    fn settle(&self, result: tenancy::Result<()>) {
+        if let Err(error) = result {
+            tracing::error!(private = error.private(), "the queue of trainings: {error}");
         }
     }
 
     async fn pause(&self, lease: Lease, pause: Duration) -> tenancy::Result<()> {
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = self.close.notified() => {}
+            () = self.closing() => {}
         }
         self.kernel.postpone(lease).await?;
         self.wake();
@@ -172,10 +183,14 @@ impl Scheduler {
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
         self.close.notify_waiters();
-        self.close.notify_one();
     }
 
-    pub(super) fn is_closed(&self) -> bool {
+    /// Waits until the platform stops.
+    async fn closing(&self) {
+        flagged(&self.closed, &self.close).await;
+    }
+
+    fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }
 

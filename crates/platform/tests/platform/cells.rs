@@ -36,15 +36,11 @@ async fn a_killed_cell_loses_the_request_it_was_at_and_no_other() {
     let endless = world.platform.predict(&permit, None, Bytes::from(ask_counts(FOREVER)));
     let waiting = async {
         tokio::time::sleep(Duration::from_millis(200)).await;
-        let behind = tokio::join!(
-            world.predict(&key, "counts", ask_counts(5)),
-            world.predict(&key, "counts", ask_counts(6)),
-            async {
-                tokio::time::sleep(Duration::from_millis(300)).await;
-                assert_eq!(number_of(&world.predict(&other, "twice", ask_times(1.0)).await.unwrap()), 2.0, "the neighbour is served meanwhile");
-                kill(pid);
-            },
-        );
+        let behind = tokio::join!(world.predict(&key, "counts", ask_counts(5)), world.predict(&key, "counts", ask_counts(6)), async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            assert_eq!(number_of(&world.predict(&other, "twice", ask_times(1.0)).await.unwrap()), 2.0, "the neighbour is served meanwhile");
+            kill(pid);
+        },);
         (behind.0, behind.1)
     };
     let (lost, (five, six)) = tokio::join!(endless, waiting);

@@ -14,7 +14,8 @@ async fn a_training_survives_a_crash_between_any_two_steps() {
     for step in JobStep::ALL {
         let stopped = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&stopped);
-        let start = World::start(move |config| config.job_stop = Some(Arc::new(move |at| at == step && !seen.swap(true, Ordering::AcqRel))));
+        let start =
+            World::start(move |config| config.job_stop = Some(Arc::new(move |at| at == step && !seen.swap(true, Ordering::AcqRel))));
         let Some(world) = start.await else { return };
         let key = world.tenant("vineyard", |_| {}).await;
         world.upload(&key, "wines", example("wine.csv")).await.unwrap();

@@ -125,9 +125,18 @@ async fn connection(
                 if let Err(error) = ended { tracing::debug!(%error, "a connection ended early") }
                 break;
             }
-            _ = tick.tick() => if let Some(why) = watch.overdue(limits) {
-                service.metrics.connection_cut(why);
-                break;
+            _ = tick.tick() => match watch.overdue(limits) {
+                None => {}
+                // Who only idles is told first: a request on its way at this moment is not lost without a word.
+                Some("idle") if !stopping => {
+                    stopping = true;
+                    service.metrics.connection_cut("idle");
+                    served.as_mut().graceful_shutdown();
+                }
+                Some(why) => {
+                    service.metrics.connection_cut(why);
+                    break;
+                }
             },
             _ = stop.wait_for(|stopped| *stopped), if !stopping => {
                 stopping = true;

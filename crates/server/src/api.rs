@@ -493,10 +493,7 @@ impl Reply {
 
     /// 200 with a stream of a media type, as a file to be saved.
     pub(crate) fn stream(media: &'static str, length: Option<u64>, pieces: BoxStream<'static, Result<Bytes>>) -> Self {
-        let headers = vec![
-            (CONTENT_TYPE, HeaderValue::from_static(media)),
-            (CONTENT_DISPOSITION, HeaderValue::from_static("attachment")),
-        ];
+        let headers = vec![(CONTENT_TYPE, HeaderValue::from_static(media)), (CONTENT_DISPOSITION, HeaderValue::from_static("attachment"))];
         Self { status: StatusCode::OK, headers, body: AnswerBody::stream(pieces, length) }
     }
 
@@ -560,10 +557,7 @@ mod tests {
             assert_eq!(find(path), expected, "{path}");
         }
         assert_eq!(parameters("/v1/t/{path...}", &split("/v1/t/0/x001/067")), [("path", "0/x001/067".to_owned())]);
-        assert_eq!(
-            parameters("/v1/a/{name}/v/{version}", &split("/v1/a/x/v/7")),
-            [("name", "x".to_owned()), ("version", "7".to_owned())]
-        );
+        assert_eq!(parameters("/v1/a/{name}/v/{version}", &split("/v1/a/x/v/7")), [("name", "x".to_owned()), ("version", "7".to_owned())]);
     }
 
     #[test]

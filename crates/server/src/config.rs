@@ -346,9 +346,10 @@ impl Raw {
     fn validate(self, overrides: &Overrides) -> Result<Config, ConfigError> {
         let refuse = |what: String| Err(ConfigError(what));
         let home = |given: Option<PathBuf>, file: Option<PathBuf>, base: &Option<PathBuf>, key: &str| {
-            given.or(file).or_else(|| base.as_ref().map(|base| base.join("insula"))).ok_or_else(|| {
-                ConfigError(format!("`{key}` is not set and there is no home directory to put it in: set it"))
-            })
+            given
+                .or(file)
+                .or_else(|| base.as_ref().map(|base| base.join("insula")))
+                .ok_or_else(|| ConfigError(format!("`{key}` is not set and there is no home directory to put it in: set it")))
         };
         let data_dir = home(overrides.data_dir.clone(), self.data_dir, &overrides.data_home, "data_dir")?;
         let keystore_dir = home(overrides.keystore_dir.clone(), self.keystore_dir, &overrides.config_home, "keystore_dir")?;

@@ -125,13 +125,13 @@ impl Fail {
         StatusCode::from_u16(entry(self.code).1).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
     }
 
-    /// Logged once, here, with what the client does not see.
+    /// Logged once, here: the code and what the client does not see. The detail is for the client alone, because it may
+    /// repeat a value or a name out of the request.
     pub(crate) fn log(&self) {
-        let status = self.status();
-        if status.is_server_error() {
-            tracing::error!(code = self.code, private = self.private.as_deref(), "{}", self.detail);
+        if self.status().is_server_error() {
+            tracing::error!(code = self.code, private = self.private.as_deref(), "failed");
         } else {
-            tracing::debug!(code = self.code, "{}", self.detail);
+            tracing::debug!(code = self.code, "refused");
         }
     }
 
@@ -247,6 +247,13 @@ mod tests {
             .collect();
         let known: BTreeMap<&str, u16> = CODES.iter().map(|(code, status, _)| (*code, *status)).collect();
         assert_eq!(documented, known);
+    }
+
+    #[test]
+    fn every_code_of_the_kernel_has_a_status() {
+        for code in platform::tenancy::Error::CODES {
+            assert_eq!(entry(code).0, *code);
+        }
     }
 
     #[test]

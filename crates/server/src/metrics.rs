@@ -131,7 +131,9 @@ impl Metrics {
         text.line("insula_cell_cpu_seconds_total", &[], Seconds(usage.cpu_micros));
         text.head("insula_quota_limit", "gauge", "limits of stored things");
         for name in quota.used.keys() {
-            if let Some(limit) = platform::tenancy::Resource::ALL.iter().find(|what| what.name() == *name).map(|what| quota.limits.of(*what)) {
+            if let Some(limit) =
+                platform::tenancy::Resource::ALL.iter().find(|what| what.name() == *name).map(|what| quota.limits.of(*what))
+            {
                 text.line("insula_quota_limit", &[("limit", name)], limit);
             }
         }

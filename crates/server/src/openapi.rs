@@ -142,9 +142,7 @@ fn operation(route: &Route, schemas: &mut Schemas) -> Value {
         .map(|name| json!({"name": name.trim_end_matches("..."), "in": "path", "required": true, "schema": {"type": "string"}}))
         .collect();
     parameters.extend(
-        doc.query
-            .iter()
-            .map(|(name, kind, about)| json!({"name": name, "in": "query", "description": about, "schema": {"type": kind}})),
+        doc.query.iter().map(|(name, kind, about)| json!({"name": name, "in": "query", "description": about, "schema": {"type": kind}})),
     );
     let mut answer = json!({"description": "done"});
     if let Some(content) = &doc.answer {

@@ -56,10 +56,14 @@ impl Public {
                     .takes_raw("application/x-www-form-urlencoded", "grant_type=client_credentials, client_id, client_secret, scope")
                     .answers::<TokenAnswer>(),
             ),
-            Self::Discovery => {
-                get("/.well-known/oauth-authorization-server", Doc::new("oauth_metadata", "OAuth metadata (RFC 8414)").answers_raw("application/json", "RFC 8414"))
-            }
-            Self::Keys => get("/.well-known/jwks.json", Doc::new("jwks", "Keys that verify access tokens").answers_raw("application/json", "RFC 7517")),
+            Self::Discovery => get(
+                "/.well-known/oauth-authorization-server",
+                Doc::new("oauth_metadata", "OAuth metadata (RFC 8414)").answers_raw("application/json", "RFC 8414"),
+            ),
+            Self::Keys => get(
+                "/.well-known/jwks.json",
+                Doc::new("jwks", "Keys that verify access tokens").answers_raw("application/json", "RFC 7517"),
+            ),
             Self::Document => get("/openapi.json", Doc::new("openapi", "This document").answers_raw("application/json", "OpenAPI 3.1")),
             Self::Bootstrap => (
                 Method::POST,
@@ -68,9 +72,15 @@ impl Public {
                     .takes::<BootstrapRequest>()
                     .answers::<IssuedKeyAnswer>(),
             ),
-            Self::InferenceServer => get("/v2", Doc::new("inference_server", "Server metadata (Open Inference Protocol)").answers::<ServerMetadata>()),
-            Self::InferenceLive => get("/v2/health/live", Doc::new("inference_live", "Liveness (Open Inference Protocol)").answers::<Live>()),
-            Self::InferenceReady => get("/v2/health/ready", Doc::new("inference_ready", "Readiness (Open Inference Protocol)").answers::<Ready>()),
+            Self::InferenceServer => {
+                get("/v2", Doc::new("inference_server", "Server metadata (Open Inference Protocol)").answers::<ServerMetadata>())
+            }
+            Self::InferenceLive => {
+                get("/v2/health/live", Doc::new("inference_live", "Liveness (Open Inference Protocol)").answers::<Live>())
+            }
+            Self::InferenceReady => {
+                get("/v2/health/ready", Doc::new("inference_ready", "Readiness (Open Inference Protocol)").answers::<Ready>())
+            }
         }
     }
 
@@ -141,6 +151,7 @@ async fn bootstrap(ask: Ask) -> Result<Reply> {
 
 /// An access token (RFC 6749, 5.1).
 #[derive(Serialize, ToSchema)]
+#[schema(as = Token)]
 pub(crate) struct TokenAnswer {
     access_token: String,
     token_type: &'static str,
@@ -176,12 +187,7 @@ async fn token(ask: Ask) -> Result<Reply> {
         (None, ..) => return Err(platform::tenancy::Error::Unauthenticated.into()),
     };
     let token = service.kernel.token_exchange(id, secret, scope).await?;
-    Reply::json(&TokenAnswer {
-        access_token: token.token,
-        token_type: "Bearer",
-        expires_in: token.expires_in_seconds,
-        scope: token.scope,
-    })
+    Reply::json(&TokenAnswer { access_token: token.token, token_type: "Bearer", expires_in: token.expires_in_seconds, scope: token.scope })
 }
 
 /// Id and secret of HTTP Basic, percent-decoded as RFC 6749 (2.3.1) has it.
@@ -194,9 +200,8 @@ fn basic(ask: &Ask) -> Result<Option<(String, String)>> {
     }
     let bytes = STANDARD.decode(text.trim()).map_err(|_| wrong())?;
     let (id, secret) = std::str::from_utf8(&bytes).ok().and_then(|text| text.split_once(':')).ok_or_else(wrong)?;
-    let decoded = |text: &str| {
-        crate::guard::percent_decoded(text.as_bytes(), true).and_then(|bytes| String::from_utf8(bytes).ok()).ok_or_else(wrong)
-    };
+    let decoded =
+        |text: &str| crate::guard::percent_decoded(text.as_bytes(), true).and_then(|bytes| String::from_utf8(bytes).ok()).ok_or_else(wrong);
     Ok(Some((decoded(id)?, decoded(secret)?)))
 }
 

@@ -221,10 +221,16 @@ impl Config {
     }
 }
 
+/// Libraries that would write headers, and with them credentials, when asked for more than this.
+const QUIET: [&str; 5] = ["h2=info", "hyper=info", "hyper_util=info", "rustls=info", "sqlx=warn"];
+
 /// Structured lines on standard error; standard output is the command line's.
 fn log_to_stderr(log: &Log) -> Result<(), StartError> {
-    let filter = EnvFilter::try_new(&log.level)
-        .map_err(|error| StartError::new(format!("`log.level` is `{}`: {error}", log.level)))?;
+    let wrong = |error: &dyn fmt::Display| StartError::new(format!("`log.level` is `{}`: {error}", log.level));
+    let mut filter = EnvFilter::try_new(&log.level).map_err(|error| wrong(&error))?;
+    for directive in QUIET {
+        filter = filter.add_directive(directive.parse().map_err(|error| wrong(&error))?);
+    }
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let installed = match log.format {
         LogFormat::Text => lines.try_init(),

@@ -8,7 +8,9 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::header::{CACHE_CONTROL, CONNECTION, HeaderName, HeaderValue, STRICT_TRANSPORT_SECURITY, TRANSFER_ENCODING, X_CONTENT_TYPE_OPTIONS};
+use http::header::{
+    CACHE_CONTROL, CONNECTION, HeaderName, HeaderValue, STRICT_TRANSPORT_SECURITY, TRANSFER_ENCODING, X_CONTENT_TYPE_OPTIONS,
+};
 use http::request::Parts;
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -51,7 +53,12 @@ impl Service {
     }
 
     /// Answers one request. `work` keeps it in flight until the last byte of the answer has left.
-    pub(crate) async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: std::net::SocketAddr, work: Work) -> Response<AnswerBody> {
+    pub(crate) async fn answer(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        peer: std::net::SocketAddr,
+        work: Work,
+    ) -> Response<AnswerBody> {
         let started = Instant::now();
         let (parts, incoming) = request.into_parts();
         let id = request_id(&parts);

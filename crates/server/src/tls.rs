@@ -19,7 +19,8 @@ use std::time::{Duration, SystemTime};
 
 use parking_lot::RwLock;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SanType,
 };
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
@@ -150,8 +151,7 @@ fn provider() -> Arc<CryptoProvider> {
 
 /// Reads and checks the operator's certificate and key: both readable, matching, and the leaf valid now.
 pub(crate) fn read_files(files: &TlsFiles) -> Result<CertifiedKey, TlsError> {
-    let unreadable =
-        |path: &Path, error: &dyn std::fmt::Display| TlsError(format!("cannot read `{}` as PEM: {error}", path.display()));
+    let unreadable = |path: &Path, error: &dyn std::fmt::Display| TlsError(format!("cannot read `{}` as PEM: {error}", path.display()));
     let chain = CertificateDer::pem_file_iter(&files.certificate)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(|error| unreadable(&files.certificate, &error))?;
@@ -159,9 +159,8 @@ pub(crate) fn read_files(files: &TlsFiles) -> Result<CertifiedKey, TlsError> {
         return Err(TlsError(format!("there is no certificate in `{}`", files.certificate.display())));
     }
     let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| unreadable(&files.key, &error))?;
-    certified(chain, key).map_err(|error| {
-        TlsError(format!("`{}` and `{}` do not work together: {error}", files.certificate.display(), files.key.display()))
-    })
+    certified(chain, key)
+        .map_err(|error| TlsError(format!("`{}` and `{}` do not work together: {error}", files.certificate.display(), files.key.display())))
 }
 
 fn certified(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<CertifiedKey, rustls::Error> {

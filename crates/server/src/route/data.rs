@@ -17,7 +17,12 @@ pub(super) fn register(api: &mut Api) {
     api.tenant_route(GET, "/v1/datasets/{name}", Doc::new("dataset_get", "One data set").answers::<Dataset>(), get);
     api.tenant_route(PUT, "/v1/datasets/{name}", upload_doc("dataset_upload"), upload);
     api.tenant_route(DELETE, "/v1/datasets/{name}", Doc::new("dataset_delete", "Delete a data set with all versions").status(204), delete);
-    api.tenant_route(GET, "/v1/datasets/{name}/versions", Doc::new("dataset_version_list", "Versions of a data set").pages::<DatasetVersion>(), versions);
+    api.tenant_route(
+        GET,
+        "/v1/datasets/{name}/versions",
+        Doc::new("dataset_version_list", "Versions of a data set").pages::<DatasetVersion>(),
+        versions,
+    );
     api.tenant_route(Method::POST, "/v1/datasets/{name}/versions", upload_doc("dataset_version_upload"), upload);
     api.tenant_route(
         GET,

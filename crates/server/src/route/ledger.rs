@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use bytes::Bytes;
-use futures_util::stream;
 use futures_util::StreamExt;
+use futures_util::stream;
 use platform::tenancy::act::LedgerRead;
 use platform::tenancy::{Entry, Filter, LedgerView, Numbered, Outcome, Permit};
 use serde::Serialize;
@@ -38,11 +38,17 @@ pub(super) fn register(api: &mut Api) {
         Doc::new("ledger_checkpoint", "Signed checkpoint of the audit log").answers_raw("text/plain", "C2SP tlog-checkpoint"),
         checkpoint,
     );
-    api.tenant_route(GET, "/v1/ledger/key", Doc::new("ledger_key", "Origin and key that verify checkpoints; pin them").answers::<LedgerKey>(), key);
+    api.tenant_route(
+        GET,
+        "/v1/ledger/key",
+        Doc::new("ledger_key", "Origin and key that verify checkpoints; pin them").answers::<LedgerKey>(),
+        key,
+    );
     api.tenant_route(
         GET,
         "/v1/ledger/export",
-        Doc::new("ledger_export", "The audit log as one file that verifies offline").answers_stream("application/x-ndjson", "one JSON object a line"),
+        Doc::new("ledger_export", "The audit log as one file that verifies offline")
+            .answers_stream("application/x-ndjson", "one JSON object a line"),
         export,
     );
     api.tenant_route(
@@ -97,6 +103,7 @@ pub(super) struct LedgerEntry {
 
 /// What happened.
 #[derive(Serialize, ToSchema)]
+#[schema(as = Entry)]
 struct EntryAnswer {
     #[schema(format = DateTime)]
     time: String,
@@ -144,7 +151,11 @@ impl From<Entry> for EntryAnswer {
 pub(super) fn filter(ask: &Ask) -> Result<(Filter, usize)> {
     let invalid = |what: &'static str| Fail::new("query_invalid", what);
     let page = ask.page()?;
-    let at = |name| ask.query(name)?.map(|text| micros(&text).ok_or_else(|| invalid("`since` and `until` are times as in 2027-01-31T12:00:00Z"))).transpose();
+    let at = |name| {
+        ask.query(name)?
+            .map(|text| micros(&text).ok_or_else(|| invalid("`since` and `until` are times as in 2027-01-31T12:00:00Z")))
+            .transpose()
+    };
     let outcome = match ask.query("outcome")?.as_deref() {
         None => None,
         Some("allowed") => Some(Outcome::Allowed),

@@ -11,7 +11,8 @@ use crate::openapi::Doc;
 const MEDIA: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 pub(super) fn register(api: &mut Api) {
-    let doc = Doc::new("metrics", "Prometheus metrics: the tenant's own, or the operator's").answers_raw("text/plain", "Prometheus text format");
+    let doc =
+        Doc::new("metrics", "Prometheus metrics: the tenant's own, or the operator's").answers_raw("text/plain", "Prometheus text format");
     api.either_route(GET, "/metrics", doc, tenant, operator);
 }
 

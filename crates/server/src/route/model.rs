@@ -21,7 +21,12 @@ pub(super) fn register(api: &mut Api) {
         put,
     );
     api.tenant_route(DELETE, "/v1/models/{name}", Doc::new("model_delete", "Delete a model with all versions").status(204), delete);
-    api.tenant_route(GET, "/v1/models/{name}/versions", Doc::new("model_version_list", "Versions of a model").pages::<ModelVersion>(), versions);
+    api.tenant_route(
+        GET,
+        "/v1/models/{name}/versions",
+        Doc::new("model_version_list", "Versions of a model").pages::<ModelVersion>(),
+        versions,
+    );
     api.tenant_route(
         Method::POST,
         "/v1/models/{name}/versions",
@@ -59,14 +64,24 @@ fn register_names(api: &mut Api) {
         Doc::new("alias_set", "Point an alias at a version").takes::<AliasRequest>().answers::<Model>(),
         alias_set,
     );
-    api.tenant_route(DELETE, "/v1/models/{name}/aliases/{alias}", Doc::new("alias_delete", "Remove an alias").answers::<Model>(), alias_delete);
+    api.tenant_route(
+        DELETE,
+        "/v1/models/{name}/aliases/{alias}",
+        Doc::new("alias_delete", "Remove an alias").answers::<Model>(),
+        alias_delete,
+    );
     api.tenant_route(
         PUT,
         "/v1/models/{name}/tags/{key}",
         Doc::new("model_tag_set", "Set a tag of a model").takes::<TagRequest>().status(204),
         tag_set,
     );
-    api.tenant_route(DELETE, "/v1/models/{name}/tags/{key}", Doc::new("model_tag_delete", "Remove a tag of a model").status(204), tag_delete);
+    api.tenant_route(
+        DELETE,
+        "/v1/models/{name}/tags/{key}",
+        Doc::new("model_tag_delete", "Remove a tag of a model").status(204),
+        tag_delete,
+    );
     api.tenant_route(
         PUT,
         "/v1/models/{name}/versions/{version}/tags/{key}",

@@ -15,7 +15,10 @@ pub(super) fn register(api: &mut Api) {
     api.operator_route(
         POST,
         "/v1/tenants",
-        Doc::new("tenant_create", "Create a tenant with its first administrator").takes::<TenantRequest>().answers::<CreatedTenantAnswer>().status(201),
+        Doc::new("tenant_create", "Create a tenant with its first administrator")
+            .takes::<TenantRequest>()
+            .answers::<CreatedTenantAnswer>()
+            .status(201),
         tenant_create,
     );
     api.operator_route(GET, "/v1/tenants", Doc::new("tenant_list", "Tenants by name").pages::<TenantAnswer>(), tenant_list);
@@ -26,16 +29,33 @@ pub(super) fn register(api: &mut Api) {
         Doc::new("tenant_delete", "Erase a tenant for good").answers::<Erasure>().status(202),
         tenant_delete,
     );
-    api.operator_route(POST, "/v1/tenants/{name}/suspend", Doc::new("tenant_suspend", "Refuse its requests, keep everything").answers::<TenantAnswer>(), tenant_suspend);
-    api.operator_route(POST, "/v1/tenants/{name}/resume", Doc::new("tenant_resume", "Take its requests again").answers::<TenantAnswer>(), tenant_resume);
+    api.operator_route(
+        POST,
+        "/v1/tenants/{name}/suspend",
+        Doc::new("tenant_suspend", "Refuse its requests, keep everything").answers::<TenantAnswer>(),
+        tenant_suspend,
+    );
+    api.operator_route(
+        POST,
+        "/v1/tenants/{name}/resume",
+        Doc::new("tenant_resume", "Take its requests again").answers::<TenantAnswer>(),
+        tenant_resume,
+    );
     api.operator_route(
         PUT,
         "/v1/tenants/{name}/limits",
-        Doc::new("tenant_limits_put", "Set what the tenant may use; a field left out takes the default").takes::<LimitsRequest>().answers::<TenantAnswer>(),
+        Doc::new("tenant_limits_put", "Set what the tenant may use; a field left out takes the default")
+            .takes::<LimitsRequest>()
+            .answers::<TenantAnswer>(),
         tenant_limits_put,
     );
     api.operator_route(GET, "/v1/erasures", Doc::new("erasure_list", "Erasures, oldest first").pages::<Erasure>(), erasure_list);
-    api.operator_route(GET, "/v1/erasures/{id}", Doc::new("erasure_get", "How far an erasure is, and its certificate").answers::<Erasure>(), erasure_get);
+    api.operator_route(
+        GET,
+        "/v1/erasures/{id}",
+        Doc::new("erasure_get", "How far an erasure is, and its certificate").answers::<Erasure>(),
+        erasure_get,
+    );
     api.operator_route(GET, "/v1/service/keys", Doc::new("operator_key_list", "Operator keys").pages::<Key>(), key_list);
     api.operator_route(
         POST,
@@ -47,11 +67,17 @@ pub(super) fn register(api: &mut Api) {
         key_issue,
     );
     api.operator_route(DELETE, "/v1/service/keys/{id}", Doc::new("operator_key_revoke", "Revoke an operator key").status(204), key_revoke);
-    api.operator_route(GET, "/v1/service/ledger", ledger::search_doc("service_ledger_search", "Search the service's own audit log"), ledger_search);
+    api.operator_route(
+        GET,
+        "/v1/service/ledger",
+        ledger::search_doc("service_ledger_search", "Search the service's own audit log"),
+        ledger_search,
+    );
     api.operator_route(
         GET,
         "/v1/service/ledger/checkpoint",
-        Doc::new("service_ledger_checkpoint", "Signed checkpoint of the service's audit log").answers_raw("text/plain", "C2SP tlog-checkpoint"),
+        Doc::new("service_ledger_checkpoint", "Signed checkpoint of the service's audit log")
+            .answers_raw("text/plain", "C2SP tlog-checkpoint"),
         ledger_checkpoint,
     );
     api.operator_route(
@@ -63,7 +89,8 @@ pub(super) fn register(api: &mut Api) {
     api.operator_route(
         GET,
         "/v1/service/ledger/export",
-        Doc::new("service_ledger_export", "The service's audit log as one file that verifies offline").answers_stream("application/x-ndjson", "one JSON object a line"),
+        Doc::new("service_ledger_export", "The service's audit log as one file that verifies offline")
+            .answers_stream("application/x-ndjson", "one JSON object a line"),
         ledger_export,
     );
 }
@@ -84,6 +111,7 @@ struct TenantRequest {
 
 /// A tenant as the operator sees it.
 #[derive(Serialize, ToSchema)]
+#[schema(as = Tenant)]
 struct TenantAnswer {
     name: String,
     /// `active`, `suspended` or `erasing`.
@@ -101,6 +129,7 @@ impl From<TenantInfo> for TenantAnswer {
 
 /// A tenant right after it was made.
 #[derive(Serialize, ToSchema)]
+#[schema(as = CreatedTenant)]
 struct CreatedTenantAnswer {
     tenant: TenantAnswer,
     admin_key: IssuedKeyAnswer,

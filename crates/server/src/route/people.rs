@@ -1,10 +1,10 @@
 //! The tenant itself, its members, API keys, encryption keys, limits.
 
 use http::StatusCode;
-use platform::tenancy::act::{
-    KeyRead, KeyWrite, KeyringRead, KeyringRotate, MemberRead, MemberWrite, QuotaRead, TenantErase, TenantRead,
+use platform::tenancy::act::{KeyRead, KeyWrite, KeyringRead, KeyringRotate, MemberRead, MemberWrite, QuotaRead, TenantErase, TenantRead};
+use platform::tenancy::{
+    ErasureInfo, IssuedKey, KeyInfo, KeySpec, KeyringVersion, Limits, Member, Name, Permit, QuotaUse, Role, Scope, Usage,
 };
-use platform::tenancy::{ErasureInfo, IssuedKey, KeyInfo, KeySpec, KeyringVersion, Limits, Member, Name, Permit, QuotaUse, Role, Scope, Usage};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
@@ -37,7 +37,12 @@ pub(super) fn register(api: &mut Api) {
         Doc::new("member_put", "Add a member or change its roles").takes::<MemberRequest>().answers::<MemberAnswer>(),
         member_put,
     );
-    api.tenant_route(DELETE, "/v1/members/{name}", Doc::new("member_delete", "Remove a member and revoke its keys").status(204), member_delete);
+    api.tenant_route(
+        DELETE,
+        "/v1/members/{name}",
+        Doc::new("member_delete", "Remove a member and revoke its keys").status(204),
+        member_delete,
+    );
     api.tenant_route(GET, "/v1/keys", Doc::new("key_list", "API keys by id, revoked ones too").pages::<Key>(), key_list);
     api.tenant_route(
         POST,
@@ -46,7 +51,12 @@ pub(super) fn register(api: &mut Api) {
         key_issue,
     );
     api.tenant_route(DELETE, "/v1/keys/{id}", Doc::new("key_revoke", "Revoke an API key").status(204), key_revoke);
-    api.tenant_route(GET, "/v1/keyring", Doc::new("keyring_get", "Versions of the tenant's encryption key").pages::<KeyVersion>(), keyring_get);
+    api.tenant_route(
+        GET,
+        "/v1/keyring",
+        Doc::new("keyring_get", "Versions of the tenant's encryption key").pages::<KeyVersion>(),
+        keyring_get,
+    );
     api.tenant_route(
         POST,
         "/v1/keyring/rotate",
@@ -134,6 +144,7 @@ async fn tenant_erase(permit: &Permit<TenantErase>, ask: Ask) -> Result<Reply> {
 
 /// A member.
 #[derive(Serialize, ToSchema)]
+#[schema(as = Member)]
 struct MemberAnswer {
     name: String,
     /// `admin`, `data_scientist`, `viewer`, `auditor`, `invoker`.
@@ -185,6 +196,7 @@ async fn member_delete(permit: &Permit<MemberWrite>, ask: Ask) -> Result<Reply> 
 /// What a key is narrowed to.
 #[derive(Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = Scope)]
 struct ScopeDto {
     /// Names of acts, or `*`.
     acts: Vec<String>,
@@ -238,6 +250,7 @@ impl Key {
 
 /// A key right after it was made: the only time its secret is shown.
 #[derive(Serialize, ToSchema)]
+#[schema(as = IssuedKey)]
 pub(crate) struct IssuedKeyAnswer {
     /// The key itself; also the OAuth client secret.
     secret: String,
@@ -343,6 +356,7 @@ async fn keyring_rotate(permit: &Permit<KeyringRotate>, ask: Ask) -> Result<Repl
 
 /// What a tenant may use.
 #[derive(Serialize, ToSchema)]
+#[schema(as = Limits)]
 pub(crate) struct LimitsDto {
     /// Requests a second, sustained.
     requests_per_second: u32,
@@ -404,6 +418,7 @@ async fn quota_get(permit: &Permit<QuotaRead>, _ask: Ask) -> Result<Reply> {
 
 /// Counters since the service started.
 #[derive(Serialize, ToSchema)]
+#[schema(as = Usage)]
 struct UsageAnswer {
     /// Requests admitted, predictions not counted.
     requests: u64,

@@ -22,7 +22,9 @@ pub(super) fn register(api: &mut Api) {
     api.tenant_route(
         GET,
         "/v1/trainings/{id}/logs",
-        Doc::new("training_logs", "Log lines of a training job").query("after", "integer", "number of the last line seen").answers::<TrainingLogs>(),
+        Doc::new("training_logs", "Log lines of a training job")
+            .query("after", "integer", "number of the last line seen")
+            .answers::<TrainingLogs>(),
         logs,
     );
     api.tenant_route(POST, "/v1/trainings/{id}/cancel", Doc::new("training_cancel", "Cancel a training job").answers::<Training>(), cancel);

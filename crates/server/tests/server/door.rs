@@ -86,7 +86,10 @@ async fn slow_clients_are_cut_and_others_do_not_notice() {
     assert!(one_answer(&mut idle).await.starts_with("HTTP/1.1 200"));
     // a body that stops
     let mut stuck = connect(&insula, BOTH).await;
-    stuck.write_all(b"POST /v1/bootstrap HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{").await.unwrap();
+    stuck
+        .write_all(b"POST /v1/bootstrap HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
+        .await
+        .unwrap();
 
     assert_eq!(until_closed(&mut silent).await, "");
     assert_eq!(until_closed(&mut mute).await, "");
@@ -97,7 +100,9 @@ async fn slow_clients_are_cut_and_others_do_not_notice() {
     insula.call(reqwest::Method::GET, "/healthz", None, None).await.expect(200);
     let metrics = insula.get("/metrics", &insula.operator).await.body;
     for why in ["handshake", "first byte", "header", "idle"] {
-        assert!(metrics.contains(&format!("insula_connections_cut_total{{deadline=\"{why}\"}} 1")), "{why}: {metrics}");
+        let name = format!("insula_connections_cut_total{{deadline=\"{why}\"}} ");
+        let count = metrics.lines().find_map(|line| line.strip_prefix(&name)?.parse::<u64>().ok());
+        assert!(count.is_some_and(|count| count > 0), "{why}: {metrics}");
     }
 }
 
@@ -125,8 +130,16 @@ async fn tls_is_1_3_or_1_2_and_never_absent() {
 async fn requests_that_can_be_read_in_two_ways_are_refused() {
     let insula = Insula::start().await;
     let cases: [(&str, &str, &str); 9] = [
-        ("POST /v1/bootstrap HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "400", "request_ambiguous"),
-        ("POST /v1/bootstrap HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n", "400", "request_ambiguous"),
+        (
+            "POST /v1/bootstrap HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            "400",
+            "request_ambiguous",
+        ),
+        (
+            "POST /v1/bootstrap HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n",
+            "400",
+            "request_ambiguous",
+        ),
         ("GET /v1/whoami HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer a\r\nAuthorization: Bearer b\r\n\r\n", "400", "request_ambiguous"),
         ("GET /v1/../healthz HTTP/1.1\r\nHost: a\r\n\r\n", "400", "path_invalid"),
         ("GET /v1/%2e%2e/healthz HTTP/1.1\r\nHost: a\r\n\r\n", "400", "path_invalid"),
@@ -139,8 +152,11 @@ async fn requests_that_can_be_read_in_two_ways_are_refused() {
         let mut stream = connect(&insula, BOTH).await;
         stream.write_all(request.as_bytes()).await.unwrap();
         stream.flush().await.unwrap();
-        let _ = stream.shutdown().await;
-        let answer = until_closed(&mut stream).await;
+        let mut answer = one_answer(&mut stream).await;
+        let mut more = vec![0u8; 4096];
+        if let Ok(Ok(read)) = tokio::time::timeout(Duration::from_millis(200), stream.read(&mut more)).await {
+            answer += &String::from_utf8_lossy(&more[..read]);
+        }
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")) && answer.contains(code), "{request}: {answer}");
         assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "nothing is smuggled behind it: {answer}");
     }

@@ -1,5 +1,6 @@
 //! Start, use and stop: tokens, rate limits, metrics, and what survives.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -116,6 +117,44 @@ async fn metrics_have_two_views() {
     let all = insula.get("/metrics", &insula.operator).await.expect(200).body;
     assert!(all.contains("insula_tenant_requests_total{tenant=\"alpha\"}"), "{all}");
     assert!(!all.contains("secret-project") && !own.contains("secret-project"));
+}
+
+/// Everything this service logs, at the finest level.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logs_hold_no_content_and_no_secret() {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let filter = tracing_subscriber::EnvFilter::new("server=trace,platform=trace,tenancy=trace");
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(move || writer.clone()).init();
+    let insula = Insula::start().await;
+    let admin = insula.tenant("alpha").await;
+    let key = insula.post("/v1/keys", &admin, json!({"name": "app", "member": "ada"})).await.expect(201).json();
+    let (id, secret) = (key["key"]["id"].as_str().unwrap(), key["secret"].as_str().unwrap());
+    let form = [("grant_type", "client_credentials"), ("client_id", id), ("client_secret", secret)];
+    let token = answer(insula.client.post(format!("{}/oauth/token", insula.url)).form(&form)).await.expect(200).json();
+    let token = token["access_token"].as_str().unwrap();
+    insula.upload(token, "canaryname", "canarycolumn,b\ncanaryvalue,2\n").await.expect(201);
+    insula.upload(token, "canaryname", "canarycolumn,b\ncanaryvalue,2,3\n").await.expect(400);
+    insula.get("/v1/datasets/canaryname?canaryquery=1", token).await.expect(400);
+    insula.post("/v2/models/canaryname/infer", token, json!({"canaryfield": "canarytensor"})).await.expect(404);
+    let logged = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    assert!(logged.contains("dataset_upload") && logged.contains("alpha"), "the log says what was done, for whom: {logged}");
+    for secret in [admin.as_str(), secret, token, insula.operator.as_str(), "canary"] {
+        assert!(!logged.contains(secret), "{secret}: {}", logged.lines().find(|line| line.contains(secret)).unwrap_or_default());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -53,9 +53,11 @@ impl World {
         insula.put("/v1/models/fence/tags/stage", &admin, json!({"value": "x"})).await.expect(204);
         insula.put("/v1/models/fence/versions/1/tags/stage", &admin, json!({"value": "x"})).await.expect(204);
         insula.put("/v1/deployments/gate", &admin, json!({"model": "fence", "alias": "champion"})).await.expect(200);
-        let key = insula.get("/v1/whoami", &viewer).await.json()["credential"].as_str().unwrap().to_owned();
+        // Somebody of whom nothing else here depends: the walk may remove them.
+        let spare = insula.member(&admin, "mona", "viewer").await;
+        let key = insula.get("/v1/whoami", &spare).await.json()["credential"].as_str().unwrap().to_owned();
         let ids = BTreeMap::from([
-            ("members", "vera".to_owned()),
+            ("members", "mona".to_owned()),
             ("keys", key),
             ("datasets", "flowers".to_owned()),
             ("trainings", training),
@@ -96,7 +98,9 @@ impl World {
         let writes = matches!(route.method, Method::PUT | Method::POST);
         // A body that no address takes: nothing is changed by the walk.
         let body = (writes && !takes_no_body(route)).then(|| json!({"no_such_field": 1}));
-        self.insula.call_as(route.method.clone(), &self.path(route, there), token, body, Some(id)).await
+        // A data set may be any text, so that address is told what to expect.
+        let format = if route.operation.starts_with("dataset_") && writes { "?format=parquet" } else { "" };
+        self.insula.call_as(route.method.clone(), &format!("{}{format}", self.path(route, there)), token, body, Some(id)).await
     }
 
     fn tenant_routes(&self) -> Vec<RouteInfo> {
@@ -167,7 +171,17 @@ async fn nobody_sees_what_is_not_theirs() {
         // Another tenant's administrator: what is there is like what is not, whole answers compared.
         let foreign = world.ask(&route, true, Some(&world.other)).await;
         let absent = world.ask(&route, false, Some(&world.other)).await;
-        assert_eq!(foreign.comparable(), absent.comparable(), "{name}");
+        if world.path(&route, true) == world.path(&route, false) {
+            // The other tenant's own ledger holds the names it asked for; these nobody asked it.
+            let mut names = vec!["vera", "ivan", "otto"];
+            if route.operation != "ledger_search" && route.operation != "ledger_export" {
+                names.extend(world.ids.values().map(String::as_str));
+            }
+            let leaked = names.into_iter().find(|name| foreign.body.contains(name));
+            assert_eq!(leaked, None, "{name}: {foreign:?}");
+        } else {
+            assert_eq!(foreign.comparable(), absent.comparable(), "{name}");
+        }
         assert!(!foreign.status.is_server_error(), "{name}: {foreign:?}");
         // Members without the right: a refusal that does not depend on what is there, or a thing they may see.
         for token in [&world.viewer, &world.invoker, &world.auditor] {
@@ -193,7 +207,7 @@ async fn nobody_sees_what_is_not_theirs() {
         }
     }
     // After all of this tenant A has everything it had.
-    for path in ["/v1/datasets/flowers", "/v1/models/fence", "/v1/deployments/gate", "/v1/members/vera"] {
+    for path in ["/v1/datasets/flowers", "/v1/models/fence", "/v1/deployments/gate", "/v1/members/mona"] {
         world.insula.get(path, &world.admin).await.expect(200);
     }
 }
@@ -209,7 +223,8 @@ async fn every_writing_address_leaves_exactly_one_entry_also_when_it_is_refused(
             let answer = world.ask_as(&route, there, Some(token), &id).await;
             assert_eq!(answer.header("x-request-id"), Some(id.as_str()));
             let found = world.insula.get(&format!("/v1/ledger?text={id}"), &world.admin).await.expect(200).json();
-            let entries: Vec<&Value> = found["items"].as_array().unwrap().iter().filter(|item| item["entry"]["request"] == id.as_str()).collect();
+            let entries: Vec<&Value> =
+                found["items"].as_array().unwrap().iter().filter(|item| item["entry"]["request"] == id.as_str()).collect();
             let name = format!("{} {} {there}: {answer:?} {entries:?}", route.method, route.path);
             assert_eq!(entries.len(), 1, "{name}");
             let entry = &entries[0]["entry"];

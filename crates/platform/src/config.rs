@@ -53,8 +53,6 @@ pub struct PlatformConfig {
     pub training_timeout: Duration,
     /// Cells that work on jobs (training, inspection, preview, admission) at once.
     pub jobs_running_max: usize,
-    /// Claimed training jobs that wait in this node's memory.
-    pub jobs_waiting_max: usize,
     /// Attempts of one training before it is given up.
     pub training_attempts_max: u32,
     /// Called between the steps of a training; `true` stops the job right there, as a crash would. For tests.
@@ -91,7 +89,6 @@ impl PlatformConfig {
             inspect_timeout: Duration::from_secs(600),
             training_timeout: Duration::from_secs(3600),
             jobs_running_max: 8,
-            jobs_waiting_max: 4096,
             training_attempts_max: 3,
             job_stop: None,
         }

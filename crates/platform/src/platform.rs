@@ -86,7 +86,8 @@ impl Platform {
     /// Figures for the operator.
     #[must_use]
     pub fn stats(&self) -> PlatformStats {
-        PlatformStats { trainings_running: self.0.scheduler.running(), ..self.cells().stats() }
+        let scheduler = &self.0.scheduler;
+        PlatformStats { trainings_running: scheduler.running(), trainings_waiting: scheduler.waiting(), ..self.cells().stats() }
     }
 
     /// What the jail really enforces.

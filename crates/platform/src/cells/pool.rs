@@ -86,7 +86,6 @@ pub(super) struct Serving {
     loading: tokio::sync::Mutex<Option<LoadFailure>>,
     users: AtomicUsize,
     used: Mutex<Instant>,
-    memory_bytes_max: u64,
 }
 
 /// What is loaded. Every message that names a slot is sent under this lock, so that the cell sees them in the order in which slots changed hands.
@@ -413,6 +412,7 @@ impl Cells {
     /// The island's serving cell; started if there is none, by one of those who need it.
     async fn serving_cell(&self, island: &Island, owner: &Owner) -> Result<(InUse, bool)> {
         if let Some(cell) = island.living() {
+            cell.0.process.adjust(owner);
             return Ok((cell, false));
         }
         let _starting = island.starting.lock().await;
@@ -428,7 +428,6 @@ impl Cells {
             loading: tokio::sync::Mutex::default(),
             users: AtomicUsize::new(1),
             used: Mutex::new(Instant::now()),
-            memory_bytes_max: owner.limits().memory_bytes / 100 * MODELS_MEMORY_SHARE_PERCENT,
         });
         *island.serving.lock() = Some(Arc::clone(&serving));
         Ok((InUse(serving), true))
@@ -487,10 +486,11 @@ impl Cells {
     /// Puts out models, least recently used first, until the next one fits into count and budget.
     fn make_room(&self, cell: &Serving, resolved: &Resolved) {
         let expected = if resolved.resident_bytes > 0 { resolved.resident_bytes } else { resolved.bytes.saturating_mul(RESIDENT_PER_BYTE) };
+        let budget = cell.process.memory_bytes_max() / 100 * MODELS_MEMORY_SHARE_PERCENT;
         let mut slots = cell.slots.lock();
         loop {
             let taken = slots.loaded.iter().fold(0u64, |sum, (_, slot)| sum.saturating_add(slot.resident_bytes));
-            let fits = slots.loaded.len() < slots.loaded.cap().get() && taken.saturating_add(expected) <= cell.memory_bytes_max;
+            let fits = slots.loaded.len() < slots.loaded.cap().get() && taken.saturating_add(expected) <= budget;
             if fits {
                 return;
             }

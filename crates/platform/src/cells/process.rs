@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use jail::zygote::{Cell, Exit};
+use parking_lot::Mutex;
 use tenancy::{IslandToken, Limits, MeterHandle};
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -71,7 +72,7 @@ impl Blank {
             exit,
             meter: owner.meter.clone(),
             billed_micros: AtomicU64::new(0),
-            memory_bytes_max: owner.limits().memory_bytes,
+            limits: Mutex::new(owner.limits()),
             counters,
             stopped: AtomicBool::new(false),
             failed: AtomicBool::new(false),
@@ -87,7 +88,7 @@ pub(crate) struct Process {
     exit: watch::Receiver<Option<Exit>>,
     meter: MeterHandle,
     billed_micros: AtomicU64,
-    memory_bytes_max: u64,
+    limits: Mutex<jail::Limits>,
     counters: Arc<Counters>,
     stopped: AtomicBool,
     failed: AtomicBool,
@@ -101,6 +102,24 @@ impl Process {
         let before = self.billed_micros.fetch_max(usage.cpu_micros, Ordering::AcqRel);
         self.meter.count_cpu(usage.cpu_micros.saturating_sub(before));
         usage.memory_bytes
+    }
+
+    /// Memory it may have, in bytes.
+    pub(crate) fn memory_bytes_max(&self) -> u64 {
+        self.limits.lock().memory_bytes
+    }
+
+    /// Follows its tenant's limits when the operator has changed them.
+    pub(crate) fn adjust(&self, owner: &Owner) {
+        let wanted = owner.limits();
+        let mut limits = self.limits.lock();
+        if *limits != wanted {
+            // Tried once: memory that is taken already cannot be taken back, and the tenant's next cell starts with the new limits anyway.
+            if let Err(error) = self.cell.set_limits(&wanted) {
+                tracing::warn!(pid = self.pid(), "a cell keeps its old limits: {error}");
+            }
+            *limits = wanted;
+        }
     }
 
     /// Process id, for tests and logs.
@@ -132,7 +151,7 @@ impl Process {
             End::Protocol(what) => CellFailure::Protocol(what.clone()),
             End::Deadline => CellFailure::Died("it was stopped at its deadline".to_owned()),
             End::Stopped | End::Closed => match self.gone().await {
-                Some(Exit::Signal { out_of_memory: true, .. }) => CellFailure::OutOfMemory { memory_bytes_max: self.memory_bytes_max },
+                Some(Exit::Signal { out_of_memory: true, .. }) => CellFailure::OutOfMemory { memory_bytes_max: self.memory_bytes_max() },
                 Some(Exit::Signal { signal, .. }) => CellFailure::Died(format!("signal {signal}")),
                 Some(Exit::Code(code)) => CellFailure::Died(format!("exit status {code}")),
                 None => CellFailure::Died("it closed its socket".to_owned()),

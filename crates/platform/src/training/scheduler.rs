@@ -32,6 +32,7 @@ pub(crate) struct Scheduler {
     places: Arc<Semaphore>,
     places_max: usize,
     live: Mutex<HashMap<Scoped<String>, Arc<Live>>>,
+    waiting: AtomicU64,
     closed: AtomicBool,
     close: Notify,
     stop: Option<JobStop>,
@@ -102,6 +103,7 @@ impl Scheduler {
             places: Arc::new(Semaphore::new(config.jobs_running_max)),
             places_max: config.jobs_running_max,
             live: Mutex::default(),
+            waiting: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             close: Notify::new(),
             stop: config.job_stop.clone(),
@@ -121,10 +123,12 @@ impl Scheduler {
             // Claimed before there is a place: the kernel then counts it as its tenant's, and looks at the others first for the next.
             match self.kernel.claim(&self.node).await {
                 Ok(Some(lease)) => {
+                    self.waiting.store(1, Ordering::Relaxed);
                     let place = tokio::select! {
                         place = Arc::clone(&self.places).acquire_owned() => place.ok(),
                         () = self.closing() => None,
                     };
+                    self.waiting.store(0, Ordering::Relaxed);
                     let Some(place) = place else {
                         self.settle(self.kernel.postpone(lease).await);
                         break;
@@ -229,6 +233,11 @@ impl Scheduler {
             live.cancelled.store(true, Ordering::Release);
             live.cancel.notify_waiters();
         }
+    }
+
+    /// Claimed trainings that wait for a place here.
+    pub(crate) fn waiting(&self) -> u64 {
+        self.waiting.load(Ordering::Relaxed)
     }
 
     /// Trainings that run here now.

@@ -87,7 +87,6 @@ async fn a_cell_that_grows_dies_alone() {
     assert_eq!(number_of(&world.predict(&other, "twice", ask_times(1.0)).await.unwrap()), 2.0);
     let neighbour = world.pid(&other, "twice").await;
     let error = world.predict(&key, "zeros", ask_zeros(1 << 28)).await.unwrap_err();
-    println!("a gigabyte in a cell of 256 MiB: {} ({error})", error.code());
     assert!(["out_of_memory", "model_failed", "too_large"].contains(&error.code()), "{error}");
     assert_eq!(number_of(&world.predict(&key, "zeros", ask_zeros(1000)).await.unwrap()), 0.0, "the next one gets a cell");
     assert_eq!(world.pid(&other, "twice").await, neighbour);
@@ -119,6 +118,34 @@ async fn models_share_a_cell_within_its_bounds() {
     for (k, answer) in futures_util::future::join_all(asks).await {
         assert_eq!(number_of(&answer.unwrap()), f64::from(k) * 100.0);
     }
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_first_requests_start_one_cell_and_load_one_model() {
+    let Some(world) = World::start(|config| config.pool_blank = 0).await else { return };
+    let key = world.tenant("clinic", |_| {}).await;
+    world.serve(&key, "twice", times(2.0)).await;
+    let before = world.platform.stats();
+    for answer in futures_util::future::join_all((0..20).map(|_| world.predict(&key, "twice", ask_times(3.0)))).await {
+        assert_eq!(number_of(&answer.unwrap()), 6.0);
+    }
+    let after = world.platform.stats();
+    assert_eq!((after.cells_started - before.cells_started, after.models_loaded), (1, 1));
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_living_cell_follows_new_limits() {
+    let Some(world) = World::start(|_| {}).await else { return };
+    let key = world.tenant("clinic", |limits| limits.memory_bytes = 128 << 20).await;
+    world.serve(&key, "zeros", zeros()).await;
+    world.predict(&key, "zeros", ask_zeros(10)).await.unwrap();
+    let pid = world.pid(&key, "zeros").await;
+    let limits = platform::tenancy::Limits { memory_bytes: 2 << 30, ..world.open(&key).await.limits() };
+    world.operator().await.limits_put(&"clinic".parse().unwrap(), limits).await.unwrap();
+    world.predict(&key, "zeros", ask_zeros(1 << 27)).await.unwrap();
+    assert_eq!(world.pid(&key, "zeros").await, pid, "half a gigabyte fits into the same cell now");
     world.stop().await;
 }
 

@@ -1,7 +1,5 @@
 //! What can go wrong beside the kernel. Messages are for the tenant who asked.
 
-use std::sync::Arc;
-
 use wire::FailCode;
 
 /// Result of the platform.
@@ -52,9 +50,6 @@ pub enum Error {
     /// The work was cancelled.
     #[error("cancelled")]
     Cancelled,
-    /// One failure that several callers waited for.
-    #[error(transparent)]
-    Shared(Arc<Error>),
 }
 
 /// How a cell failed.
@@ -103,7 +98,6 @@ impl Error {
             Self::TooLarge { .. } => "too_large",
             Self::UploadInterrupted => "upload_interrupted",
             Self::Cancelled => "cancelled",
-            Self::Shared(error) => error.code(),
         }
     }
 
@@ -113,7 +107,6 @@ impl Error {
         match self {
             Self::Kernel(error) => error.private(),
             Self::CellFailed(CellFailure::NotStarted(context)) => Some(context),
-            Self::Shared(error) => error.private(),
             _ => None,
         }
     }
@@ -124,18 +117,15 @@ impl Error {
         match self {
             Self::Overloaded(_) => Some(1),
             Self::ModelUnstable { retry_after_seconds, .. } => Some(*retry_after_seconds),
-            Self::Shared(error) => error.retry_after_seconds(),
             _ => None,
         }
     }
 
-    /// The error itself, without the sharing around it.
+    /// The error itself. No variant wraps another one of these at present.
+    #[doc(hidden)]
     #[must_use]
     pub fn root(&self) -> &Self {
-        match self {
-            Self::Shared(error) => error.root(),
-            other => other,
-        }
+        self
     }
 
     /// The caller's input is wrong.
@@ -171,7 +161,7 @@ mod tests {
     #[test]
     fn a_failure_names_its_place() {
         let fail = wire::Fail::new(FailCode::Invalid, "`x` is not a number").at_line(7).at_column("age");
-        let error = Error::Shared(Arc::new(Error::Input(fail)));
+        let error = Error::Input(fail);
         assert_eq!(error.to_string(), "line 7, column `age`: `x` is not a number");
         assert_eq!(error.code(), "invalid_input");
     }

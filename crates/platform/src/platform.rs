@@ -107,6 +107,12 @@ impl Platform {
         self.cells().serving_pid(permit.island())
     }
 
+    /// Process ids of the cells that work on jobs of the permit's tenant. For tests that kill them.
+    #[doc(hidden)]
+    pub fn working_pids<A: Act>(&self, permit: &Permit<A>) -> Vec<u32> {
+        self.cells().working_pids(permit.island())
+    }
+
     pub(crate) fn kernel(&self) -> &Kernel {
         &self.0.kernel
     }

@@ -284,6 +284,12 @@ impl Cells {
         }
     }
 
+    /// Process ids of a tenant's cells at work, for tests that kill them.
+    pub(crate) fn working_pids(&self, token: IslandToken) -> Vec<u32> {
+        let working = self.0.working.lock();
+        working.iter().filter(|(owner, _)| *owner == token).filter_map(|(_, process)| Some(process.upgrade()?.pid())).collect()
+    }
+
     /// Process id of a tenant's serving cell, for tests that kill it.
     pub(crate) fn serving_pid(&self, token: IslandToken) -> Option<u32> {
         self.0.islands.lock().get(&token).and_then(|island| island.pid())

@@ -30,8 +30,8 @@ const METRICS_MAX: usize = 64;
 const METRIC_NAME_BYTES_MAX: usize = 64;
 /// Most classes of a run.
 const CLASSES_MAX: usize = 10_000;
-/// Lines of a log stored in one record.
-const LOG_CHUNK_LINES: usize = 200;
+/// Lines of a log stored in one record: of the longest, escaped, still less than a record may hold.
+const LOG_CHUNK_LINES: usize = 100;
 
 /// The points between the steps of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -81,7 +81,7 @@ enum Stop {
 
 impl From<Error> for Stop {
     fn from(error: Error) -> Self {
-        match error.root() {
+        match &error {
             Error::CellFailed(CellFailure::Stopped) => Self::Closing,
             Error::CellFailed(CellFailure::NotStarted(_)) | Error::Overloaded(_) => Self::Later,
             Error::Kernel(tenancy::Error::Unavailable(_) | tenancy::Error::TenantState(_)) => Self::Later,

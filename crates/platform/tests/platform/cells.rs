@@ -12,7 +12,7 @@ use crate::world::{World, close, code, until};
 
 const FOREVER: u64 = 1 << 50;
 
-fn kill(pid: u32) {
+pub(crate) fn kill(pid: u32) {
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
 }

@@ -212,6 +212,27 @@ async fn a_training_is_cancelled_queued_or_running() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_training_whose_cell_dies_fails_and_says_so() {
+    let Some(world) = World::start(|_| {}).await else { return };
+    let key = world.tenant("clinic", |_| {}).await;
+    world.upload(&key, "rows", many_rows(60_000)).await.unwrap();
+    let ask = json!({"name": "m", "dataset": "rows", "target": "y", "task": "regression"});
+    let training = world.train(&key, ask).await.unwrap();
+    world.training_until(&key, &training.id, |training| training.progress.is_some()).await;
+    let permit = world.allow::<TrainingRead>(&key, &training.id).await;
+    let pids = world.platform.working_pids(&permit);
+    let _ = permit.finish().unwrap();
+    assert_eq!(pids.len(), 1);
+    crate::cells::kill(pids[0]);
+    let failed = world.training_until(&key, &training.id, |training| training.state.is_final()).await;
+    let error = failed.error.unwrap();
+    assert_eq!((failed.state, error.code.as_str()), (TrainingState::Failed, "cell_failed"));
+    assert!(error.message.contains("signal 9"), "{}", error.message);
+    assert_eq!(world.platform.stats().cells_failed, 1);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_training_cut_by_a_graceful_stop_is_run_again() {
     let Some(world) = World::start(|_| {}).await else { return };
     let key = world.tenant("clinic", |_| {}).await;

@@ -53,7 +53,12 @@ impl World {
         drop(kernel);
         let mut config = config().unwrap();
         change(&mut config);
-        let (kernel, _) = Kernel::open(kernel_config(folder.path())).await.unwrap();
+        // The old kernel's flusher may hold it, and its locks, for a moment longer.
+        let (kernel, _) = until("the old kernel's end", async || match Kernel::open(kernel_config(folder.path())).await {
+            Err(platform::tenancy::Error::Unavailable(_)) => None,
+            opened => Some(opened.unwrap()),
+        })
+        .await;
         let platform = Platform::start(kernel.clone(), config).await.unwrap();
         Self { kernel, platform, operator_key, folder }
     }

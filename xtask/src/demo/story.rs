@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -38,6 +40,8 @@ const ACCURACY_MIN: f64 = 0.9;
 const ASKED_ROWS: usize = 20;
 /// Requests that are sent to use up a rate of a few.
 const REQUESTS_TOO_MANY: usize = 12;
+/// A tenant that has asked too much is served again within this time.
+const RATE_BACK_WITHIN: Duration = Duration::from_secs(10);
 /// Headers that differ from answer to answer whatever is asked: the request's id, the time, what is left of the rate.
 const HEADERS_OF_THE_MOMENT: [&str; 3] = ["x-request-id", "date", "ratelimit"];
 /// Exit status of `insula` for a credential that is not valid, and for a verification that failed.
@@ -363,6 +367,13 @@ fn quota(story: &mut Story<'_>) -> Result<String> {
     }
     let (rate, burst) = (format!("requests_per_second={rate}"), format!("requests_burst={burst}"));
     story.run_as("operator", &["tenant", "limits", "zoo", &rate, &burst])?;
+    let deadline = Instant::now() + RATE_BACK_WITHIN;
+    while story.http("zoo", "GET", "/v1/datasets", None)?.status != 200 {
+        if Instant::now() > deadline {
+            return Err(format!("zoo is still refused {} s later, with its old limits", RATE_BACK_WITHIN.as_secs()));
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
     Ok(format!("{} of {REQUESTS_TOO_MANY} requests got 429 ({headers}); clinic noticed nothing", refused.len()))
 }
 
@@ -406,7 +417,14 @@ fn flipped(file: &Path) -> Result<PathBuf> {
 /// The copy is good: with the keys of its time it opens. Without this the last step would prove nothing.
 fn copied(story: &mut Story<'_>) -> Result<String> {
     story.stop()?;
-    for (from, to) in [("data", "copy"), ("data", "copy-control"), ("keystore", "keystore-control")] {
+    let copies = [
+        ("data", "copy"),
+        ("data", "copy-again"),
+        ("data", "copy-control"),
+        ("keystore", "keystore-control"),
+        ("keystore/anchors", "anchors-then"),
+    ];
+    for (from, to) in copies {
         quietly(command("cp", &["-a"]).arg(story.path(from)).arg(story.path(to)))?;
     }
     let control = Service::start(story.programs, &story.folder, "control", &story.path("copy-control"), &story.path("keystore-control"))?;
@@ -465,20 +483,44 @@ fn reborn(story: &mut Story<'_>) -> Result<String> {
     Ok("it sees no data set, model, training or deployment, and the old key does not open it".to_owned())
 }
 
+/// Two walls. The first sees that the data is older than it was; who holds today's keystore can take that wall away. The second is
+/// that the keys of an erased tenant exist nowhere any more.
 fn copy_opened(story: &mut Story<'_>) -> Result<String> {
     story.stop()?;
-    quietly(command("cp", &["-a"]).arg(story.path("keystore")).arg(story.path("keystore-now")))?;
-    let opened = Service::start(story.programs, &story.folder, "old", &story.path("copy"), &story.path("keystore-now"));
-    let service = match opened {
-        Err(why) => return Ok(format!("with the keys of today the copy from before is refused at the start: {}", brief(&why))),
+    for keystore in ["keystore-now", "keystore-forged"] {
+        quietly(command("cp", &["-a"]).arg(story.path("keystore")).arg(story.path(keystore)))?;
+    }
+    let first = match read_from(story, "old", "copy", "keystore-now")? {
+        Reading::Refused(_) => "with today's keys the copy is refused as out of date",
+        Reading::Answered(200) => return Err("the erased tenant's data was read from the copy".to_owned()),
+        Reading::Answered(_) => "with today's keys the erased tenant cannot be read in the copy",
+    };
+    fs::copy(story.path("anchors-then"), story.path("keystore-forged/anchors"))
+        .map_err(|error| format!("cannot copy the anchors: {error}"))?;
+    let second = match read_from(story, "forged", "copy-again", "keystore-forged")? {
+        Reading::Answered(200) => return Err("the erased tenant's data was read from the copy once its age was hidden".to_owned()),
+        Reading::Answered(status) => format!("with its age hidden the erased tenant still gets nothing ({status})"),
+        Reading::Refused(why) => format!("with its age hidden it is still refused: {why}"),
+    };
+    Ok(format!("{first}; {second}"))
+}
+
+/// What came of an attempt to read the erased tenant's data.
+enum Reading {
+    /// The service did not start.
+    Refused(String),
+    /// It answered with this status.
+    Answered(u16),
+}
+
+fn read_from(story: &Story<'_>, name: &str, data: &str, keystore: &str) -> Result<Reading> {
+    let service = match Service::start(story.programs, &story.folder, name, &story.path(data), &story.path(keystore)) {
+        Err(why) => return Ok(Reading::Refused(brief(&why))),
         Ok(service) => service,
     };
     let answer = curl(&service, story.key("clinic")?, "GET", "/v1/datasets/biopsies/versions/1/content", None)?;
     service.stop()?;
-    match answer.status {
-        200 => Err("the erased tenant's data was read from the copy".to_owned()),
-        status => Ok(format!("with the keys of today the erased tenant's data cannot be read in the copy from before ({status})")),
-    }
+    Ok(Reading::Answered(answer.status))
 }
 
 /// The message in a line of JSON, or the line.

@@ -1,0 +1,260 @@
+//! The program as its users run it, against a service that it runs itself. Each test owns its folders and its port.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Time for a stop.
+const STOP_MAX: Duration = Duration::from_secs(60);
+
+/// How the program ended.
+struct Ended {
+    status: i32,
+    output: String,
+    error: String,
+}
+
+impl Ended {
+    fn json(&self) -> Value {
+        assert_eq!(self.status, 0, "{}", self.error);
+        serde_json::from_str(&self.output).unwrap_or_else(|error| panic!("{error}: {}", self.output))
+    }
+
+    /// The failure, as scripts read it.
+    #[track_caller]
+    fn failed(&self, status: i32, message: &str) -> Value {
+        assert_eq!(self.status, status, "{}{}", self.output, self.error);
+        assert!(self.error.contains(message), "`{message}` is not in: {}", self.error);
+        self.error.lines().last().and_then(|line| serde_json::from_str(line).ok()).unwrap_or_default()
+    }
+}
+
+fn insula(home: &Path, environment: &[(&str, OsString)], arguments: &[&str]) -> Ended {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_insula"));
+    command.args(arguments).env_clear().env("HOME", home).stdin(Stdio::null());
+    command.envs(environment.iter().map(|(name, value)| (name, value)));
+    let output = command.output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Ended { status: output.status.code().unwrap(), output: text(output.stdout), error: text(output.stderr) }
+}
+
+/// A service with a home of its own, and the operator's profile in it.
+struct Service {
+    child: Child,
+    home: TempDir,
+    url: String,
+    cacert: PathBuf,
+}
+
+impl Service {
+    /// None, with a printed reason, where the engine or the sandbox's program is missing and nobody demands them.
+    fn start() -> Option<Self> {
+        let engine = std::env::var_os("ORT_DYLIB_PATH");
+        let cell = Path::new(env!("CARGO_BIN_EXE_insula")).with_file_name("insula-cell");
+        let (Some(engine), true) = (engine, cell.exists()) else {
+            assert!(std::env::var_os("INSULA_REQUIRE").is_none(), "ORT_DYLIB_PATH and {} are demanded", cell.display());
+            println!("SKIPPED: needs ORT_DYLIB_PATH and {}", cell.display());
+            return None;
+        };
+        let home = tempfile::tempdir().unwrap();
+        let config = home.path().join("config.toml");
+        fs::write(&config, format!("[cells]\nprogram = {cell:?}\nengine_library = {engine:?}\nfloor = \"development\"\n")).unwrap();
+        let path = |name: &str| home.path().join(name);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_insula"));
+        command.args(["--json", "serve", "--listen", "127.0.0.1:0", "--config"]).arg(&config);
+        command.arg("--data").arg(path("data")).arg("--keystore").arg(path("keystore"));
+        let log = fs::File::create(path("log")).unwrap();
+        let mut child =
+            command.env_clear().env("HOME", home.path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let facts: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("{}", fs::read_to_string(path("log")).unwrap()));
+        let text = |key: &str| facts[key].as_str().unwrap().to_owned();
+        let service = Self { child, url: text("url"), cacert: text("cacert").into(), home };
+        service.run("", &["login", "--profile", "operator", "--bootstrap", &text("bootstrap_secret")]).json();
+        Some(service)
+    }
+
+    /// Runs the program with a profile, or without one when it is empty.
+    fn run(&self, profile: &str, arguments: &[&str]) -> Ended {
+        let environment = [("INSULA_URL", self.url.clone().into()), ("INSULA_CACERT", self.cacert.clone().into())];
+        let profile: &[&str] = if profile.is_empty() { &[] } else { &["--profile", profile] };
+        insula(self.home.path(), &environment, &[&["--json"], profile, arguments].concat())
+    }
+
+    fn tenant(&self, name: &str, more: &[&str]) {
+        self.run("operator", &[&["tenant", "create", name, "--admin", "ada", "--save", name], more].concat()).json();
+    }
+
+    fn file(&self, name: &str, content: &str) -> String {
+        let path = self.home.path().join(name);
+        fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    fn stop(&mut self) {
+        let asked = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
+        let deadline = Instant::now() + STOP_MAX;
+        while asked.success() && Instant::now() < deadline {
+            if self.child.try_wait().unwrap().is_some() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        panic!("the service did not stop: {}", fs::read_to_string(self.home.path().join("log")).unwrap());
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        if self.child.kill().is_ok() {
+            let _ = self.child.wait();
+        }
+    }
+}
+
+#[test]
+fn credentials_are_kept_and_narrowed() {
+    let Some(service) = Service::start() else { return };
+    let profiles = service.home.path().join(".config/insula/profiles.toml");
+    assert_eq!(fs::metadata(&profiles).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(service.run("operator", &["whoami"]).json()["kind"], "operator");
+
+    service.tenant("clinic", &[]);
+    let who = service.run("clinic", &["whoami"]).json();
+    assert_eq!((who["tenant"].as_str(), who["principal"].as_str()), (Some("clinic"), Some("ada")));
+    service.run("operator", &["tenant", "create", "clinic"]).failed(7, "clinic");
+    service.run("operator", &["data", "list"]).failed(4, "credential_kind");
+    service.run("clinic", &["tenant", "list"]).failed(4, "credential_kind");
+
+    service.run("clinic", &["member", "set", "app", "--role", "invoker"]).json();
+    let issued = service.run("clinic", &["key", "create", "app", "--member", "app", "--act", "Predict", "--days", "1"]).json();
+    let (secret, id) = (issued["secret"].as_str().unwrap(), issued["key"]["id"].as_str().unwrap());
+    let narrowed = |arguments: &[&str]| {
+        let token = ("INSULA_TOKEN", secret.into());
+        insula(
+            service.home.path(),
+            &[("INSULA_URL", service.url.clone().into()), ("INSULA_CACERT", service.cacert.clone().into()), token],
+            arguments,
+        )
+    };
+    assert_eq!(narrowed(&["data", "list"]).status, 4);
+    assert_eq!(narrowed(&["member", "list"]).status, 4);
+    let listed = service.run("clinic", &["key", "list"]);
+    assert!(listed.json().as_array().unwrap().iter().any(|key| key["id"] == id));
+    assert!(!listed.output.contains(secret), "a key is shown once");
+    service.run("clinic", &["key", "revoke", id]).json_or_nothing();
+    assert_eq!(narrowed(&["whoami"]).status, 3);
+    service.run("", &["whoami", "--profile", "nobody"]).failed(2, "there are: clinic, operator");
+}
+
+impl Ended {
+    fn json_or_nothing(&self) {
+        assert_eq!((self.status, self.output.as_str()), (0, ""), "{}", self.error);
+    }
+}
+
+#[test]
+fn every_kind_of_failure_has_its_exit_status() {
+    let Some(mut service) = Service::start() else { return };
+    service.tenant("clinic", &["--limit", "requests_per_second=1000", "--limit", "requests_burst=1000", "--limit", "models=0"]);
+    let good = service.file("good.csv", "a,y\n1,p\n2,q\n3,p\n");
+    let bad = service.file("bad.csv", "a,y\n1,p\n2,q,extra\n");
+    service.run("clinic", &["data", "put", "rows", &good]).json();
+    service.run("clinic", &["data", "put", "rows", &bad]).failed(6, "line 3");
+    assert_eq!(service.run("clinic", &["data", "show", "rows"]).json()["version"], 1, "a bad file leaves no version");
+    service.run("clinic", &["data", "put", "no/name", &good]).failed(6, "");
+    service.run("clinic", &["data", "put", "..", &good]).failed(2, "is not a name");
+    service.run("clinic", &["data", "get", "rows", &good]).failed(2, "--force");
+    service.run("clinic", &["data", "get", "rows", &good, "--force"]).json_or_nothing();
+    assert_eq!(fs::read_to_string(&good).unwrap(), "a,y\n1,p\n2,q\n3,p\n");
+    let absent = service.run("clinic", &["model", "show", "nothing"]).failed(4, "there is no such model");
+    assert_eq!((absent["code"].as_str(), absent["help"].is_string()), (Some("not_found"), true));
+    let train = ["train", "start", "--dataset", "rows", "--target", "z", "--task", "classification", "--name", "m"];
+    service.run("clinic", &train).failed(6, "`z`");
+    service.run("operator", &["tenant", "limits", "clinic", "requests_per_second=1", "requests_burst=1"]).json();
+    let limited = (0..20).map(|_| service.run("clinic", &["data", "list"])).find(|ended| ended.status != 0).unwrap();
+    assert_eq!(limited.failed(5, "requests_per_second")["code"], "quota_exceeded");
+
+    let wrong = [
+        ("INSULA_URL", service.url.clone().into()),
+        ("INSULA_CACERT", service.cacert.clone().into()),
+        ("INSULA_TOKEN", "insula_wrong".into()),
+    ];
+    let told = insula(service.home.path(), &wrong, &["whoami"]);
+    assert!(told.error.starts_with("error: ") && told.error.contains("\nhelp: "), "{}", told.error);
+    assert_eq!(told.status, 3);
+    let elsewhere = tempfile::tempdir().unwrap();
+    let nobody = insula(elsewhere.path(), &wrong[..2], &["whoami"]);
+    assert_eq!(nobody.status, 3);
+    assert!(nobody.error.contains("INSULA_TOKEN"), "{}", nobody.error);
+    let distrusting = insula(elsewhere.path(), &[wrong[0].clone(), wrong[2].clone()], &["whoami"]);
+    assert_eq!(distrusting.status, 8, "{}", distrusting.error);
+    assert!(distrusting.error.contains("INSULA_CACERT"), "{}", distrusting.error);
+    service.stop();
+    service.run("clinic", &["whoami"]).failed(8, "cannot reach");
+}
+
+#[test]
+fn a_log_is_verified_without_the_service_and_remembered() {
+    let Some(mut service) = Service::start() else { return };
+    service.tenant("clinic", &[]);
+    let key = service.run("clinic", &["audit", "key"]).json()["vkey"].as_str().unwrap().to_owned();
+    let home = service.home.path().to_owned();
+    let path = |name: &str| home.join(name).to_str().unwrap().to_owned();
+    let (early, late) = (path("early"), path("late"));
+    service.run("clinic", &["audit", "export", &early]).json_or_nothing();
+    service.run("clinic", &["data", "list"]).json();
+    service.run("clinic", &["audit", "export", &late]).json_or_nothing();
+    let entries = service.run("clinic", &["audit", "ls", "--act", "DatasetRead"]).json();
+    assert_eq!(entries[0]["entry"]["actor"], "ada");
+    service.stop();
+
+    let offline = |arguments: &[&str]| insula(&home, &[], &[&["--json", "audit", "verify"], arguments].concat());
+    let first = offline(&[&early, "--key", &key]).json();
+    let second = offline(&[&late, "--key", &key]).json();
+    assert_eq!(second["grown"].as_u64().unwrap(), second["size"].as_u64().unwrap() - first["size"].as_u64().unwrap());
+    offline(&[&early, "--key", &key]).failed(10, "shrunk");
+    offline(&[&late, "--key", &key, "--origin", "another.example/log"]).failed(10, "origin");
+    let mut bytes = fs::read(&late).unwrap();
+    let middle = (bytes.len() / 2..bytes.len()).find(|at| bytes[*at].is_ascii_alphanumeric()).unwrap();
+    bytes[middle] ^= 1;
+    let tampered = path("tampered");
+    fs::write(&tampered, bytes).unwrap();
+    offline(&[&tampered, "--key", &key]).failed(10, "does not verify");
+    assert_eq!(offline(&[&late, "--key", &key]).json()["size"], second["size"], "what failed was not remembered");
+    offline(&[&late, "--key", "nonsense"]).failed(2, "is not of the form");
+}
+
+#[test]
+fn unsafe_configurations_are_refused_with_a_remedy() {
+    let home = tempfile::tempdir().unwrap();
+    let data = home.path().join("data");
+    let inside = data.join("keys");
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    let ended = insula(home.path(), &[], &["check", "--data", &text(&data), "--keystore", &text(&inside)]);
+    assert_eq!(ended.status, 1, "{}", ended.error);
+    assert!(ended.output.contains("unsafe") && ended.output.contains("help: "), "{}", ended.output);
+    let config = home.path().join("c.toml");
+    fs::write(&config, "data_dri = \"x\"\n").unwrap();
+    let ended = insula(home.path(), &[], &["check", "--config", &text(&config)]);
+    assert_eq!(ended.status, 2);
+    assert!(ended.error.contains("data_dri"), "{}", ended.error);
+}
+
+#[test]
+fn completion_is_printed() {
+    let home = tempfile::tempdir().unwrap();
+    for shell in ["bash", "zsh", "fish"] {
+        let ended = insula(home.path(), &[], &["completion", shell]);
+        assert_eq!(ended.status, 0);
+        assert!(ended.output.contains("insula"), "{shell}");
+    }
+}

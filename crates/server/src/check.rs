@@ -174,7 +174,10 @@ fn library(path: &Path) -> Finding {
 
 fn sandbox(config: &Config) -> Finding {
     let platform = config.platform();
-    let environment = [("ORT_DYLIB_PATH".to_owned(), platform.engine_library.display().to_string())];
+    let environment = [
+        ("ORT_DYLIB_PATH".to_owned(), platform.engine_library.display().to_string()),
+        ("ORT_DISABLE_TELEMETRY".to_owned(), "1".to_owned()),
+    ];
     match Launcher::start(&platform.cell_program, &["zygote"], &environment, platform.floor) {
         Ok(_) => Finding::ok("the sandbox enforces what it must"),
         Err(error) => Finding::bad(

@@ -210,16 +210,8 @@ impl From<platform::Error> for Fail {
         match error {
             platform::Error::Kernel(error) => error.into(),
             error => {
-                let kernel_retry = match error.root() {
-                    platform::Error::Kernel(platform::tenancy::Error::Quota(exceeded)) => exceeded.retry_after_seconds,
-                    _ => None,
-                };
                 let private = error.private().map(str::to_owned);
-                Self {
-                    retry_after_seconds: error.retry_after_seconds().or(kernel_retry),
-                    private,
-                    ..Self::new(error.code(), error.to_string())
-                }
+                Self { retry_after_seconds: error.retry_after_seconds(), private, ..Self::new(error.code(), error.to_string()) }
             }
         }
     }

@@ -133,6 +133,7 @@ fn method_word(method: &Method) -> String {
     method.as_str().to_ascii_lowercase()
 }
 
+#[expect(clippy::indexing_slicing, reason = "assigning to a key of a JSON object inserts it")]
 fn operation(route: &Route, schemas: &mut Schemas) -> Value {
     let (doc, info) = (&route.doc, &route.info);
     let mut parameters: Vec<Value> = info

@@ -56,7 +56,7 @@ pub(crate) struct Certificates {
 
 enum Source {
     Files(TlsFiles),
-    Development { ca: Ca, names: Vec<String> },
+    Development { ca: Box<Ca>, names: Vec<String> },
 }
 
 struct Held {
@@ -74,7 +74,7 @@ impl Certificates {
 
     /// From the development CA in the keystore, which is made if it is missing. `listen` joins the certificate's names.
     pub(crate) fn development(keystore: &Path, listen: IpAddr) -> Result<Arc<Self>, TlsError> {
-        let ca = Ca::open_or_create(keystore)?;
+        let ca = Box::new(Ca::open_or_create(keystore)?);
         let names = names(listen);
         let held = Held { key: Arc::new(ca.issue(&names)?), dated: SystemTime::now() };
         Ok(Arc::new(Self { source: Source::Development { ca, names }, current: RwLock::new(held) }))

@@ -1,4 +1,5 @@
 //! The service over real TLS, on a free port, in a folder of its own. One binary; each test starts its own service.
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test that fails panics")]
 
 #[path = "server/door.rs"]
 mod door;

@@ -86,8 +86,8 @@ impl Insula {
         insula
     }
 
-    /// Opens the service in a folder that may have been used before.
-    pub(crate) async fn open(dir: Arc<TempDir>, toml: &str) -> Self {
+    /// A configuration in a folder.
+    pub(crate) fn config(dir: &TempDir, toml: &str) -> Config {
         let (program, engine) = programs();
         let toml = format!(
             "{toml}\n[cells]\nfloor = 'development'\nprogram = '{}'\nengine_library = '{}'\npool_blank = 1\n",
@@ -100,14 +100,15 @@ impl Insula {
             listen: Some("127.0.0.1:0".parse().unwrap()),
             ..Overrides::default()
         };
-        let server = Server::start(Config::parse(&toml, &overrides).unwrap()).await.unwrap();
+        Config::parse(&toml, &overrides).unwrap()
+    }
+
+    /// Opens the service in a folder that may have been used before.
+    pub(crate) async fn open(dir: Arc<TempDir>, toml: &str) -> Self {
+        let server = Server::start(Self::config(&dir, toml)).await.unwrap();
         let ca = std::fs::read(server.started().ca_path.as_ref().unwrap()).unwrap();
         let url = server.started().url.clone();
         Self { client: client(&ca), url, ca, operator: String::new(), dir, server: Some(server) }
-    }
-
-    pub(crate) async fn stop(&mut self) {
-        self.server.take().unwrap().stop().await.unwrap();
     }
 
     pub(crate) fn address(&self) -> std::net::SocketAddr {

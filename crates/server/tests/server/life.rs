@@ -193,3 +193,24 @@ async fn a_suspended_tenant_waits_and_an_erased_one_is_gone() {
     assert_eq!(insula.get("/v1/members", &again).await.expect(200).json()["items"].as_array().unwrap().len(), 1);
     insula.get("/v1/whoami", &admin).await.expect(401);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unsafe_configuration_does_not_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = Insula::config(&dir, "");
+    config.listen = "0.0.0.0:0".parse().unwrap();
+    let refused = server::Server::start(config).await.err().unwrap();
+    assert!(refused.remedy().is_some_and(|remedy| remedy.contains("tls.certificate")), "{refused}");
+    assert!(!dir.path().join("data").exists() && !dir.path().join("keys").exists(), "nothing was made");
+    let findings = server::check(&Insula::config(&dir, ""));
+    assert!(findings.iter().all(|finding| finding.ok), "{findings:?}");
+    assert!(findings.iter().any(|finding| finding.what.contains("sandbox enforces")), "{findings:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_has_one_service() {
+    let insula = Insula::start().await;
+    let second = server::Server::start(Insula::config(&insula.dir, "")).await;
+    assert!(second.is_err(), "two services on one data directory");
+    insula.get("/v1/tenants", &insula.operator).await.expect(200);
+}

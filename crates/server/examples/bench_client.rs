@@ -1,0 +1,233 @@
+//! The client of `cargo xtask bench`: HTTP/1.1 over TLS with keep-alive, in a process of its own so that its CPU is not counted.
+//!
+//! Started as `bench_client URL CA.pem`, it reads one JSON command a line and answers each with one JSON line:
+//!
+//! ```text
+//! {"requests": [{"method","path","token","body"?,"file"?}…], "total"?, "connections"?, "per_second"?, "gap_micros"?, "bodies"?}
+//! {"seconds", "micros": [… one for each request, in their order], "statuses": {"200": n}, "failure"?, "bodies"?: […]}
+//! ```
+//!
+//! Connections and their handshakes are made before the clock runs. `total` goes through the requests again and again. With
+//! `per_second` requests are due at fixed times and a late one is measured from when it was due, so that a stall is seen
+//! by all who had to wait for it.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::io::{BufRead, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::stream;
+use http::{Request, header};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::Frame;
+use hyper::client::conn::http1::SendRequest;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
+type Body = BoxBody<Bytes, std::io::Error>;
+
+/// Bytes of a file that are read at once.
+const FILE_PIECE_BYTES: usize = 256 << 10;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Command {
+    requests: Vec<Ask>,
+    total: Option<usize>,
+    #[serde(default = "one")]
+    connections: usize,
+    per_second: Option<f64>,
+    gap_micros: Option<u64>,
+    #[serde(default)]
+    bodies: bool,
+}
+
+fn one() -> usize {
+    1
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Ask {
+    method: String,
+    path: String,
+    token: String,
+    body: Option<String>,
+    file: Option<String>,
+}
+
+#[derive(Serialize, Default)]
+struct Told {
+    seconds: f64,
+    micros: Vec<f64>,
+    statuses: BTreeMap<u16, usize>,
+    failure: Option<String>,
+    bodies: Vec<String>,
+}
+
+/// What one connection saw: place, microseconds, status, body if it is wanted or tells of a failure.
+type Seen = (usize, f64, u16, Option<String>);
+
+struct Target {
+    address: String,
+    host: String,
+    name: ServerName<'static>,
+    tls: TlsConnector,
+}
+
+fn main() -> Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let (url, ca) = arguments.next().zip(arguments.next()).ok_or("usage: bench_client URL CA.pem")?;
+    let target = Arc::new(Target::new(&url, &ca)?);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    for line in std::io::stdin().lock().lines() {
+        let command: Command = serde_json::from_str(&line?)?;
+        let local = tokio::task::LocalSet::new();
+        let told = local.block_on(&runtime, run(Arc::clone(&target), command))?;
+        let mut output = std::io::stdout().lock();
+        writeln!(output, "{}", serde_json::to_string(&told)?)?;
+        output.flush()?;
+    }
+    Ok(())
+}
+
+impl Target {
+    fn new(url: &str, ca: &str) -> Result<Self> {
+        let host = url.strip_prefix("https://").ok_or("give an https URL")?.trim_end_matches('/').to_owned();
+        let (name, port) = host.rsplit_once(':').ok_or("give a URL with a port")?;
+        let mut roots = rustls::RootCertStore::empty();
+        for certificate in CertificateDer::pem_file_iter(ca)? {
+            roots.add(certificate?)?;
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+        let config = config.with_root_certificates(roots).with_no_client_auth();
+        Ok(Self {
+            address: format!("127.0.0.1:{port}"),
+            name: ServerName::try_from(name.to_owned())?,
+            host,
+            tls: TlsConnector::from(Arc::new(config)),
+        })
+    }
+
+    async fn connect(&self) -> Result<SendRequest<Body>> {
+        let socket = TcpStream::connect(&self.address).await?;
+        socket.set_nodelay(true)?;
+        let stream = self.tls.connect(self.name.clone(), socket).await?;
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        tokio::task::spawn_local(connection);
+        Ok(sender)
+    }
+}
+
+async fn run(target: Arc<Target>, command: Command) -> Result<Told> {
+    let command = Arc::new(command);
+    let mut senders = Vec::new();
+    for _ in 0..command.connections.max(1) {
+        senders.push(target.connect().await?);
+    }
+    let next = Arc::new(AtomicUsize::new(0));
+    let began = Instant::now();
+    let workers: Vec<_> = senders
+        .into_iter()
+        .map(|sender| tokio::task::spawn_local(work(Arc::clone(&target), Arc::clone(&command), sender, Arc::clone(&next), began)))
+        .collect();
+    let mut all = Vec::new();
+    for worker in workers {
+        all.extend(worker.await?.map_err(|error| format!("a request failed: {error}"))?);
+    }
+    let mut told = Told { seconds: began.elapsed().as_secs_f64(), ..Told::default() };
+    all.sort_unstable_by_key(|(at, ..)| *at);
+    for (_, micros, status, body) in all {
+        told.micros.push(micros);
+        *told.statuses.entry(status).or_default() += 1;
+        if status >= 300 && told.failure.is_none() {
+            told.failure = Some(format!("{status}: {}", body.as_deref().unwrap_or_default()));
+        }
+        if command.bodies {
+            told.bodies.push(body.unwrap_or_default());
+        }
+    }
+    Ok(told)
+}
+
+/// One connection: takes the next request until none is left.
+async fn work(
+    target: Arc<Target>,
+    command: Arc<Command>,
+    mut sender: SendRequest<Body>,
+    next: Arc<AtomicUsize>,
+    began: Instant,
+) -> Result<Vec<Seen>, String> {
+    let total = command.total.unwrap_or(command.requests.len());
+    let mut seen = Vec::new();
+    loop {
+        let at = next.fetch_add(1, Ordering::Relaxed);
+        if at >= total {
+            return Ok(seen);
+        }
+        let ask = command.requests.get(at % command.requests.len().max(1)).ok_or("there is no request")?;
+        let due = command.per_second.map(|pace| began + Duration::from_secs_f64(at as f64 / pace));
+        let late = due.filter(|due| *due <= Instant::now());
+        if let (Some(due), None) = (due, late) {
+            tokio::time::sleep_until(due.into()).await;
+        }
+        let request = request(&target, ask).map_err(|error| error.to_string())?;
+        // A sleep ends up to a millisecond late: that is this client's fault, not the service's.
+        let start = late.unwrap_or_else(Instant::now);
+        sender.ready().await.map_err(|error| error.to_string())?;
+        let answer = sender.send_request(request).await.map_err(|error| error.to_string())?;
+        let status = answer.status().as_u16();
+        let body = answer.into_body().collect().await.map_err(|error| error.to_string())?.to_bytes();
+        let micros = start.elapsed().as_secs_f64() * 1e6;
+        let kept = (command.bodies || status >= 300).then(|| String::from_utf8_lossy(&body).into_owned());
+        seen.push((at, micros, status, kept));
+        if let Some(gap) = command.gap_micros {
+            tokio::time::sleep(Duration::from_micros(gap)).await;
+        }
+    }
+}
+
+fn request(target: &Target, ask: &Ask) -> Result<Request<Body>> {
+    let mut request = Request::builder().method(ask.method.as_str()).uri(ask.path.as_str()).header(header::HOST, &target.host);
+    if !ask.token.is_empty() {
+        request = request.header(header::AUTHORIZATION, format!("Bearer {}", ask.token));
+    }
+    if ask.body.is_some() {
+        request = request.header(header::CONTENT_TYPE, "application/json");
+    }
+    Ok(match (&ask.file, &ask.body) {
+        (Some(file), _) => {
+            let bytes = std::fs::metadata(file)?.len();
+            request.header(header::CONTENT_LENGTH, bytes).body(pieces(std::fs::File::open(file)?))?
+        }
+        (None, Some(body)) => request.body(Full::new(Bytes::from(body.clone())).map_err(|never| match never {}).boxed())?,
+        (None, None) => request.body(Full::default().map_err(|never| match never {}).boxed())?,
+    })
+}
+
+/// A file as a body, never whole in memory.
+fn pieces(file: std::fs::File) -> Body {
+    let read = |mut file: std::fs::File| async move {
+        use std::io::Read;
+        let mut piece = vec![0; FILE_PIECE_BYTES];
+        match file.read(&mut piece) {
+            Ok(0) => None,
+            Ok(got) => {
+                piece.truncate(got);
+                Some((Ok(Frame::data(Bytes::from(piece))), file))
+            }
+            Err(error) => Some((Err(error), file)),
+        }
+    };
+    BodyExt::boxed(StreamBody::new(stream::unfold(file, read)))
+}

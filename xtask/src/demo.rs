@@ -138,9 +138,9 @@ fn folder() -> Result<PathBuf> {
 }
 
 fn show(lines: &[Line], took: Duration, held: bool) {
-    let rule = "-".repeat(118);
+    let rule = "-".repeat(120);
     println!("\n{rule}");
-    println!("{:<34} {:<76} {:>6}", "step", "what was seen", "time");
+    println!("{:<36} {:<76} {:>6}", "step", "what was seen", "time");
     println!("{rule}");
     for line in lines {
         let (mark, text) = match &line.seen {
@@ -148,8 +148,8 @@ fn show(lines: &[Line], took: Duration, held: bool) {
             Err(error) => ("! ", error),
         };
         let mut words = wrapped(text, 74).into_iter();
-        println!("{:<34} {mark}{:<74} {:>5.1}s", line.step, words.next().unwrap_or_default(), line.took.as_secs_f64());
-        words.for_each(|more| println!("{:<34}   {more}", ""));
+        println!("{:<36} {mark}{:<74} {:>5.1}s", line.step, words.next().unwrap_or_default(), line.took.as_secs_f64());
+        words.for_each(|more| println!("{:<36}   {more}", ""));
     }
     println!("{rule}");
     let verdict = if held { "every step held" } else { "NOT every step held" };

@@ -3,6 +3,7 @@
 //! | command | what it does |
 //! |---|---|
 //! | `demo [--keep] [--json]` | builds, starts a real service and plays its main job with two tenants; exit 0 only if every step held |
+//! | `bench [--quick]` | a release build under load; figures and ratios go to docs/bench |
 //! | `test` | installs what tests need, then format, lints, licences, tidy and all tests; ends with one line of counts |
 //! | `tidy` | the rules that no compiler knows: crate edges, unsafe, file lengths, documents |
 //! | `setup` | only the installing |
@@ -11,6 +12,7 @@
 
 #![expect(clippy::print_stdout, reason = "a tool for the terminal")]
 
+mod bench;
 mod demo;
 mod run;
 mod setup;
@@ -26,6 +28,7 @@ type Result<T, E = String> = std::result::Result<T, E>;
 const HELP: &str = "\
 usage: cargo xtask COMMAND
   demo [--keep] [--json]  build, start a service, play the main job with two tenants (--keep: leave its files)
+  bench [--quick] [PART]  build for release, measure, write docs/bench (PART: kernel, serving or tenants, only shown)
   test                    install what is needed, check everything, run all tests
   tidy                    check the rules that no compiler knows
   setup                   install what tests need, and stop";
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match words.as_slice() {
         ["demo", options @ ..] => demo::Options::parse(options).and_then(|options| demo::demo(&options)),
+        ["bench", options @ ..] => bench::Options::parse(options).and_then(|options| bench::bench(&options)),
         ["test"] => suite::test(),
         ["tidy"] => tidy::tidy(),
         ["setup"] => setup::for_tests().map(|_| true),

@@ -55,7 +55,7 @@ impl Outgoing {
         if facts.is_dir() {
             return Err(Failure::usage(format!("`{}` is a folder", path.display())));
         }
-        Ok(Self { reader: Box::new(file), bytes: facts.is_file().then(|| facts.len()) })
+        Ok(Self { reader: Box::new(file), bytes: facts.is_file().then_some(facts.len()) })
     }
 
     fn stream(self, bar: ProgressBar) -> BoxStream<'static, std::io::Result<Bytes>> {

@@ -1,5 +1,13 @@
 //! The program as its users run it, against a service that it runs itself. Each test owns its folders and its port.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "helpers of tests, which may fail loudly"
+)]
+
 use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -231,6 +239,42 @@ fn a_log_is_verified_without_the_service_and_remembered() {
     offline(&[&tampered, "--key", &key]).failed(10, "does not verify");
     assert_eq!(offline(&[&late, "--key", &key]).json()["size"], second["size"], "what failed was not remembered");
     offline(&[&late, "--key", "nonsense"]).failed(2, "is not of the form");
+}
+
+#[test]
+fn a_model_goes_out_and_comes_in() {
+    let Some(service) = Service::start() else { return };
+    service.tenant("clinic", &[]);
+    let wine = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/wine.csv");
+    service.run("clinic", &["data", "put", "wine", wine]).json();
+    let train = ["train", "start", "--dataset", "wine", "--target", "cultivar", "--task", "classification", "--name", "taster", "--watch"];
+    let run = service.run("clinic", &train).json();
+    assert!(run["metrics"]["accuracy"].as_f64().unwrap() > 0.9, "{run}");
+    let file = service.home.path().join("taster.onnx").to_str().unwrap().to_owned();
+    service.run("clinic", &["model", "download", "taster", "1", &file]).json_or_nothing();
+    let uploaded = service.run("clinic", &["model", "upload", "copy", &file]).json();
+    assert_eq!((uploaded["version"].as_u64(), uploaded["sha256"].as_str()), (Some(1), run["model_sha256"].as_str()));
+    service.run("clinic", &["model", "alias", "copy", "champion", "1"]).json();
+    service.run("clinic", &["model", "tag", "copy", "stage", "tried"]).json_or_nothing();
+    assert_eq!(service.run("clinic", &["model", "show", "copy"]).json()["tags"]["stage"], "tried");
+    assert_eq!(service.run("clinic", &["model", "history", "copy"]).json()[0]["to"], 1);
+    for model in ["taster", "copy"] {
+        service.run("clinic", &["deploy", "put", model, "--model", model, "--version", "1"]).json();
+    }
+    let text = fs::read_to_string(wine).unwrap();
+    let mut lines = text.lines().map(|line| line.split(',').collect::<Vec<_>>());
+    let (names, first) = (lines.next().unwrap(), lines.next().unwrap());
+    let cells: Vec<String> =
+        names.iter().zip(&first).filter(|(name, _)| **name != "cultivar").map(|(name, cell)| format!("{name}={cell}")).collect();
+    let ask = |model: &str, row: &str| service.run("clinic", &["predict", model, "--row", row]);
+    let answer = ask("taster", &cells.join(",")).json();
+    assert_eq!(answer["outputs"].as_array().unwrap().len(), 2);
+    assert_eq!(answer["outputs"], ask("copy", &cells.join(",")).json()["outputs"], "the same bytes give the same numbers");
+    let reversed = cells.iter().rev().cloned().collect::<Vec<_>>().join(",");
+    assert_eq!(ask("taster", &reversed).json()["outputs"], answer["outputs"], "columns go by name where the run knows them");
+    ask("taster", &cells[1..].join(",")).failed(6, "has no column");
+    ask("taster", &cells.join(",").replace('=', "=x")).failed(6, "is not a number");
+    service.run("clinic", &["model", "delete", "copy"]).failed(7, "copy");
 }
 
 #[test]

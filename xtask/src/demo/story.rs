@@ -499,7 +499,7 @@ fn copy_opened(story: &mut Story<'_>) -> Result<String> {
         .map_err(|error| format!("cannot copy the anchors: {error}"))?;
     let second = match read_from(story, "forged", "copy-again", "keystore-forged")? {
         Reading::Answered(200) => return Err("the erased tenant's data was read from the copy once its age was hidden".to_owned()),
-        Reading::Answered(status) => format!("with its age hidden the erased tenant still gets nothing ({status})"),
+        Reading::Answered(status) => format!("with its age hidden the erased tenant's data still cannot be decrypted ({status})"),
         Reading::Refused(why) => format!("with its age hidden it is still refused: {why}"),
     };
     Ok(format!("{first}; {second}"))

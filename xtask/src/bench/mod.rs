@@ -1,0 +1,202 @@
+//! `cargo xtask bench`: builds the service for release, starts it in a temporary folder, and measures what the README claims.
+//!
+//! ```text
+//! kernel ─► upload ─► train (ours, LightGBM) ─► predict (engine alone, whole path) ─► cold starts ─► many tenants
+//! ```
+//!
+//! Everything goes over TLS with identity, policy, quota, audit and a sandbox on, as in production. The client is a program of its
+//! own whose CPU is not counted. What can be compared is measured in the same run, because only ratios survive a busy machine; the
+//! load average is written beside the figures. Results: `docs/bench/latest.json` and `docs/bench/latest.md`.
+//!
+//! Figures are not tests: nothing here fails because it was slow. It fails when the service answers wrongly.
+
+mod client;
+mod cold;
+mod data;
+mod kernel;
+mod predict;
+mod report;
+mod service;
+mod tenants;
+mod train;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use crate::run::cargo;
+use crate::{Result, root, setup};
+use report::Report;
+
+/// How much is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Options {
+    /// Times that a measurement is repeated.
+    rounds: usize,
+    /// Operations of the kernel's loops.
+    kernel_operations: usize,
+    /// Predictions of one round on one connection, and on many.
+    predictions_alone: usize,
+    predictions_many: usize,
+    /// Tenants whose cell is started cold.
+    cold_tenants: usize,
+    /// Tenants on one service.
+    tenants: usize,
+    /// Rows of the large data set.
+    rows: usize,
+    quick: bool,
+    keep: bool,
+    only: Option<Part>,
+}
+
+/// What can be measured alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Kernel,
+    Serving,
+    Tenants,
+}
+
+impl Options {
+    /// From the words after `bench`.
+    pub(crate) fn parse(words: &[&str]) -> Result<Self> {
+        let full = Self {
+            rounds: 5,
+            kernel_operations: 50_000,
+            predictions_alone: 5_000,
+            predictions_many: 60_000,
+            cold_tenants: 100,
+            tenants: 10_000,
+            rows: 200_000,
+            quick: false,
+            keep: false,
+            only: None,
+        };
+        let quick = Self {
+            rounds: 3,
+            kernel_operations: 20_000,
+            predictions_alone: 1_500,
+            predictions_many: 20_000,
+            cold_tenants: 50,
+            tenants: 500,
+            rows: 20_000,
+            quick: true,
+            ..full
+        };
+        let mut options = if words.contains(&"--quick") { quick } else { full };
+        for word in words {
+            match *word {
+                "--quick" => {}
+                "--keep" => options.keep = true,
+                "kernel" => options.only = Some(Part::Kernel),
+                "serving" => options.only = Some(Part::Serving),
+                "tenants" => options.only = Some(Part::Tenants),
+                other => return Err(format!("`bench` knows --quick, --keep, and one of kernel, serving, tenants; not `{other}`")),
+            }
+        }
+        Ok(options)
+    }
+
+    fn wants(&self, part: Part) -> bool {
+        self.only.is_none_or(|only| only == part)
+    }
+}
+
+/// Everything that was built or found.
+struct Programs {
+    insula: PathBuf,
+    cell: PathBuf,
+    client: PathBuf,
+    engine_alone: PathBuf,
+    kernel_cost: PathBuf,
+    engine: PathBuf,
+    /// Python with LightGBM.
+    python: PathBuf,
+}
+
+/// Builds, measures, writes. An error is a service that does not do what it should.
+pub(crate) fn bench(options: &Options) -> Result<bool> {
+    let tools = setup::for_tests()?;
+    println!("building for release (the first time takes many minutes)");
+    let built = build(&["--package", "insula", "--package", "insula-cell", "--bins"])?;
+    let examples = ["bench_client", "engine_alone", "kernel_cost"].map(|name| ["--example", name]).concat();
+    let packages = ["--package", "server", "--package", "insula-cell", "--package", "tenancy"];
+    let helpers = build(&[&packages[..], &examples].concat())?;
+    let programs = Programs {
+        insula: program(&built, "insula")?,
+        cell: program(&built, "insula-cell")?,
+        client: program(&helpers, "bench_client")?,
+        engine_alone: program(&helpers, "engine_alone")?,
+        kernel_cost: program(&helpers, "kernel_cost")?,
+        engine: tools.engine.clone(),
+        python: tools.python.clone(),
+    };
+    let folder = std::env::temp_dir().join(format!("insula-bench-{}", std::process::id()));
+    fs::create_dir_all(&folder).map_err(|error| format!("cannot make `{}`: {error}", folder.display()))?;
+    let mut report = Report::new(options.quick, &programs.python);
+    let measured = measure(options, &programs, &folder, &mut report);
+    if measured.is_err() || options.keep {
+        println!("the files of this run, with the service's logs, are in {}", folder.display());
+    } else {
+        fs::remove_dir_all(&folder).map_err(|error| format!("cannot remove `{}`: {error}", folder.display()))?;
+    }
+    measured?;
+    report.end();
+    println!("\n{}", report.markdown());
+    if options.only.is_none() {
+        report.write(&root().join("docs/bench"))?;
+    } else {
+        println!("only a part was measured: docs/bench stays as it is");
+    }
+    Ok(true)
+}
+
+fn measure(options: &Options, programs: &Programs, folder: &Path, report: &mut Report) -> Result<()> {
+    if options.wants(Part::Kernel) {
+        kernel::measure(options, programs, folder, report)?;
+    }
+    if options.wants(Part::Serving) {
+        let data = data::Data::make(folder, options.rows)?;
+        let mut service = service::Service::start(programs, folder, "serving", "")?;
+        let operator = service.bootstrap()?;
+        let tenant = service.tenant_create(&operator, "bench")?;
+        train::measure(options, programs, &data, &mut service, &tenant, report)?;
+        predict::measure(options, programs, folder, &data, &mut service, &tenant, report)?;
+        cold::measure(options, programs, folder, &data, service, &operator, report)?;
+    }
+    if options.wants(Part::Tenants) {
+        tenants::measure(options, programs, folder, report)?;
+    }
+    Ok(())
+}
+
+/// Runs cargo and returns what it says it made.
+fn build(what: &[&str]) -> Result<Vec<Value>> {
+    let arguments = [&["build", "--release", "--locked", "--message-format", "json-render-diagnostics"], what].concat();
+    let mut build = cargo(&arguments);
+    let output = build.stderr(Stdio::inherit()).output().map_err(|error| format!("cannot run cargo: {error}"))?;
+    if !output.status.success() {
+        return Err("the build failed".to_owned());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+}
+
+fn program(built: &[Value], name: &str) -> Result<PathBuf> {
+    let named = |message: &&Value| message.pointer("/target/name").and_then(Value::as_str) == Some(name);
+    let path = built.iter().filter(named).find_map(|message| message.get("executable").and_then(Value::as_str));
+    path.map(PathBuf::from).ok_or_else(|| format!("the build made no `{name}`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options() {
+        assert!(Options::parse(&["--quick"]).unwrap().tenants < Options::parse(&[]).unwrap().tenants);
+        assert_eq!(Options::parse(&["tenants", "--quick"]).unwrap().only, Some(Part::Tenants));
+        assert!(Options::parse(&["--fast"]).unwrap_err().contains("--fast"));
+    }
+}

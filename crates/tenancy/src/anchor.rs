@@ -77,6 +77,11 @@ impl Anchors {
         Ok(AnchorSlot { anchors: Arc::clone(self), slot, id, now: Mutex::new(now), released: AtomicBool::new(false) })
     }
 
+    /// Whether the store of this slot never committed anything.
+    pub(crate) fn untouched(&self, slot: u64, id: TenantId) -> Result<bool> {
+        Ok(self.read(slot, id)?.generation == 0)
+    }
+
     /// Makes everything written so far durable. Call each second and at shutdown.
     pub(crate) fn sync(&self) -> Result<()> {
         if self.unsynced.swap(false, Ordering::AcqRel) {

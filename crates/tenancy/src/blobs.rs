@@ -14,6 +14,7 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use aws_lc_rs::aead::{Aad, LessSafeKey, NONCE_LEN, Nonce};
 use aws_lc_rs::digest;
@@ -212,7 +213,7 @@ impl SealedBlob {
         let (chunks, _) = Chunks::new(&self.key, self.tenant, self.id)?;
         let path = self.leftover.0.clone().ok_or_else(|| Error::internal("an object without a file"))?;
         let (bytes, sha256) = (self.bytes, self.sha256);
-        blocking(move || Ok(BlobReader(Arc::new(Opened { file: File::open(path)?, chunks, bytes, sha256 })))).await
+        blocking(move || Ok(BlobReader(Arc::new(Opened { file: File::open(path)?, chunks, bytes, sha256, cut: Arc::default() })))).await
     }
 
     /// From now on the rows decide whether the file stays.
@@ -230,11 +231,13 @@ struct Opened {
     chunks: Chunks,
     bytes: u64,
     sha256: [u8; 32],
+    /// The tenant takes no requests any more.
+    cut: Arc<AtomicBool>,
 }
 
 impl BlobReader {
     /// Opens the object's key, compares commitment and length.
-    pub(crate) fn open(dir: &Path, id: BlobId, row: &BlobRow, keys: &Keyring) -> Result<Self> {
+    pub(crate) fn open(dir: &Path, id: BlobId, row: &BlobRow, keys: &Keyring, cut: Arc<AtomicBool>) -> Result<Self> {
         let key = keys.unwrap_object(row.key_version, id.0, &row.wrapped_key)?;
         let (chunks, commitment) = Chunks::new(&key, keys.tenant(), id)?;
         if !same(&commitment, &row.commitment) {
@@ -245,7 +248,7 @@ impl BlobReader {
         if found != expected {
             return Err(Error::integrity(format!("object {id}: the file has {found} bytes instead of {expected}")));
         }
-        Ok(Self(Arc::new(Opened { file, chunks, bytes: row.bytes, sha256: row.sha256 })))
+        Ok(Self(Arc::new(Opened { file, chunks, bytes: row.bytes, sha256: row.sha256, cut })))
     }
 
     /// Plaintext length in bytes.
@@ -287,6 +290,9 @@ impl BlobReader {
 
 impl Opened {
     fn read(&self, offset: u64, len: usize) -> Result<Bytes> {
+        if self.cut.load(Ordering::Acquire) {
+            return Err(Error::TenantState("not taking requests"));
+        }
         let end = self.bytes.min(offset.saturating_add(len as u64));
         if offset >= end {
             return Ok(Bytes::new());

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, query, query_scalar};
 
-use crate::anchor::Anchors;
+use crate::anchor::{AnchorSlot, Anchors};
 use crate::error::{Error, Result};
 use crate::keyring::{DataKeyRow, KeyRows, TenantKeyRow, rewrap};
 use crate::name::{Name, TenantId};
@@ -241,36 +241,47 @@ impl Control {
     }
 
     /// How many, without erased ones.
+    #[cfg(test)]
     pub(crate) async fn tenants_count(&self) -> Result<u64> {
         let mut reading = self.db.read().await?;
         let count: i64 = query_scalar("SELECT count(*) FROM tenant WHERE state <> 'erased'").fetch_one(reading.connection()?).await?;
         u64::try_from(count).map_err(Error::internal)
     }
 
-    /// Sets the state.
+    /// Sets the state. An erased tenant's name goes with it.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`]: what is being erased takes no requests again.
     pub(crate) async fn tenant_set_state(&self, id: TenantId, state: TenantState) -> Result<()> {
         self.tenant_change(id, |row| {
+            let leaving = matches!(row.state, TenantState::Erasing | TenantState::Erased);
+            if leaving && matches!(state, TenantState::Active | TenantState::Suspended) {
+                return Err(Error::Conflict("the tenant is being erased".to_owned()));
+            }
             row.state = state;
             row.epoch_generation += 1;
+            if state == TenantState::Erased {
+                row.name = format!("erased-{}", id.hex()).parse()?;
+            }
+            Ok(())
         })
         .await
     }
 
     /// Sets limits (JSON).
     pub(crate) async fn tenant_set_limits(&self, id: TenantId, limits: &str) -> Result<()> {
-        self.tenant_change(id, |row| limits.clone_into(&mut row.limits)).await
+        self.tenant_change(id, |row| {
+            limits.clone_into(&mut row.limits);
+            Ok(())
+        })
+        .await
     }
 
-    /// Sets placement (JSON).
-    pub(crate) async fn tenant_set_placement(&self, id: TenantId, placement: &str) -> Result<()> {
-        self.tenant_change(id, |row| placement.clone_into(&mut row.placement)).await
-    }
-
-    async fn tenant_change(&self, id: TenantId, change: impl FnOnce(&mut TenantRow)) -> Result<()> {
+    async fn tenant_change(&self, id: TenantId, change: impl FnOnce(&mut TenantRow) -> Result<()>) -> Result<()> {
         let mut tx = self.begin().await?;
         let (old, mac) = tx.tenant(id).await?;
         let mut new = old;
-        change(&mut new);
+        change(&mut new)?;
         tx.tenant_write(Some(mac), &new).await?;
         tx.commit().await
     }
@@ -363,6 +374,31 @@ impl Control {
         }
         tx.credential_write(None, row).await?;
         tx.commit().await
+    }
+
+    /// Adds a credential and spends a one-time secret for it, together or not at all; whether the secret was still there.
+    pub(crate) async fn credential_insert_spending(&self, secret: &str, row: &CredentialRow) -> Result<bool> {
+        let mut tx = self.begin().await?;
+        let spent = query("DELETE FROM state WHERE name = $1").bind(meta_name(secret)).execute(tx.db()?).await?.rows_affected();
+        if spent == 0 {
+            return Ok(false);
+        }
+        tx.credential_write(None, row).await?;
+        tx.commit().await?;
+        Ok(true)
+    }
+
+    /// How many of a tenant's are not revoked.
+    pub(crate) async fn credentials_alive(&self, tenant: TenantId) -> Result<u64> {
+        let mut reading = self.db.read().await?;
+        let count = query_scalar("SELECT count(*) FROM credential WHERE tenant = $1 AND revoked_at IS NULL").bind(tenant.0.as_slice());
+        let count: i64 = count.fetch_one(reading.connection()?).await?;
+        u64::try_from(count).map_err(Error::internal)
+    }
+
+    /// Where the service's own generation and ledger are anchored.
+    pub(crate) fn anchor(&self) -> &AnchorSlot {
+        self.db.anchor()
     }
 
     /// Revokes one of this tenant's (`None`: of the operator's); whether it was there and not revoked yet.
@@ -489,10 +525,14 @@ impl Control {
         Ok(gone > 0)
     }
 
-    /// Tickets nobody has, oldest first.
+    /// The oldest ticket nobody has of each tenant, oldest first: however many one tenant queues, it does not hide another's.
     pub(crate) async fn tickets_waiting(&self, limit: u32) -> Result<Vec<TicketRow>> {
         let mut reading = self.db.read().await?;
-        let rows = query("SELECT * FROM ticket WHERE claimed_by IS NULL ORDER BY created_at LIMIT $1").bind(limit);
+        let rows = query(
+            "SELECT * FROM (SELECT *, row_number() OVER (PARTITION BY tenant ORDER BY created_at, id) AS place FROM ticket
+             WHERE claimed_by IS NULL) AS waiting WHERE place = 1 ORDER BY created_at, id LIMIT $1",
+        )
+        .bind(limit);
         rows.fetch_all(reading.connection()?).await?.iter().map(ticket).collect()
     }
 
@@ -563,17 +603,6 @@ impl Control {
             .execute(tx.db()?)
             .await?;
         tx.commit().await
-    }
-
-    /// Removes it and returns it, to one caller only (one-time secrets).
-    pub(crate) async fn meta_take(&self, key: &str) -> Result<Option<Vec<u8>>> {
-        let mut tx = self.begin().await?;
-        let value: Option<Vec<u8>> =
-            query_scalar("DELETE FROM state WHERE name = $1 RETURNING value").bind(meta_name(key)).fetch_optional(tx.db()?).await?;
-        if value.is_some() {
-            tx.commit().await?;
-        }
-        Ok(value)
     }
 }
 

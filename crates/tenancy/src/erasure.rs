@@ -31,6 +31,7 @@ use crate::kernel::Kernel;
 use crate::keyring::Keyring;
 use crate::ledger::{Entry, Outcome};
 use crate::name::TenantId;
+use crate::rows::db::blocking;
 use crate::tenant::{IslandToken, RequestId};
 
 /// What a certificate's signature is for; it cannot pass for anything else.
@@ -117,7 +118,7 @@ pub struct ErasureInfo {
     pub state: ErasureState,
     /// When it was ordered.
     pub requested_at: i64,
-    /// `operator`, or the member who ordered it.
+    /// `operator`, or `member`: no name, since this outlives the tenant.
     pub requested_by: String,
     /// When it last moved.
     pub updated_at: i64,
@@ -185,7 +186,7 @@ pub(crate) async fn request(kernel: &Kernel, tenant: TenantId, by: &str) -> Resu
         let now = now_micros();
         put(kernel, tenant, ErasureState::Requested, now, by, &detail).await?;
         kernel.0.control.tenant_set_state(tenant, TenantState::Erasing).await?;
-        kernel.island_freeze(tenant);
+        kernel.island_freeze(tenant).await?;
     }
     info(kernel, &tenant.hex()).await
 }
@@ -217,19 +218,28 @@ pub(crate) async fn info(kernel: &Kernel, id: &str) -> Result<ErasureInfo> {
 }
 
 impl Kernel {
-    /// Moves the oldest unfinished erasure by one state. Returns whether there was one.
+    /// Moves the oldest unfinished erasure that can be moved by one state. Returns whether there was one.
     ///
     /// # Errors
     /// What the step ran into; it is done again at the next call.
     pub async fn erasure_step(&self, compute: &dyn Compute) -> Result<bool> {
         let _one = self.0.erasing.lock().await;
+        let mut stuck = None;
         for row in self.0.control.erasures().await? {
             let state: ErasureState = row.state.parse()?;
             if state == ErasureState::Certified {
                 continue;
             }
             let mut detail: Detail = serde_json::from_str(&row.detail).map_err(Error::integrity)?;
-            let next = step(self, row.tenant, state, &row, &mut detail, compute).await?;
+            let next = match step(self, row.tenant, state, &row, &mut detail, compute).await {
+                Ok(next) => next,
+                Err(error) => {
+                    // One that cannot go on does not hold up the others.
+                    tracing::error!(erasure = %row.tenant.hex(), %error, context = error.private(), "an erasure could not be moved");
+                    stuck = stuck.or(Some(error));
+                    continue;
+                }
+            };
             if next == ErasureState::Certified {
                 // The certificate holds what is needed of these; the name must not stay.
                 detail =
@@ -239,7 +249,7 @@ impl Kernel {
             tracing::info!(erasure = %row.tenant.hex(), state = next.name(), "erasure moved");
             return Ok(true);
         }
-        Ok(false)
+        stuck.map_or(Ok(false), Err)
     }
 }
 
@@ -262,7 +272,13 @@ async fn step(
         ErasureState::Frozen => {
             compute.stop(IslandToken::new(tenant)).await;
             control.tickets_destroy(tenant).await?;
-            last_words(kernel, tenant, row, detail).await?;
+            match last_words(kernel, tenant, row, detail).await {
+                // Damage must not keep anybody from being erased; the certificate then shows no checkpoint.
+                Err(Error::Integrity(context)) => {
+                    tracing::error!(erasure = %tenant.hex(), context, "an erased tenant's log has no last word")
+                }
+                result => result?,
+            }
             ErasureState::Stopped
         }
         ErasureState::Stopped => {
@@ -270,7 +286,8 @@ async fn step(
             ErasureState::Shredded
         }
         ErasureState::Shredded => {
-            remove_folder(&kernel.tenant_dir(tenant).join("blobs"))?;
+            let blobs = kernel.tenant_dir(tenant).join("blobs");
+            blocking(move || remove_folder(&blobs)).await?;
             ErasureState::BlobsGone
         }
         ErasureState::BlobsGone => {
@@ -278,6 +295,7 @@ async fn step(
                 remove_file(&kernel.tenant_dir(tenant).join(file))?;
             }
             control.credentials_destroy(tenant).await?;
+            kernel.credentials_forget(|credential| credential.tenant == Some(tenant));
             control.tenant_set_state(tenant, TenantState::Erased).await?;
             kernel.meter_forget(tenant);
             ErasureState::RowsGone
@@ -299,6 +317,7 @@ async fn step(
 /// The tenant's ledger gets its last entry and its last checkpoint, while its keys still exist.
 async fn last_words(kernel: &Kernel, tenant: TenantId, row: &ErasureRow, detail: &mut Detail) -> Result<()> {
     let keyring = Keyring::load(&kernel.0.root, tenant, &kernel.0.control.keys_of(tenant).await?)?;
+    let _guard = kernel.opening(tenant)?.lock().await;
     let ledger = kernel.ledger_open(&kernel.tenant_dir(tenant), &keyring)?;
     ledger.append(&Entry {
         time: now_micros(),
@@ -314,6 +333,7 @@ async fn last_words(kernel: &Kernel, tenant: TenantId, row: &ErasureRow, detail:
     })?;
     detail.ledger_checkpoint = ledger.checkpoint()?;
     detail.ledger_vkey = ledger.vkey();
+    ledger.finish();
     Ok(())
 }
 
@@ -321,6 +341,12 @@ async fn last_words(kernel: &Kernel, tenant: TenantId, row: &ErasureRow, detail:
 async fn shred(kernel: &Kernel, tenant: TenantId, detail: &mut Detail) -> Result<()> {
     let _alone = kernel.0.epoch_gate.write().await;
     let (root, control) = (&kernel.0.root, &kernel.0.control);
+    if root.has_older_epoch() {
+        // Somebody died in the middle of this. Finish that first, so that attempts do not pile up epochs.
+        let epoch = root.epoch();
+        control.rewrap_all(root, epoch).await?;
+        root.destroy_epochs_before(epoch)?;
+    }
     control.keys_destroy(tenant).await?;
     let epoch = root.begin_epoch()?;
     control.rewrap_all(root, epoch).await?;
@@ -340,7 +366,7 @@ async fn certify(kernel: &Kernel, tenant: TenantId, row: &ErasureRow, detail: &D
         service,
         tenant: tenant.hex(),
         requested_at: row.requested_at,
-        requested_by: if row.requested_by == "operator" { "operator".to_owned() } else { "member".to_owned() },
+        requested_by: row.requested_by.clone(),
         shredded_at: detail.shredded_at,
         epoch_destroyed_before: detail.epoch_destroyed_before,
         certified_at: now_micros(),
@@ -352,7 +378,7 @@ async fn certify(kernel: &Kernel, tenant: TenantId, row: &ErasureRow, detail: &D
     let digest = tlog::leaf_hash(statement.as_bytes()).to_string();
     let resource = format!("certificate:{digest}");
     let ledger_index =
-        kernel.record("service", "erasure", &RequestId::fresh(), "TenantErased", &resource, Outcome::Allowed, "certified")?;
+        kernel.0.record("service", "erasure", &RequestId::fresh(), "TenantErased", &resource, Outcome::Allowed, "certified")?;
     let key = service_key(kernel)?;
     let signature = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, key.sign(PURPOSE, statement.as_bytes()));
     let certificate = Certificate { statement, signature, vkey: key.verifying_key().to_string(), ledger_index };
@@ -394,7 +420,7 @@ pub fn verify_certificate(text: &str, vkey: &str) -> Result<ErasureStatement> {
     serde_json::from_str(&certificate.statement).map_err(|error| invalid(&error.to_string()))
 }
 
-fn remove_folder(path: &std::path::Path) -> Result<()> {
+pub(crate) fn remove_folder(path: &std::path::Path) -> Result<()> {
     match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
         _ => Ok(()),

@@ -36,17 +36,21 @@ pub(crate) const COUNTERS: [(&str, Resource); 6] = [
     ("keys", Resource::Keys),
 ];
 
-/// Name of the durable counter of a resource; none for what lives in memory only.
+/// Name of the durable counter of a resource; none for what lives in memory only, and for keys, which the control rows count.
 pub(crate) fn counter(what: Resource) -> Option<&'static str> {
-    COUNTERS.iter().find(|(_, resource)| *resource == what).map(|(name, _)| *name)
+    COUNTERS.iter().find(|(_, resource)| *resource == what && what != Resource::Keys).map(|(name, _)| *name)
 }
+
+/// A member as it is from a commit on; none if it is removed.
+pub(crate) type MemberChange = (Name, Option<Member>);
 
 /// An opened tenant.
 pub(crate) struct Island {
     pub(crate) id: TenantId,
     pub(crate) name: Name,
     pub(crate) store: Store,
-    pub(crate) ledger: Ledger,
+    /// Shared with whoever still holds an older handle on this tenant: two logs on one file would overwrite each other.
+    pub(crate) ledger: Arc<Ledger>,
     pub(crate) meter: Arc<Meter>,
     pub(crate) policy: Arc<Policy>,
     members: RwLock<Arc<HashMap<String, Arc<Member>>>>,
@@ -55,6 +59,8 @@ pub(crate) struct Island {
     frozen: AtomicBool,
     torn: AtomicBool,
     commits: tokio::sync::Mutex<()>,
+    /// A commit whose outcome nobody saw: its generation, and the entry it leaves if it did not happen.
+    unsettled: Mutex<Option<(u64, Entry)>>,
     /// One rotation at a time.
     pub(crate) rotating: tokio::sync::Mutex<()>,
     /// Greatest outbox generation that is on disk in the ledger, and that was appended to it.
@@ -65,6 +71,8 @@ pub(crate) struct Island {
 #[derive(PartialEq, Eq, Hash)]
 struct DecisionKey {
     member: String,
+    /// One bit a role: what was decided about other roles, even a moment ago, is another decision.
+    roles: u8,
     act: &'static str,
     resource: String,
 }
@@ -75,7 +83,8 @@ impl Island {
         id: TenantId,
         name: Name,
         store: Store,
-        ledger: Ledger,
+        ledger: Arc<Ledger>,
+        keys_alive: u64,
         meter: Arc<Meter>,
         policy: Arc<Policy>,
     ) -> Result<Self> {
@@ -92,14 +101,16 @@ impl Island {
             frozen: AtomicBool::new(false),
             torn: AtomicBool::new(false),
             commits: tokio::sync::Mutex::new(()),
+            unsettled: Mutex::default(),
             rotating: tokio::sync::Mutex::new(()),
             synced_generation: AtomicU64::new(0),
             appended_generation: AtomicU64::new(0),
         };
         island.replay().await?;
-        island.members_reload().await?;
+        island.members_load().await?;
         let rows = island.store.rows();
-        for (name, what) in COUNTERS {
+        island.meter.seed(Resource::Keys, keys_alive);
+        for (name, what) in COUNTERS.into_iter().filter(|(_, what)| counter(*what).is_some()) {
             island.meter.seed(what, u64::try_from(rows.usage(name).await?).unwrap_or_default());
         }
         Ok(island)
@@ -135,8 +146,8 @@ impl Island {
         self.members.read().get(name).cloned()
     }
 
-    /// Reads the members again and forgets every decision; after each change of members.
-    pub(crate) async fn members_reload(&self) -> Result<()> {
+    /// Reads the members, at opening.
+    async fn members_load(&self) -> Result<()> {
         let rows = self.store.rows();
         let mut members = HashMap::new();
         let mut after: Option<String> = None;
@@ -147,8 +158,22 @@ impl Island {
             members.extend(page.into_iter().map(|member| (member.name.to_string(), Arc::new(member))));
         }
         *self.members.write() = Arc::new(members);
-        self.decisions.lock().clear();
         Ok(())
+    }
+
+    /// Takes a committed change over. No reading, no waiting: a request that is cut cannot leave old roles in force.
+    fn members_change(&self, changes: Vec<MemberChange>) {
+        if changes.is_empty() {
+            return;
+        }
+        let mut members = self.members.write();
+        let members = Arc::make_mut(&mut members);
+        for (name, member) in changes {
+            match member {
+                Some(member) => members.insert(name.to_string(), Arc::new(member)),
+                None => members.remove(name.as_str()),
+            };
+        }
     }
 
     /// All members, as of the last committed change.
@@ -156,9 +181,10 @@ impl Island {
         Arc::clone(&self.members.read())
     }
 
-    /// What the policy says, remembered until members change.
+    /// What the policy says about a member with these roles, remembered.
     pub(crate) fn decide(&self, member: &Member, act: &'static str, kind: ResourceKind, resource: &str) -> Arc<Decision> {
-        let key = DecisionKey { member: member.name.to_string(), act, resource: resource.to_owned() };
+        let roles = member.roles.iter().fold(0, |bits, role| bits | 1 << (*role as u8));
+        let key = DecisionKey { member: member.name.to_string(), roles, act, resource: resource.to_owned() };
         if let Some(known) = self.decisions.lock().get(&key) {
             return Arc::clone(known);
         }
@@ -181,8 +207,23 @@ impl Island {
     }
 
     /// Begins the last step of a transaction. One at a time, so that entries join the ledger in the order of their generations.
-    pub(crate) async fn committing(&self) -> Committing<'_> {
-        Committing { island: self, _one: self.commits.lock().await, open: true }
+    ///
+    /// `failed` is the entry of the act should the commit be broken off and turn out not to have happened.
+    ///
+    /// # Errors
+    /// When the island was frozen while waiting.
+    pub(crate) async fn committing(&self, generation: u64, failed: Option<Entry>) -> Result<Committing<'_>> {
+        let one = self.commits.lock().await;
+        self.thawed()?;
+        Ok(Committing { island: self, _one: one, open: true, broken_off: failed.map(|entry| (generation, entry)) })
+    }
+
+    /// Finds out what became of a commit that was broken off. Nothing was committed since: the island is frozen.
+    async fn settle(&self) -> Result<()> {
+        let Some((generation, failed)) = self.unsettled.lock().take() else { return Ok(()) };
+        let happened = self.store.outbox_pending(u32::MAX).await?.iter().any(|(pending, _)| *pending == generation);
+        // If it happened, its entry waits in the outbox for the next opening.
+        if happened { Ok(()) } else { self.ledger.append(&failed).map(drop) }
     }
 
     /// Whether a commit was broken off between the store and the ledger: the outbox must be replayed by opening the island again.
@@ -193,11 +234,16 @@ impl Island {
     /// No commit and no new permit from here on; for suspension in flight and erasure.
     pub(crate) fn freeze(&self) {
         self.frozen.store(true, Ordering::Release);
+        self.store.cut_readers();
+    }
+
+    pub(crate) fn frozen(&self) -> bool {
+        self.frozen.load(Ordering::Acquire)
     }
 
     /// Refuses when frozen.
     pub(crate) fn thawed(&self) -> Result<()> {
-        if self.frozen.load(Ordering::Acquire) { Err(Error::TenantState("not taking requests")) } else { Ok(()) }
+        if self.frozen() { Err(Error::TenantState("not taking requests")) } else { Ok(()) }
     }
 
     /// Puts the ledger on disk; signs a checkpoint too when asked. Blocking.
@@ -222,23 +268,28 @@ impl Island {
 
     /// Everything on disk and anchored; the island may be dropped.
     pub(crate) async fn close(&self) -> Result<()> {
+        if let Err(error) = self.settle().await {
+            tracing::error!(context = error.private(), "an act that was broken off has no entry");
+        }
         self.flush(true)?;
         self.store.outbox_prune(self.prunable()).await?;
         self.store.close().await
     }
 }
 
-/// A commit on its way from the store into the ledger. Broken off in between (its request was cut), it freezes the island: only
-/// opening it again replays the outbox in order.
+/// A commit on its way from the store into the ledger. Broken off in between (its request was cut, the disk failed), it freezes
+/// the island: closing it settles what became of the commit, and opening it again replays the outbox in order.
 pub(crate) struct Committing<'i> {
     island: &'i Island,
     _one: tokio::sync::MutexGuard<'i, ()>,
     open: bool,
+    broken_off: Option<(u64, Entry)>,
 }
 
 impl Committing<'_> {
     /// The store has it: caches are stale, and the entry joins the ledger.
-    pub(crate) fn done(mut self, generation: u64, entry: Option<Entry>) -> Result<()> {
+    pub(crate) fn done(mut self, generation: u64, entry: Option<Entry>, members: Vec<MemberChange>) -> Result<()> {
+        self.island.members_change(members);
         self.island.epoch.fetch_add(1, Ordering::AcqRel);
         if let Some(mut entry) = entry {
             entry.generation = Some(generation);
@@ -248,18 +299,14 @@ impl Committing<'_> {
         self.open = false;
         Ok(())
     }
-
-    /// The store refused: nothing happened.
-    pub(crate) fn refused(mut self) {
-        self.open = false;
-    }
 }
 
 impl Drop for Committing<'_> {
     fn drop(&mut self) {
         if self.open {
-            self.island.torn.store(true, Ordering::Release);
+            *self.island.unsettled.lock() = self.broken_off.take();
             self.island.freeze();
+            self.island.torn.store(true, Ordering::Release);
         }
     }
 }

@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use lru::LruCache;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedMutexGuard};
+use zeroize::Zeroizing;
 
 use crate::anchor::Anchors;
 use crate::clock::{now_micros, now_seconds};
@@ -25,6 +27,7 @@ use crate::operator::Operator;
 use crate::policy::{Policy, Role};
 use crate::quota::{Limits, Meter, Usage};
 use crate::root::{Created, RootStore};
+use crate::rotation;
 use crate::rows::Store;
 use crate::seal::Key;
 use crate::tenant::{Caller, Lease, RequestId, Tenant};
@@ -34,6 +37,8 @@ use crate::token::{Grant, TOKEN_LIFE_SECONDS_MAX, Tokens};
 const SYNC_EVERY: Duration = Duration::from_millis(100);
 /// A checkpoint is signed this many syncs apart while entries arrive.
 const CHECKPOINT_EVERY_SYNCS: u32 = 10;
+/// Refused credentials are counted into one entry this many syncs apart.
+const REFUSALS_EVERY_SYNCS: u32 = 100;
 /// Credentials held in memory.
 const CREDENTIALS_MAX: NonZeroUsize = NonZeroUsize::new(65_536).expect("not zero");
 /// Locks that keep one tenant from being opened twice at once.
@@ -115,12 +120,21 @@ pub(crate) struct Inner {
     pub(crate) control: Control,
     policy: Arc<Policy>,
     tokens: Tokens,
-    pub(crate) credential_key: [u8; 32],
+    pub(crate) credential_key: Zeroizing<[u8; 32]>,
     pub(crate) service: Ledger,
     islands: Mutex<LruCache<TenantId, Arc<Island>>>,
-    opening: Vec<tokio::sync::Mutex<()>>,
+    opening: Vec<Arc<AsyncMutex<()>>>,
+    /// Logs that somebody still holds, also of islands that are closed: there is never a second one on the same files.
+    ledgers: Mutex<HashMap<TenantId, Weak<Ledger>>>,
+    /// One creation of a tenant at a time.
+    pub(crate) creating: AsyncMutex<()>,
     meters: Mutex<HashMap<TenantId, (Name, Arc<Meter>)>>,
     credentials: Mutex<LruCache<CredentialId, Arc<Credential>>>,
+    /// How often credentials were forgotten: what was read before must not be remembered after.
+    forgotten: AtomicU64,
+    /// Credentials refused since the service's ledger last told.
+    refused: AtomicU64,
+    claiming: AsyncMutex<()>,
     tickets: Arc<Notify>,
     running: Mutex<HashMap<TenantId, u64>>,
     pub(crate) erasing: tokio::sync::Mutex<()>,
@@ -151,18 +165,28 @@ impl Kernel {
             first.root_key_created = Some(config.keystore_dir.clone());
         }
         let key = root.control_key();
-        let credential_key = *key.derive("credentials", &[]).bytes();
-        let token_seed = *key.derive("tokens", &[]).bytes();
+        let credential_key = Zeroizing::new(*key.derive("credentials", &[]).bytes());
+        let token_seed = Zeroizing::new(*key.derive("tokens", &[]).bytes());
         let service = service_ledger(&config.data_dir, &root)?;
+        let anchored = control.anchor().now().ledger_size;
+        if service.size() < anchored {
+            let size = service.size();
+            return Err(Error::integrity(format!("the service's ledger has {size} entries, {anchored} were anchored: it was rolled back")));
+        }
         let inner = Inner {
             policy: Arc::new(Policy::platform()?),
             tokens: Tokens::new(&config.issuer, &config.issuer, &token_seed, None)?,
             credential_key,
             service,
             islands: Mutex::new(LruCache::unbounded()),
-            opening: (0..OPENING_LOCKS).map(|_| tokio::sync::Mutex::new(())).collect(),
+            opening: (0..OPENING_LOCKS).map(|_| Arc::default()).collect(),
+            ledgers: Mutex::default(),
+            creating: AsyncMutex::new(()),
             meters: Mutex::default(),
             credentials: Mutex::new(LruCache::new(CREDENTIALS_MAX)),
+            forgotten: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            claiming: AsyncMutex::new(()),
             tickets: Arc::new(Notify::new()),
             running: Mutex::default(),
             erasing: tokio::sync::Mutex::new(()),
@@ -191,6 +215,7 @@ impl Kernel {
         for island in islands {
             result = result.and(island.close().await);
         }
+        result = result.and(self.0.refusals_told());
         result = result.and(self.0.service.checkpoint().map(|_| ()));
         result.and(self.0.control.close().await).and(self.0.anchors.sync())
     }
@@ -212,6 +237,18 @@ impl Kernel {
     /// # Errors
     /// [`Error::Unauthenticated`].
     pub async fn authenticate(&self, presented: Presented<'_>, request: &RequestId) -> Result<Identity> {
+        self.counted(self.identify(presented, request).await)
+    }
+
+    /// Counts refusals. One by one they would let anybody fill the disk, so the service's ledger gets their number now and then.
+    fn counted<T>(&self, result: Result<T>) -> Result<T> {
+        if matches!(result, Err(Error::Unauthenticated)) {
+            self.0.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        result
+    }
+
+    async fn identify(&self, presented: Presented<'_>, request: &RequestId) -> Result<Identity> {
         let Presented::Bearer(text) = presented;
         if let Some(key) = credential::Presented::parse(text) {
             let credential = self.credential(key.id).await?;
@@ -255,6 +292,10 @@ impl Kernel {
     /// # Errors
     /// [`Error::Unauthenticated`], or [`Error::Invalid`] when the asked scope is not inside the key's.
     pub async fn token_exchange(&self, client_id: &str, client_secret: &str, scope: Option<&str>) -> Result<AccessToken> {
+        self.counted(self.exchange(client_id, client_secret, scope).await)
+    }
+
+    async fn exchange(&self, client_id: &str, client_secret: &str, scope: Option<&str>) -> Result<AccessToken> {
         let key = credential::Presented::parse(client_secret).ok_or(Error::Unauthenticated)?;
         if key.id.as_str() != client_id {
             return Err(Error::Unauthenticated);
@@ -293,15 +334,16 @@ impl Kernel {
         let stored = self.0.control.meta(BOOTSTRAP_META).await?;
         let stored: Option<[u8; 32]> = stored.and_then(|bytes| bytes.try_into().ok());
         if !credential::verify_bootstrap(secret, &self.0.credential_key, stored.as_ref()) {
-            return Err(Error::Unauthenticated);
+            return self.counted(Err(Error::Unauthenticated));
         }
         let expires_at = now_micros().saturating_add(FIRST_KEY_DAYS * 86_400_000_000);
         let (issued, row) = self.key_made(None, "operator", "bootstrap", "first operator key", Scope::all(), Some(expires_at))?;
-        // Taken first: of two at once, one finds it gone.
-        self.0.control.meta_take(BOOTSTRAP_META).await?.ok_or(Error::Unauthenticated)?;
-        self.0.control.credential_insert(&row).await?;
+        // In one transaction: of two at once, one finds it spent; and it is never spent for nothing.
+        if !self.0.control.credential_insert_spending(BOOTSTRAP_META, &row).await? {
+            return self.counted(Err(Error::Unauthenticated));
+        }
         let _ = std::fs::remove_file(self.0.config.keystore_dir.join(BOOTSTRAP_FILE));
-        self.record("operator", "bootstrap", request, "OperatorBootstrap", "service", Outcome::Allowed, "one-time secret")?;
+        self.0.record("operator", "bootstrap", request, "OperatorBootstrap", "service", Outcome::Allowed, "one-time secret")?;
         Ok(issued)
     }
 
@@ -333,16 +375,15 @@ impl Kernel {
     /// # Errors
     /// [`Error::Internal`] when the control store fails.
     pub async fn claim(&self, node: &str) -> Result<Option<Lease>> {
+        let _one = self.0.claiming.lock().await;
         let mut waiting = self.0.control.tickets_waiting(TICKETS_SEEN_MAX).await?;
         let running = self.0.running.lock().clone();
         let of = |ticket: &TicketRow| running.get(&ticket.tenant).copied().unwrap_or_default();
         waiting.sort_by_key(|ticket| (of(ticket), ticket.created_at));
         for ticket in waiting {
-            let limit = match self.island(ticket.tenant).await {
-                Ok(island) => island.meter.limits().jobs_running,
-                Err(Error::TenantState(_)) => continue,
-                Err(_) => 1,
-            };
+            let Some(row) = self.0.control.tenant_by_id(ticket.tenant).await? else { continue };
+            let limits: Limits = serde_json::from_str(&row.limits).map_err(Error::integrity)?;
+            let limit = if row.state == TenantState::Active { limits.jobs_running } else { 0 };
             if of(&ticket) >= limit {
                 continue;
             }
@@ -401,7 +442,7 @@ impl Kernel {
 
     /// What each tenant used since the start, for the operator; no content.
     #[must_use]
-    pub fn observe(&self) -> Vec<TenantUsage> {
+    pub(crate) fn observe(&self) -> Vec<TenantUsage> {
         self.0.meters.lock().values().map(|(name, meter)| TenantUsage { name: name.to_string(), usage: meter.usage() }).collect()
     }
 
@@ -461,23 +502,52 @@ impl Kernel {
         if let Some(known) = self.0.credentials.lock().get(&id) {
             return Ok(Some(Arc::clone(known)));
         }
+        let forgotten = self.0.forgotten.load(Ordering::Acquire);
         let Some(row) = self.0.control.credential_by_id(id.as_str()).await? else { return Ok(None) };
         let scope = Arc::new(serde_json::from_str(&row.scopes).map_err(Error::integrity)?);
         let credential = Arc::new(Credential { row, scope });
-        self.0.credentials.lock().put(id, Arc::clone(&credential));
+        let mut held = self.0.credentials.lock();
+        // Else a revocation came in between, and what was read may be from before it.
+        if forgotten == self.0.forgotten.load(Ordering::Acquire) {
+            held.put(id, Arc::clone(&credential));
+        }
         Ok(Some(credential))
     }
 
     /// Forgets credentials held in memory: after a revocation, so that it takes effect on the next request.
     pub(crate) fn credentials_forget(&self, which: impl Fn(&CredentialRow) -> bool) {
         let mut held = self.0.credentials.lock();
+        self.0.forgotten.fetch_add(1, Ordering::AcqRel);
         let gone: Vec<_> = held.iter().filter(|(_, credential)| which(&credential.row)).map(|(id, _)| *id).collect();
         for id in gone {
             held.pop(&id);
         }
     }
 
-    fn opening(&self, id: TenantId) -> Result<&tokio::sync::Mutex<()>> {
+    /// Revokes a key of a tenant (`None`: of the operator's); whether it was there and not revoked yet.
+    pub(crate) async fn key_revoke(&self, tenant: Option<TenantId>, id: String) -> Result<bool> {
+        let kernel = self.clone();
+        unbroken(async move {
+            let revoked = kernel.0.control.credential_revoke(tenant, &id, now_micros()).await;
+            kernel.credentials_forget(|row| row.id == id);
+            revoked
+        })
+        .await
+    }
+
+    /// Revokes all keys of a member; how many.
+    pub(crate) async fn member_keys_revoke(&self, tenant: TenantId, member: String) -> Result<u64> {
+        let kernel = self.clone();
+        unbroken(async move {
+            let revoked = kernel.0.control.credentials_revoke_of(tenant, &member, now_micros()).await;
+            kernel.credentials_forget(|row| row.tenant == Some(tenant) && row.principal == member);
+            revoked
+        })
+        .await
+    }
+
+    /// The lock under which a tenant is opened, made, dropped.
+    pub(crate) fn opening(&self, id: TenantId) -> Result<&Arc<AsyncMutex<()>>> {
         let at = id.0.first().copied().map_or(0, usize::from) % OPENING_LOCKS;
         self.0.opening.get(at).ok_or_else(|| Error::internal("no lock"))
     }
@@ -501,12 +571,20 @@ impl Kernel {
         let island = Arc::new(self.island_open(&row).await?);
         let evicted = self.island_keep(&island);
         drop(guard);
-        evicted.close().await?;
+        if island.store.keyring()?.has_old_version() {
+            let (kernel, island) = (self.clone(), Arc::clone(&island));
+            tokio::spawn(async move {
+                if let Err(error) = rotation::resume(&kernel, &island).await {
+                    tracing::error!(context = error.private(), "a rotation could not be resumed");
+                }
+            });
+        }
+        evicted.close().await;
         Ok(island)
     }
 
     /// Holds the island; returns those that must go for it. One that is in use stays, so the bound can be passed for a while.
-    fn island_keep(&self, island: &Arc<Island>) -> Evicted<'_> {
+    fn island_keep(&self, island: &Arc<Island>) -> Evicted {
         let mut open = self.0.islands.lock();
         let mut evicted = Evicted(Vec::new());
         let surplus = (open.len() + 1).saturating_sub(self.0.config.stores_open_max.max(1));
@@ -514,7 +592,7 @@ impl Kernel {
             open.iter().rev().filter(|(_, held)| Arc::strong_count(held) == 1).map(|(id, _)| *id).take(surplus * 2).collect();
         for id in idle {
             // The lock is taken before it leaves the map: nobody opens it a second time while it closes.
-            let Some(guard) = self.opening(id).ok().and_then(|lock| lock.try_lock().ok()) else { continue };
+            let Some(guard) = self.opening(id).ok().and_then(|lock| Arc::clone(lock).try_lock_owned().ok()) else { continue };
             if evicted.0.len() < surplus {
                 evicted.0.extend(open.pop(&id).map(|island| (guard, island)));
             }
@@ -524,10 +602,13 @@ impl Kernel {
     }
 
     /// From now on the island, if it is open, allows and commits nothing.
-    pub(crate) fn island_freeze(&self, id: TenantId) {
+    pub(crate) async fn island_freeze(&self, id: TenantId) -> Result<()> {
+        // Who is opening it may have seen the state of before.
+        let _guard = self.opening(id)?.lock().await;
         if let Some(island) = self.0.islands.lock().peek(&id) {
             island.freeze();
         }
+        Ok(())
     }
 
     /// Takes the island out of memory, closed; for suspension and erasure. Whoever holds it can commit nothing more.
@@ -541,22 +622,30 @@ impl Kernel {
         Ok(())
     }
 
-    /// Opens the parts, whatever the state of the tenant: the erasure machine needs that too.
-    pub(crate) async fn island_open(&self, row: &TenantRow) -> Result<Island> {
+    async fn island_open(&self, row: &TenantRow) -> Result<Island> {
         let dir = self.tenant_dir(row.id);
         let keyring = Keyring::load(&self.0.root, row.id, &self.0.control.keys_of(row.id).await?)?;
         let ledger = self.ledger_open(&dir, &keyring)?;
         let anchor = self.0.anchors.slot(row.slot, row.id)?;
         let store = Store::open(&dir, Arc::new(keyring), anchor).await?;
         let meter = self.meter(row)?;
-        Island::new(row.id, row.name.clone(), store, ledger, meter, Arc::clone(&self.0.policy)).await
+        let keys_alive = self.0.control.credentials_alive(row.id).await?;
+        Island::new(row.id, row.name.clone(), store, ledger, keys_alive, meter, Arc::clone(&self.0.policy)).await
     }
 
-    pub(crate) fn ledger_open(&self, dir: &Path, keyring: &Keyring) -> Result<Ledger> {
-        let id = keyring.tenant();
-        let content = keyring.ledger_keys().into_iter().map(|(number, key)| (number, (*key.bytes()).into())).collect();
-        let keys = LedgerKeys { content, signing_seed: (*keyring.ledger_seed().bytes()).into() };
-        Ledger::open(&dir.join("ledger"), keys, id.0, &self.origin(&id.hex()))
+    /// The tenant's log: the one that somebody still holds, or opened. Under its opening lock.
+    pub(crate) fn ledger_open(&self, dir: &Path, keyring: &Keyring) -> Result<Arc<Ledger>> {
+        let (id, keys) = (keyring.tenant(), ledger_keys(keyring));
+        let held = self.0.ledgers.lock().get(&id).and_then(Weak::upgrade).filter(|ledger| !ledger.failed());
+        if let Some(ledger) = held {
+            ledger.take_up_keys(&keys.content)?;
+            return Ok(ledger);
+        }
+        let ledger = Arc::new(Ledger::open(&dir.join("ledger"), keys, id.0, &self.origin(&id.hex()))?);
+        let mut held = self.0.ledgers.lock();
+        held.retain(|_, ledger| ledger.strong_count() > 0);
+        held.insert(id, Arc::downgrade(&ledger));
+        Ok(ledger)
     }
 
     pub(crate) fn origin(&self, whose: &str) -> String {
@@ -583,21 +672,35 @@ impl Kernel {
     pub(crate) async fn island_create(&self, row: &TenantRow, keyring: Keyring, admin: &Name) -> Result<()> {
         let dir = self.tenant_dir(row.id);
         let anchor = self.0.anchors.slot(row.slot, row.id)?;
-        let keys = ledger_keys(&keyring);
-        let store = Store::create(&dir, Arc::new(keyring), anchor).await?;
-        let ledger = Ledger::open(&dir.join("ledger"), keys, row.id.0, &self.origin(&row.id.hex()))?;
+        let keyring = Arc::new(keyring);
+        let store = Store::create(&dir, Arc::clone(&keyring), anchor).await?;
+        let ledger = self.ledger_open(&dir, &keyring)?;
         let mut tx = store.tx().await?;
         tx.insert(&Member { name: admin.clone(), roles: vec![Role::Admin], description: "first administrator".to_owned() }).await?;
         tx.usage_add("members", 1).await?;
-        tx.usage_add("keys", 1).await?;
         tx.commit_with(None).await?;
         let meter = self.meter(row)?;
-        let island = Arc::new(Island::new(row.id, row.name.clone(), store, ledger, meter, Arc::clone(&self.0.policy)).await?);
-        let evicted = self.island_keep(&island);
-        evicted.close().await
+        let island = Arc::new(Island::new(row.id, row.name.clone(), store, ledger, 1, meter, Arc::clone(&self.0.policy)).await?);
+        self.island_keep(&island).close().await;
+        Ok(())
     }
 
-    /// An entry of the service's own ledger.
+    /// On the very first start: makes the one-time secret. Later: says where it still waits, if it does.
+    async fn bootstrap_secret(&self) -> Result<Option<PathBuf>> {
+        let path = self.0.config.keystore_dir.join(BOOTSTRAP_FILE);
+        if self.0.control.meta("bootstrap_made").await?.is_some() {
+            return Ok(self.0.control.meta(BOOTSTRAP_META).await?.map(|_| path));
+        }
+        let (text, mac) = credential::issue_bootstrap(&self.0.credential_key)?;
+        write_private(&path, text.as_bytes())?;
+        self.0.control.meta_set(BOOTSTRAP_META, &mac).await?;
+        self.0.control.meta_set("bootstrap_made", b"1").await?;
+        Ok(Some(path))
+    }
+}
+
+impl Inner {
+    /// An entry of the service's own ledger; on disk when this returns.
     #[expect(clippy::too_many_arguments, reason = "an entry has that many columns, and a struct of them would only rename Entry")]
     pub(crate) fn record(
         &self,
@@ -621,35 +724,47 @@ impl Kernel {
             detail: Default::default(),
             generation: None,
         };
-        let index = self.0.service.append(&entry)?;
-        self.0.service.sync()?;
+        let index = self.service.append(&entry)?;
+        self.service.sync()?;
+        self.control.anchor().ledger_size(index.saturating_add(1))?;
         Ok(index)
     }
 
-    /// On the very first start: makes the one-time secret. Later: says where it still waits, if it does.
-    async fn bootstrap_secret(&self) -> Result<Option<PathBuf>> {
-        let path = self.0.config.keystore_dir.join(BOOTSTRAP_FILE);
-        if self.0.control.meta("bootstrap_made").await?.is_some() {
-            return Ok(self.0.control.meta(BOOTSTRAP_META).await?.map(|_| path));
+    /// How many credentials were refused since it last told; nothing if none.
+    fn refusals_told(&self) -> Result<()> {
+        let refused = self.refused.swap(0, Ordering::Relaxed);
+        if refused == 0 {
+            return Ok(());
         }
-        let (text, mac) = credential::issue_bootstrap(&self.0.credential_key)?;
-        write_private(&path, text.as_bytes())?;
-        self.0.control.meta_set(BOOTSTRAP_META, &mac).await?;
-        self.0.control.meta_set("bootstrap_made", b"1").await?;
-        Ok(Some(path))
+        let reason = format!("{refused} credentials since the last such entry");
+        self.record("unknown", "-", &RequestId::fresh(), "Authenticate", "service:", Outcome::Refused, &reason).map(drop)
     }
 }
 
 /// Islands on their way out of memory, each under its opening lock.
-struct Evicted<'k>(Vec<(tokio::sync::MutexGuard<'k, ()>, Arc<Island>)>);
+struct Evicted(Vec<(OwnedMutexGuard<()>, Arc<Island>)>);
 
-impl Evicted<'_> {
-    async fn close(self) -> Result<()> {
-        for (_guard, island) in self.0 {
-            island.close().await?;
+impl Evicted {
+    /// Also when whoever waits for it is gone. What goes wrong is the business of the evicted, not of who came in its place.
+    async fn close(self) {
+        if self.0.is_empty() {
+            return;
         }
-        Ok(())
+        let closing = unbroken(async move {
+            for (_guard, island) in self.0 {
+                if let Err(error) = island.close().await {
+                    tracing::error!(context = error.private(), "an evicted tenant could not be closed cleanly");
+                }
+            }
+            Ok(())
+        });
+        let _ = closing.await;
     }
+}
+
+/// Goes on to its end when whoever waits for it is gone: for what must not stop in the middle.
+pub(crate) async fn unbroken<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    tokio::spawn(work).await.map_err(Error::internal)?
 }
 
 fn origin(root: &RootStore, whose: &str) -> String {
@@ -715,6 +830,11 @@ async fn flusher(kernel: Weak<Inner>) {
                 // It refuses every act until it is opened again: drop it, and the next request does that.
                 let _ = Kernel(Arc::clone(&inner)).island_drop(island.id).await;
             }
+        }
+        if round.is_multiple_of(REFUSALS_EVERY_SYNCS)
+            && let Err(error) = inner.refusals_told()
+        {
+            tracing::error!(context = error.private(), "refused credentials could not be written down");
         }
         if checkpoint {
             let _ = inner.service.checkpoint();

@@ -166,6 +166,11 @@ impl Keyring {
         self.active
     }
 
+    /// Whether a rotation is not finished.
+    pub(crate) fn has_old_version(&self) -> bool {
+        self.versions.len() > 1
+    }
+
     /// Raw key of `rows.db`.
     pub(crate) fn rows_key(&self) -> &Key {
         &self.rows
@@ -217,10 +222,10 @@ impl Keyring {
     /// Retires an old version, once nothing is wrapped under it any more.
     ///
     /// # Errors
-    /// [`Error::Conflict`] if it is active, unknown, or a data key still needs it.
+    /// [`Error::Conflict`] if it is active (also if only this keyring in memory still thinks so), unknown, or a data key still needs it.
     pub(crate) fn retire(&self, root: &RootStore, rows: &KeyRows, version: u32) -> Result<(Self, KeyRows)> {
         let mut next = rows.clone();
-        let row = next.tenant.iter_mut().find(|row| row.version == version && row.state == KeyState::Old);
+        let row = next.tenant.iter_mut().find(|row| row.version == version && row.state == KeyState::Old && version != self.active);
         let Some(row) = row.filter(|_| rows.data.iter().all(|data| data.version != version)) else {
             return Err(Error::Conflict(format!("key version {version} is not an old one that nothing needs")));
         };

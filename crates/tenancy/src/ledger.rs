@@ -30,9 +30,7 @@ use std::path::Path;
 use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
 use tlog::tile::TILE_WIDTH;
-use tlog::{
-    Bundle, Checkpoint, ConsistencyProof, Frontier, Hash, InclusionProof, LogProof, Note, SigningKey, Tile, TileHashes, TreeHead, leaf_hash,
-};
+use tlog::{Bundle, Checkpoint, ConsistencyProof, Frontier, Hash, InclusionProof, Note, SigningKey, Tile, TileHashes, leaf_hash};
 use zeroize::Zeroizing;
 
 pub(crate) use entry::LedgerKeys;
@@ -255,9 +253,20 @@ impl Ledger {
         self.inner.lock().generation
     }
 
-    /// Adds a content key; later entries are sealed under it.
-    pub(crate) fn add_content_key(&self, number: u32, key: &Zeroizing<[u8; 32]>) -> Result<()> {
-        self.sealer.write().add(number, key)
+    /// Adds those content keys, given in order, that are not there yet; later entries are sealed under the last one.
+    pub(crate) fn take_up_keys(&self, keys: &[(u32, Zeroizing<[u8; 32]>)]) -> Result<()> {
+        let mut sealer = self.sealer.write();
+        for (number, key) in keys {
+            if !sealer.knows(*number) {
+                sealer.add(*number, key)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes no entry any more, for good: its last word is spoken.
+    pub(crate) fn finish(&self) {
+        self.inner.lock().failed = true;
     }
 
     /// One entry.
@@ -314,7 +323,8 @@ impl Ledger {
     ///
     /// # Errors
     /// `Integrity`.
-    pub(crate) fn check(&self) -> Result<TreeHead> {
+    #[cfg(test)]
+    pub(crate) fn check(&self) -> Result<tlog::TreeHead> {
         let signed = self.inner.lock().signed.clone();
         let checkpoint = verified(signed.note.as_bytes(), &self.signing, &self.origin)?;
         let mut frontier = Frontier::new();
@@ -374,11 +384,12 @@ impl Ledger {
     }
 
     /// Proof of one entry that travels alone, with a fresh checkpoint (C2SP tlog-proof). Verified against the leaf data.
+    #[cfg(test)]
     pub(crate) fn prove_entry(&self, index: u64) -> Result<String> {
         let note = self.checkpoint()?;
         let checkpoint = verified(note.as_bytes(), &self.signing, &self.origin)?;
         let inclusion = self.prove_inclusion(index, checkpoint.head.size)?;
-        Ok(LogProof { inclusion, checkpoint: Note::parse(note.as_bytes()).map_err(Error::internal)? }.to_string())
+        Ok(tlog::LogProof { inclusion, checkpoint: Note::parse(note.as_bytes()).map_err(Error::internal)? }.to_string())
     }
 
     /// Public key for verifiers, in the form of C2SP signed-note.

@@ -17,9 +17,9 @@ use crate::error::{Error, Result};
 use crate::island::{COUNTERS, Island, MEMBERS_MAX};
 use crate::keyring::KeyState;
 use crate::ledger::{Filter, Found, Ledger, Numbered};
-use crate::member::{DESCRIPTION_BYTES_MAX, Member};
+use crate::member::{DESCRIPTION_BYTES_MAX, Member, ROLE};
 use crate::name::Name;
-use crate::permit::Permit;
+use crate::permit::{Permit, Tx};
 use crate::policy::Role;
 use crate::quota::{Limits, RateLimitState, Resource, Usage};
 use crate::rotation;
@@ -89,6 +89,15 @@ impl KeyInfo {
     }
 }
 
+/// Refuses what has ended already, and what lives longer than [`KEY_DAYS_MAX`].
+pub(crate) fn expiry_fits(expires_at: i64) -> Result<()> {
+    let now = now_micros();
+    if expires_at > now && expires_at <= now.saturating_add(KEY_DAYS_MAX * 86_400_000_000) {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!("the expiry must be in the future and within {KEY_DAYS_MAX} days")))
+}
+
 /// A key to be made.
 #[derive(Debug, Clone)]
 pub struct KeySpec {
@@ -135,6 +144,7 @@ impl Permit<MemberWrite> {
         if member.description.len() > DESCRIPTION_BYTES_MAX || member.description.chars().any(char::is_control) {
             return Err(Error::Invalid(format!("a description has at most {DESCRIPTION_BYTES_MAX} bytes and no control characters")));
         }
+        self.about(&member.name)?;
         let island = &self.inner.island;
         let mut tx = self.tx().await?;
         let known = tx.get::<Member>(member.name.as_str()).await?;
@@ -145,11 +155,10 @@ impl Permit<MemberWrite> {
             tx.charge(Resource::Members, 1).await?;
         }
         if known.is_some_and(|known| known.is(Role::Admin)) && !member.is(Role::Admin) {
-            admin_left(island, &member.name)?;
+            admin_left(&mut tx, &member.name).await?;
         }
-        tx.put(&member).await?;
+        tx.member_set(&member.name, Some(member.clone())).await?;
         tx.commit().await?;
-        island.members_reload().await?;
         Ok(member)
     }
 
@@ -158,26 +167,32 @@ impl Permit<MemberWrite> {
     /// # Errors
     /// [`Error::NotFound`], [`Error::Conflict`] when no administrator would be left.
     pub async fn member_remove(&self, name: &Name) -> Result<()> {
-        let island = &self.inner.island;
+        self.about(name)?;
         let mut tx = self.tx().await?;
         let member: Member = tx.get(name.as_str()).await?.ok_or(Error::NotFound("member"))?;
         if member.is(Role::Admin) {
-            admin_left(island, name)?;
+            admin_left(&mut tx, name).await?;
         }
-        tx.delete::<Member>(name.as_str()).await?;
+        tx.member_set(name, None).await?;
         tx.refund(Resource::Members, 1).await?;
-        // First the keys: should the service die in between, a member without keys is harmless, a key without member too.
-        let kernel = &self.inner.kernel;
-        let revoked = kernel.0.control.credentials_revoke_of(island.id, name.as_str(), now_micros()).await?;
+        // First the keys: should the service die in between, a member without keys is harmless, a key without member too. The
+        // transaction is held meanwhile, so that no key is issued to who is going.
+        let revoked = self.inner.kernel.member_keys_revoke(self.inner.island.id, name.to_string()).await?;
         tx.refund(Resource::Keys, revoked).await?;
-        tx.commit().await?;
-        kernel.credentials_forget(|row| row.tenant == Some(island.id) && row.principal == name.as_str());
-        island.members_reload().await
+        tx.commit().await
+    }
+
+    /// What was allowed for one member is not done to another.
+    fn about(&self, name: &Name) -> Result<()> {
+        let asked = self.resource();
+        if asked.is_empty() || asked == name.as_str() { Ok(()) } else { Err(Error::Forbidden { act: self.inner.act }) }
     }
 }
 
-fn admin_left(island: &Island, without: &Name) -> Result<()> {
-    let left = island.members().values().any(|member| member.is(Role::Admin) && member.name != *without);
+/// Asked inside the transaction: of two administrators that remove each other at once, one stays.
+async fn admin_left(tx: &mut Tx<'_>, without: &Name) -> Result<()> {
+    let admins: Vec<Member> = tx.find(ROLE, Role::Admin.name(), None, 2).await?;
+    let left = admins.iter().any(|member| member.name != *without);
     if left { Ok(()) } else { Err(Error::Conflict("the tenant would have no administrator left: name another first".to_owned())) }
 }
 
@@ -199,13 +214,13 @@ impl Permit<KeyWrite> {
     /// Makes a key for a member. The key can do what the member may do and the scope covers.
     ///
     /// # Errors
-    /// [`Error::NotFound`] for an unknown member, [`Error::Invalid`] for an expiry in the past or beyond two years, [`Error::Quota`].
+    /// [`Error::NotFound`] for an unknown member, [`Error::Invalid`] for an expiry in the past or beyond two years or for a scope
+    /// wider than that of the credential that asks, [`Error::Quota`].
     pub async fn key_issue(&self, spec: KeySpec) -> Result<IssuedKey> {
         let island = &self.inner.island;
-        island.member(spec.member.as_str()).ok_or(Error::NotFound("member"))?;
-        let now = now_micros();
-        if spec.expires_at <= now || spec.expires_at > now.saturating_add(KEY_DAYS_MAX * 86_400_000_000) {
-            return Err(Error::Invalid(format!("the expiry must be in the future and within {KEY_DAYS_MAX} days")));
+        expiry_fits(spec.expires_at)?;
+        if !self.inner.scope.covers(&spec.scope) {
+            return Err(Error::Invalid("the scope is wider than that of the credential that issues the key".to_owned()));
         }
         let kernel = &self.inner.kernel;
         let KeySpec { name, member, scope, expires_at } = spec;
@@ -213,9 +228,15 @@ impl Permit<KeyWrite> {
         self.detail("key", &row.id);
         self.detail("member", member.as_str());
         let mut tx = self.tx().await?;
+        tx.require::<Member>(member.as_str()).await?;
         tx.charge(Resource::Keys, 1).await?;
-        tx.commit().await?;
+        // First the key, which nobody knows yet, then the entry that says so. Should the service die in between, a key is
+        // listed that never leaves this function.
         kernel.0.control.credential_insert(&row).await?;
+        if let Err(error) = tx.commit().await {
+            kernel.key_revoke(Some(island.id), row.id).await?;
+            return Err(error);
+        }
         Ok(issued)
     }
 
@@ -226,10 +247,9 @@ impl Permit<KeyWrite> {
     pub async fn key_revoke(&self, id: &str) -> Result<()> {
         let (kernel, island) = (&self.inner.kernel, &self.inner.island);
         let mut tx = self.tx().await?;
-        if !kernel.0.control.credential_revoke(Some(island.id), id, now_micros()).await? {
+        if !kernel.key_revoke(Some(island.id), id.to_owned()).await? {
             return Err(Error::NotFound("key"));
         }
-        kernel.credentials_forget(|row| row.id == id);
         tx.refund(Resource::Keys, 1).await?;
         tx.commit().await
     }
@@ -327,7 +347,7 @@ impl Permit<TenantErase> {
             return Err(Error::Invalid("the confirmation is not the tenant's name".to_owned()));
         }
         self.tx().await?.commit().await?;
-        erasure::request(&self.inner.kernel, self.inner.island.id, self.principal()).await
+        erasure::request(&self.inner.kernel, self.inner.island.id, "member").await
     }
 }
 

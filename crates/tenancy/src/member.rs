@@ -7,7 +7,10 @@ use crate::policy::Role;
 use crate::rows::Record;
 
 /// Longest description in bytes.
-pub const DESCRIPTION_BYTES_MAX: usize = 256;
+pub(crate) const DESCRIPTION_BYTES_MAX: usize = 256;
+
+/// Finds members by what they are.
+pub(crate) const ROLE: &str = "role";
 
 /// A person or service account of one tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +29,9 @@ impl Record for Member {
     const KIND: &'static str = "member";
     fn key(&self) -> String {
         self.name.to_string()
+    }
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        self.roles.iter().map(|role| (ROLE, role.name().to_owned())).collect()
     }
 }
 

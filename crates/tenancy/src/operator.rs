@@ -1,20 +1,21 @@
 //! The operator: owns tenants as entries in a list, their limits and their end; has no path to their content.
 //!
-//! Each method leaves one entry in the service's own ledger. Tenants are named there by their opaque id, so that nothing of an
+//! Each method leaves one entry in the service's own ledger before it acts, and a second one should it fail. Tenants are named there by their opaque id, so that nothing of an
 //! erased tenant's name stays behind.
 
 use crate::clock::now_micros;
 use crate::control::{ErasureRow, TenantRow, TenantState};
-use crate::credential::Scope;
-use crate::erasure::{self, ErasureInfo};
+use crate::credential::{CredentialId, Scope};
+use crate::erasure::{self, ErasureInfo, remove_folder};
 use crate::error::{Error, Result};
 use crate::kernel::{Kernel, TenantUsage};
 use crate::keyring::Keyring;
 use crate::ledger::Outcome;
-use crate::manage::{IssuedKey, KeyInfo, LedgerView, TenantInfo};
+use crate::manage::{IssuedKey, KeyInfo, LedgerView, TenantInfo, expiry_fits};
 use crate::name::{Name, TenantId};
 use crate::permit::Closed;
 use crate::quota::Limits;
+use crate::rows::db::blocking;
 use crate::tenant::RequestId;
 
 /// Life of the first administrator's key, in days.
@@ -80,11 +81,17 @@ impl Operator {
     /// # Errors
     /// [`Error::Conflict`] when the name is taken, [`Error::Invalid`] for limits that make no sense.
     pub async fn tenant_create(&self, spec: TenantSpec) -> Result<CreatedTenant> {
+        let id = TenantId::random()?;
+        self.acted("TenantCreate", &resource(id), self.create(id, spec)).await
+    }
+
+    async fn create(&self, id: TenantId, spec: TenantSpec) -> Result<CreatedTenant> {
         let limits = spec.limits.unwrap_or(self.kernel.0.config.limits);
         limits.validate()?;
-        let id = TenantId::random()?;
-        self.log("TenantCreate", &resource(id), Outcome::Allowed)?;
+        let _one = self.kernel.0.creating.lock().await;
         self.sweep_half_made(&spec.name).await?;
+        // Whoever suspends or erases it meanwhile waits here until it is there to be dropped.
+        let _opening = self.kernel.opening(id)?.lock().await;
         let _shared = self.kernel.0.epoch_gate.read().await;
         let (keyring, keys) = Keyring::create(&self.kernel.0.root, id, now_micros())?;
         let row = TenantRow {
@@ -106,16 +113,28 @@ impl Operator {
         Ok(CreatedTenant { tenant: info(&row)?, admin_key })
     }
 
-    /// A creation that died between its two steps leaves a tenant without a store: nobody was told of it, so the name is free.
+    /// A creation that died half-way leaves a tenant without its first member: nobody was told of it, so the name is free. Only
+    /// what provably never came into being is swept; a folder that is merely missing is not.
     async fn sweep_half_made(&self, name: &Name) -> Result<()> {
-        let Some(row) = self.kernel.0.control.tenant_by_name(name).await? else { return Ok(()) };
-        if self.kernel.tenant_dir(row.id).join("rows.db").exists() {
+        let kernel = &self.kernel;
+        let Some(row) = kernel.0.control.tenant_by_name(name).await? else { return Ok(()) };
+        let dir = kernel.tenant_dir(row.id);
+        let half_made = row.state == TenantState::Active
+            && match kernel.island(row.id).await {
+                Ok(island) => island.members().is_empty(),
+                Err(_) => !dir.join("rows.db").exists() && kernel.0.anchors.untouched(row.slot, row.id)?,
+            };
+        if !half_made {
             return Err(Error::Conflict(format!("the name `{name}` is taken")));
         }
-        let control = &self.kernel.0.control;
+        let control = &kernel.0.control;
+        control.tenant_set_state(row.id, TenantState::Erasing).await?;
+        kernel.island_drop(row.id).await?;
         control.keys_destroy(row.id).await?;
         control.credentials_destroy(row.id).await?;
-        control.tenant_set_state(row.id, TenantState::Erased).await
+        control.tenant_set_state(row.id, TenantState::Erased).await?;
+        kernel.meter_forget(row.id);
+        blocking(move || remove_folder(&dir)).await
     }
 
     /// Tenants by name.
@@ -141,7 +160,8 @@ impl Operator {
     /// [`Error::NotFound`], [`Error::Conflict`] when it is being erased.
     pub async fn suspend(&self, name: &Name) -> Result<TenantInfo> {
         let row = self.named("TenantSuspend", name).await?;
-        self.turn(row, TenantState::Suspended).await
+        let id = row.id;
+        self.failing("TenantSuspend", &resource(id), self.turn(row, TenantState::Suspended)).await
     }
 
     /// Takes requests again.
@@ -150,13 +170,11 @@ impl Operator {
     /// [`Error::NotFound`], [`Error::Conflict`] when it is being erased.
     pub async fn resume(&self, name: &Name) -> Result<TenantInfo> {
         let row = self.named("TenantResume", name).await?;
-        self.turn(row, TenantState::Active).await
+        let id = row.id;
+        self.failing("TenantResume", &resource(id), self.turn(row, TenantState::Active)).await
     }
 
     async fn turn(&self, mut row: TenantRow, state: TenantState) -> Result<TenantInfo> {
-        if matches!(row.state, TenantState::Erasing | TenantState::Erased) {
-            return Err(Error::Conflict("the tenant is being erased".to_owned()));
-        }
         self.kernel.0.control.tenant_set_state(row.id, state).await?;
         if state == TenantState::Suspended {
             self.kernel.island_drop(row.id).await?;
@@ -170,8 +188,13 @@ impl Operator {
     /// # Errors
     /// [`Error::NotFound`], [`Error::Invalid`] for limits that make no sense.
     pub async fn limits_put(&self, name: &Name, limits: Limits) -> Result<TenantInfo> {
+        let row = self.named("TenantLimits", name).await?;
+        let id = row.id;
+        self.failing("TenantLimits", &resource(id), self.limits_set(row, limits)).await
+    }
+
+    async fn limits_set(&self, mut row: TenantRow, limits: Limits) -> Result<TenantInfo> {
         limits.validate()?;
-        let mut row = self.named("TenantLimits", name).await?;
         row.limits = serde_json::to_string(&limits).map_err(Error::internal)?;
         self.kernel.0.control.tenant_set_limits(row.id, &row.limits).await?;
         self.kernel.meter(&row)?;
@@ -184,7 +207,7 @@ impl Operator {
     /// [`Error::NotFound`].
     pub async fn erase(&self, name: &Name) -> Result<ErasureInfo> {
         let row = self.named("TenantErasure", name).await?;
-        erasure::request(&self.kernel, row.id, "operator").await
+        self.failing("TenantErasure", &resource(row.id), erasure::request(&self.kernel, row.id, "operator")).await
     }
 
     /// How far an erasure is, and its certificate when it is done. `id` is [`ErasureInfo::id`].
@@ -213,11 +236,14 @@ impl Operator {
     /// Makes another operator key.
     ///
     /// # Errors
-    /// [`Error::Internal`] when the control store fails.
+    /// [`Error::Invalid`] for an expiry in the past or beyond two years,     /// [`Error::Internal`] when the control store fails.
     pub async fn key_issue(&self, name: &Name, expires_at: i64) -> Result<IssuedKey> {
-        self.log("OperatorKeyIssue", "key:", Outcome::Allowed)?;
         let (issued, row) = self.kernel.key_made(None, "operator", &self.via, name.as_str(), Scope::all(), Some(expires_at))?;
-        self.kernel.0.control.credential_insert(&row).await?;
+        let made = async {
+            expiry_fits(expires_at)?;
+            self.kernel.0.control.credential_insert(&row).await
+        };
+        self.acted("OperatorKeyIssue", &format!("key:{}", row.id), made).await?;
         Ok(issued)
     }
 
@@ -226,12 +252,12 @@ impl Operator {
     /// # Errors
     /// [`Error::NotFound`].
     pub async fn key_revoke(&self, id: &str) -> Result<()> {
-        self.log("OperatorKeyRevoke", "key:", Outcome::Allowed)?;
-        if !self.kernel.0.control.credential_revoke(None, id, now_micros()).await? {
-            return Err(Error::NotFound("key"));
-        }
-        self.kernel.credentials_forget(|row| row.id == id);
-        Ok(())
+        // Only a well-formed id stands in the log.
+        let resource = format!("key:{}", CredentialId::parse(id).as_ref().map_or("", CredentialId::as_str));
+        self.acted("OperatorKeyRevoke", &resource, async {
+            if self.kernel.key_revoke(None, id.to_owned()).await? { Ok(()) } else { Err(Error::NotFound("key")) }
+        })
+        .await
     }
 
     /// Operator keys.
@@ -266,6 +292,22 @@ impl Operator {
         Closed::new()
     }
 
+    /// Writes down what is about to be done, does it, and writes it down again should it fail: nothing is done without a trace,
+    /// and nothing that failed looks done.
+    async fn acted<T>(&self, act: &str, resource: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+        self.log(act, resource, Outcome::Allowed)?;
+        self.failing(act, resource, work).await
+    }
+
+    /// The second half of [`Operator::acted`].
+    async fn failing<T>(&self, act: &str, resource: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let result = work.await;
+        if let Err(error) = &result {
+            self.kernel.0.record("operator", &self.via, &self.request, act, resource, Outcome::Failed, error.code())?;
+        }
+        result
+    }
+
     async fn named(&self, act: &str, name: &Name) -> Result<TenantRow> {
         match self.kernel.0.control.tenant_by_name(name).await? {
             Some(row) if row.state != TenantState::Erased => {
@@ -281,7 +323,7 @@ impl Operator {
 
     fn log(&self, act: &str, resource: &str, outcome: Outcome) -> Result<()> {
         let reason = if outcome == Outcome::Failed { "not_found" } else { "operator" };
-        self.kernel.record("operator", &self.via, &self.request, act, resource, outcome, reason).map(|_| ())
+        self.kernel.0.record("operator", &self.via, &self.request, act, resource, outcome, reason).map(|_| ())
     }
 }
 

@@ -21,19 +21,22 @@ use parking_lot::Mutex;
 use crate::act::{Act, Writes};
 use crate::blobs::{self, BlobId, BlobReader};
 use crate::clock::now_micros;
+use crate::credential::Scope;
 use crate::error::{Error, Result};
-use crate::island::{Island, counter};
+use crate::island::{Island, MemberChange, counter};
 use crate::kernel::Kernel;
 use crate::ledger::{Entry, Outcome};
+use crate::member::Member;
 use crate::name::Name;
 use crate::policy::Role;
 use crate::quota::{Limits, Meter, Reservation, Resource, Slot};
 use crate::rows::{self, Rows};
 use crate::tenant::{IslandToken, RequestId, Scoped};
 
-/// Most details of one entry, and their length in bytes.
+/// Most details of one entry, and their length in bytes: each, and all of them as JSON, so that an entry always fits into the ledger.
 const DETAILS_MAX: usize = 16;
 const DETAIL_BYTES_MAX: usize = 256;
+const DETAILS_JSON_BYTES_MAX: usize = 2048;
 
 /// The proof that one act of one principal of one tenant was allowed.
 pub struct Permit<A: Act> {
@@ -47,6 +50,7 @@ pub(crate) struct PermitInner {
     pub(crate) principal: String,
     pub(crate) roles: Vec<Role>,
     pub(crate) via: String,
+    pub(crate) scope: Arc<Scope>,
     pub(crate) request: RequestId,
     pub(crate) act: &'static str,
     pub(crate) resource_word: &'static str,
@@ -127,12 +131,14 @@ impl<A: Act> Permit<A> {
         &self.inner.island.name
     }
 
-    /// Adds a digest, version or name to the entry; never content. Cut to 256 bytes; more than 16 are ignored.
+    /// Adds a digest, version or name to the entry; never content. Cut to 256 bytes; more than 16, or than 2 KiB of them, are ignored.
     pub fn detail(&self, key: &'static str, value: impl fmt::Display) {
         let mut value = value.to_string();
         value.truncate(value.floor_char_boundary(DETAIL_BYTES_MAX));
         let mut detail = self.inner.detail.lock();
-        if detail.len() < DETAILS_MAX {
+        let json_bytes = |key: &str, value: &str| serde_json::json!([key, value]).to_string().len();
+        let taken: usize = detail.iter().filter(|(known, _)| *known != key).map(|(key, value)| json_bytes(key, value)).sum();
+        if (detail.len() < DETAILS_MAX || detail.contains_key(key)) && taken + json_bytes(key, &value) <= DETAILS_JSON_BYTES_MAX {
             detail.insert(key.to_owned(), value);
         }
     }
@@ -223,7 +229,7 @@ impl PermitInner {
     pub(crate) async fn tx(&self) -> Result<Tx<'_>> {
         self.island.thawed()?;
         let inner = self.island.store.tx().await?;
-        Ok(Tx { inner, permit: self, reserved: Vec::new(), released: Vec::new() })
+        Ok(Tx { inner, permit: self, reserved: Vec::new(), released: Vec::new(), members: Vec::new() })
     }
 
     fn entry(&self, outcome: Outcome, reason: &str) -> Entry {
@@ -247,7 +253,8 @@ impl PermitInner {
         }
         let entry = self.entry(outcome, code.unwrap_or(&self.reason));
         self.island.ledger.append(&entry).map_err(|_| Error::Unavailable("the audit log cannot be written"))?;
-        Ok(())
+        // Nobody flushes the log of an island that is on its way out.
+        if self.island.frozen() { self.island.ledger.sync() } else { Ok(()) }
     }
 }
 
@@ -266,6 +273,7 @@ pub struct Tx<'p> {
     permit: &'p PermitInner,
     reserved: Vec<Reservation>,
     released: Vec<(Resource, u64)>,
+    members: Vec<MemberChange>,
 }
 
 impl<'p> Deref for Tx<'p> {
@@ -331,6 +339,16 @@ impl Tx<'_> {
         Ok(())
     }
 
+    /// Changes a member: in force, for every later request, as soon as it is committed.
+    pub(crate) async fn member_set(&mut self, name: &Name, member: Option<Member>) -> Result<()> {
+        match &member {
+            Some(member) => self.inner.put(member).await?,
+            None => drop(self.inner.delete::<Member>(name.as_str()).await?),
+        }
+        self.members.push((name.clone(), member));
+        Ok(())
+    }
+
     /// Makes it durable, together with the act's entry if this is the permit's first commit.
     ///
     /// # Errors
@@ -338,26 +356,23 @@ impl Tx<'_> {
     pub async fn commit(mut self) -> Result<()> {
         let island = &self.permit.island;
         island.thawed()?;
-        let first = !self.permit.written.load(Ordering::Acquire);
-        let entry = first.then(|| self.permit.entry(Outcome::Allowed, &self.permit.reason));
-        let bytes = entry.as_ref().map(serde_json::to_vec).transpose().map_err(Error::internal)?;
+        let permit = self.permit;
+        let first = !permit.written.load(Ordering::Acquire);
+        let entry = |outcome, reason| first.then(|| permit.entry(outcome, reason));
+        let (allowed, failed) = (entry(Outcome::Allowed, &permit.reason), entry(Outcome::Failed, "abandoned"));
+        let bytes = allowed.as_ref().map(serde_json::to_vec).transpose().map_err(Error::internal)?;
         self.inner.outbox_prune(island.prunable()).await?;
-        let committing = island.committing().await;
-        let generation = match self.inner.commit_with(bytes).await {
-            Ok(generation) => generation,
-            Err(error) => {
-                committing.refused();
-                return Err(error);
-            }
-        };
-        self.permit.written.store(true, Ordering::Release);
+        let committing = island.committing(self.inner.generation(), failed).await?;
+        // From here on the entry is the commit's business: whoever finds out whether it happened writes the one or the other.
+        permit.written.store(true, Ordering::Release);
+        let generation = self.inner.commit_with(bytes).await?;
         for reservation in self.reserved.drain(..) {
             reservation.commit();
         }
         for (what, n) in self.released.drain(..) {
             island.meter.release(what, n);
         }
-        committing.done(generation, entry)
+        committing.done(generation, allowed, self.members)
     }
 }
 

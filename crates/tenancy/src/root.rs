@@ -24,6 +24,7 @@ use crate::seal::{self, Key};
 
 const FILE: &str = "root.key";
 const FILE_TEMPORARY: &str = "root.key.new";
+const FILE_LOCK: &str = "root.lock";
 const FORMAT: u32 = 1;
 /// Epochs that may exist at once; each erasure leaves one behind only while survivors are re-wrapped.
 const EPOCHS_MAX: usize = 64;
@@ -57,6 +58,9 @@ impl RootStore {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         }
         private_to_us(dir, 0o700)?;
+        // Of two services that start at once for the first time, one makes the root and the other finds it.
+        let alone = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(dir.join(FILE_LOCK))?;
+        alone.lock()?;
         let path = dir.join(FILE);
         // A crash before the rename leaves a temporary file which was never the truth.
         wipe(&dir.join(FILE_TEMPORARY))?;
@@ -92,6 +96,11 @@ impl RootStore {
     /// The newest epoch.
     pub(crate) fn epoch(&self) -> u64 {
         self.epochs.read().last_key_value().map_or(0, |(epoch, _)| *epoch)
+    }
+
+    /// Whether an older epoch was not destroyed yet.
+    pub(crate) fn has_older_epoch(&self) -> bool {
+        self.epochs.read().len() > 1
     }
 
     /// Key of an epoch that still exists.

@@ -21,7 +21,7 @@ use std::fs::{self, DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 use serde::Serialize;
@@ -55,6 +55,8 @@ pub(crate) struct Store {
     db: Db,
     blobs: PathBuf,
     keys: RwLock<Arc<Keyring>>,
+    /// Set when the tenant is frozen: also a download that is on its way ends.
+    cut: Arc<AtomicBool>,
     /// Commits with objects whose outcome was not seen: files may lie around that no row knows.
     unseen: AtomicU64,
 }
@@ -85,7 +87,7 @@ impl Store {
     }
 
     fn new(dir: &Path, keys: Arc<Keyring>, db: Db) -> Self {
-        Self { db, blobs: dir.join(BLOBS), keys: RwLock::new(keys), unseen: AtomicU64::new(0) }
+        Self { db, blobs: dir.join(BLOBS), keys: RwLock::new(keys), cut: Arc::default(), unseen: AtomicU64::new(0) }
     }
 
     /// Checkpoints, closes and leaves the hash of the file in the anchor. Everything asked later is refused.
@@ -109,6 +111,11 @@ impl Store {
     /// Begins a blob.
     pub(crate) fn blob_writer(&self) -> Result<BlobWriter> {
         BlobWriter::create(&self.blobs, self.keys.read().tenant())
+    }
+
+    /// Open objects give nothing more.
+    pub(crate) fn cut_readers(&self) {
+        self.cut.store(true, Ordering::Release);
     }
 
     /// The anchor, for the ledger's size.
@@ -211,8 +218,8 @@ impl Rows<'_> {
     pub async fn blob(&self, id: BlobId) -> Result<BlobReader> {
         let row = records::blob_row(self.store.db.read().await?.connection()?, id).await?.ok_or(Error::NotFound("object"))?;
         let keys = self.store.keyring()?;
-        let dir = self.store.blobs.clone();
-        blocking(move || BlobReader::open(&dir, id, &row, &keys)).await
+        let (dir, cut) = (self.store.blobs.clone(), Arc::clone(&self.store.cut));
+        blocking(move || BlobReader::open(&dir, id, &row, &keys, cut)).await
     }
 }
 

@@ -211,6 +211,7 @@ impl Tenant {
             principal: self.member.name.to_string(),
             roles: self.member.roles.clone(),
             via: self.via.clone(),
+            scope: Arc::clone(&self.scope),
             request: self.request.clone(),
             act: A::NAME,
             resource_word: A::RESOURCE.word(),

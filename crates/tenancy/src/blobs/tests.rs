@@ -144,9 +144,15 @@ async fn every_part_of_the_place_is_bound() {
         Err(other) => panic!("{other:?}"),
         Ok(_) => panic!("opened"),
     };
-    assert!(context(BlobReader::open(&dir, id, &row, &tenant.keys)).contains("key is not the one"), "commitment first");
-    assert!(context(BlobReader::open(&dir, id, &row, &foreign.keys)).contains("does not open"), "wrapped for another tenant");
-    assert!(context(BlobReader::open(&dir, BlobId([9; 16]), &row, &tenant.keys)).contains("does not open"), "wrapped for another object");
+    assert!(context(BlobReader::open(&dir, id, &row, &tenant.keys, Arc::default())).contains("key is not the one"), "commitment first");
+    assert!(
+        context(BlobReader::open(&dir, id, &row, &foreign.keys, Arc::default())).contains("does not open"),
+        "wrapped for another tenant"
+    );
+    assert!(
+        context(BlobReader::open(&dir, BlobId([9; 16]), &row, &tenant.keys, Arc::default())).contains("does not open"),
+        "wrapped for another object"
+    );
     // The same key and bytes under another tenant's or object's name do not open either.
     let key = Key::random().unwrap();
     let seal_one = |chunks: &Chunks, number, last| {

@@ -102,13 +102,15 @@ async fn tenants_come_and_go() {
     );
 
     control.tenant_set_limits(blue.id, "{\"objects\":1}").await.unwrap();
-    control.tenant_set_placement(blue.id, "{\"region\":\"eu\"}").await.unwrap();
     control.tenant_set_state(blue.id, TenantState::Suspended).await.unwrap();
     let changed = control.tenant_by_id(blue.id).await.unwrap().unwrap();
     assert_eq!((changed.state, changed.epoch_generation), (TenantState::Suspended, blue.epoch_generation + 1));
-    assert_eq!((changed.limits.as_str(), changed.placement.as_str()), ("{\"objects\":1}", "{\"region\":\"eu\"}"));
+    assert_eq!((changed.limits.as_str(), changed.placement.as_str()), ("{\"objects\":1}", blue.placement.as_str()));
 
+    control.tenant_set_state(blue.id, TenantState::Erasing).await.unwrap();
+    assert!(control.tenant_set_state(blue.id, TenantState::Active).await.is_err(), "there is no way back");
     control.tenant_set_state(blue.id, TenantState::Erased).await.unwrap();
+    assert!(!control.tenant_by_id(blue.id).await.unwrap().unwrap().name.as_str().contains("blue"), "the name is gone too");
     assert!(control.tenant_by_name(&name("blue")).await.unwrap().is_none());
     assert_eq!(control.tenants_count().await.unwrap(), 1);
     let (again, _) = insert(&place, &control, "blue").await;
@@ -198,8 +200,10 @@ async fn erasures_certificates_and_small_values() {
     assert_eq!(control.certificate_of(blue.id).await.unwrap().unwrap(), "{}");
     control.meta_set("bootstrap", b"once").await.unwrap();
     assert_eq!(control.meta("bootstrap").await.unwrap().unwrap(), b"once");
-    assert_eq!(control.meta_take("bootstrap").await.unwrap().unwrap(), b"once");
-    assert!(control.meta_take("bootstrap").await.unwrap().is_none());
+    let row = credential("spender", None);
+    assert!(control.credential_insert_spending("bootstrap", &row).await.unwrap());
+    assert!(!control.credential_insert_spending("bootstrap", &credential("late", None)).await.unwrap(), "spent once");
+    assert!(control.credential_by_id("late").await.unwrap().is_none());
     assert!(control.meta("generation").await.unwrap().is_none(), "the file's own values are out of reach");
     assert!(reopen_unclean(&place, control).await.is_ok());
 }

@@ -137,8 +137,12 @@ impl Sealer {
         Ok(sealer)
     }
 
+    pub(super) fn knows(&self, number: u32) -> bool {
+        self.keys.iter().any(|(known, _)| *known == number)
+    }
+
     pub(super) fn add(&mut self, number: u32, key: &[u8; 32]) -> Result<()> {
-        if self.keys.iter().any(|(known, _)| *known == number) {
+        if self.knows(number) {
             return Err(Error::internal(format!("ledger key {number} is there already")));
         }
         let key = UnboundKey::new(&AES_256_GCM, key).map_err(|_| Error::internal("not a ledger key"))?;

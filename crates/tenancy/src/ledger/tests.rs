@@ -229,8 +229,8 @@ fn entries_cannot_change_places() {
 fn a_missing_key_is_never_taken_for_a_torn_end() {
     let dir = TempDir::new().unwrap();
     let ledger = filled(dir.path(), 2);
-    ledger.add_content_key(7, &Zeroizing::new([7; 32])).unwrap();
-    assert!(ledger.add_content_key(7, &Zeroizing::new([8; 32])).is_err());
+    ledger.take_up_keys(&[(7, Zeroizing::new([7; 32]))]).unwrap();
+    ledger.take_up_keys(&[(7, Zeroizing::new([8; 32]))]).unwrap(); // known: the first stays
     ledger.append(&entry(2)).unwrap();
     drop(ledger);
     assert!(is_integrity(open(dir.path())));
@@ -361,7 +361,7 @@ fn proofs_and_tiles_satisfy_the_outside_verifier() {
     }
     let proof = ledger.prove_consistency(300, 700).unwrap();
     assert_eq!(verifier.clone().remembering(old).extension(note.as_bytes(), &proof).unwrap().head.size, 700);
-    let forked = TreeHead { root: Hash([1; 32]), ..old };
+    let forked = tlog::TreeHead { root: Hash([1; 32]), ..old };
     assert!(verifier.remembering(forked).extension(note.as_bytes(), &proof).is_err());
     assert!(ledger.prove_inclusion(0, 999).is_err() && ledger.prove_inclusion(5, 5).is_err() && ledger.prove_consistency(1, 999).is_err());
     // Everything from tiles alone.
@@ -488,7 +488,7 @@ fn many_threads_append_while_it_is_signed_and_read() {
     indexes.sort_unstable();
     assert_eq!(indexes, (0..2000).collect::<Vec<_>>());
     ledger.checkpoint().unwrap();
-    assert_eq!(ledger.check().unwrap(), TreeHead { size: 2000, root: Hash(ledger.root()) });
+    assert_eq!(ledger.check().unwrap(), tlog::TreeHead { size: 2000, root: Hash(ledger.root()) });
     let root = ledger.root();
     drop(ledger);
     assert_eq!(open(dir.path()).unwrap().root(), root);
@@ -515,7 +515,7 @@ fn child_that_appends() {
 #[test]
 fn nothing_acknowledged_is_lost_by_a_kill() {
     let dir = TempDir::new().unwrap();
-    let mut heads: Vec<TreeHead> = Vec::new();
+    let mut heads: Vec<tlog::TreeHead> = Vec::new();
     for round in 0..8u64 {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "ledger::tests::child_that_appends", "--ignored", "--nocapture"])

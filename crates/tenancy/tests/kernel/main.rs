@@ -1,5 +1,6 @@
 //! The kernel as its users see it: real folders, real encryption, real crashes.
 
+mod attacks;
 mod crash;
 mod erase;
 mod isolation;

@@ -7,14 +7,14 @@ use serde::{Deserialize, Serialize};
 use tenancy::act::{Act, DatasetRead, DatasetWrite, KeyWrite};
 use tenancy::*;
 
-pub struct House {
-    pub dir: tempfile::TempDir,
+pub(crate) struct House {
+    pub(crate) dir: tempfile::TempDir,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Note {
-    pub name: String,
-    pub text: String,
+pub(crate) struct Note {
+    pub(crate) name: String,
+    pub(crate) text: String,
 }
 
 impl Record for Note {
@@ -25,30 +25,37 @@ impl Record for Note {
 }
 
 impl House {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { dir: tempfile::tempdir().unwrap() }
     }
 
-    pub fn data(&self) -> PathBuf {
+    pub(crate) fn data(&self) -> PathBuf {
         self.dir.path().join("data")
     }
 
-    pub fn keystore(&self) -> PathBuf {
+    pub(crate) fn keystore(&self) -> PathBuf {
         self.dir.path().join("keystore")
     }
 
-    pub async fn open(&self) -> Kernel {
-        Kernel::open(config(&self.data(), &self.keystore())).await.unwrap().0
+    pub(crate) async fn open(&self) -> Kernel {
+        loop {
+            match Kernel::open(config(&self.data(), &self.keystore())).await {
+                Ok((kernel, _)) => return kernel,
+                // The one before is just letting go.
+                Err(Error::Unavailable(_)) => tokio::time::sleep(std::time::Duration::from_millis(20)).await,
+                Err(error) => panic!("{error:?}"),
+            }
+        }
     }
 
-    pub async fn operator(&self, kernel: &Kernel) -> (Operator, String) {
+    pub(crate) async fn operator(&self, kernel: &Kernel) -> (Operator, String) {
         let secret = std::fs::read_to_string(self.keystore().join("bootstrap.secret")).unwrap();
         let key = kernel.bootstrap(secret.trim(), &RequestId::fresh()).await.unwrap();
         (operator(kernel, key.secret()).await, key.secret().to_owned())
     }
 }
 
-pub fn config(data: &Path, keystore: &Path) -> KernelConfig {
+pub(crate) fn config(data: &Path, keystore: &Path) -> KernelConfig {
     KernelConfig {
         data_dir: data.to_owned(),
         keystore_dir: keystore.to_owned(),
@@ -58,30 +65,30 @@ pub fn config(data: &Path, keystore: &Path) -> KernelConfig {
     }
 }
 
-pub async fn operator(kernel: &Kernel, key: &str) -> Operator {
+pub(crate) async fn operator(kernel: &Kernel, key: &str) -> Operator {
     match kernel.authenticate(Presented::Bearer(key), &RequestId::fresh()).await.unwrap() {
         Identity::Operator(operator) => operator,
         Identity::Tenant(_) => panic!("an operator's key"),
     }
 }
 
-pub async fn tenant_new(operator: &Operator, name: &str) -> String {
+pub(crate) async fn tenant_new(operator: &Operator, name: &str) -> String {
     let spec = TenantSpec { name: name.parse().unwrap(), admin: "ada".parse().unwrap(), limits: None };
     operator.tenant_create(spec).await.unwrap().admin_key.secret().to_owned()
 }
 
-pub async fn tenant(kernel: &Kernel, key: &str) -> Result<Tenant> {
+pub(crate) async fn tenant(kernel: &Kernel, key: &str) -> Result<Tenant> {
     match kernel.authenticate(Presented::Bearer(key), &RequestId::fresh()).await? {
         Identity::Tenant(caller) => kernel.open_tenant(caller).await,
         Identity::Operator(_) => panic!("a tenant's key"),
     }
 }
 
-pub async fn permit<A: Act>(kernel: &Kernel, key: &str, resource: &str) -> Result<Permit<A>> {
+pub(crate) async fn permit<A: Act>(kernel: &Kernel, key: &str, resource: &str) -> Result<Permit<A>> {
     tenant(kernel, key).await?.allow::<A>(resource)
 }
 
-pub async fn note_put(kernel: &Kernel, key: &str, name: &str, text: &str) -> Result<()> {
+pub(crate) async fn note_put(kernel: &Kernel, key: &str, name: &str, text: &str) -> Result<()> {
     let permit = permit::<DatasetWrite>(kernel, key, name).await?;
     let mut tx = permit.tx().await?;
     tx.put(&Note { name: name.to_owned(), text: text.to_owned() }).await?;
@@ -89,14 +96,14 @@ pub async fn note_put(kernel: &Kernel, key: &str, name: &str, text: &str) -> Res
     permit.finish().map(|_| ())
 }
 
-pub async fn note_get(kernel: &Kernel, key: &str, name: &str) -> Result<Option<Note>> {
+pub(crate) async fn note_get(kernel: &Kernel, key: &str, name: &str) -> Result<Option<Note>> {
     let permit = permit::<DatasetRead>(kernel, key, name).await?;
     let note = permit.rows().get::<Note>(name).await?;
     let _ = permit.finish()?;
     Ok(note)
 }
 
-pub async fn blob_put(kernel: &Kernel, key: &str, bytes: &[u8]) -> Result<BlobId> {
+pub(crate) async fn blob_put(kernel: &Kernel, key: &str, bytes: &[u8]) -> Result<BlobId> {
     let permit = permit::<DatasetWrite>(kernel, key, "blob").await?;
     let mut upload = permit.blob_create().await?;
     upload.write(Bytes::copy_from_slice(bytes)).await?;
@@ -108,7 +115,7 @@ pub async fn blob_put(kernel: &Kernel, key: &str, bytes: &[u8]) -> Result<BlobId
     Ok(id)
 }
 
-pub async fn blob_get(kernel: &Kernel, key: &str, id: BlobId) -> Result<Bytes> {
+pub(crate) async fn blob_get(kernel: &Kernel, key: &str, id: BlobId) -> Result<Bytes> {
     let permit = permit::<DatasetRead>(kernel, key, "blob").await?;
     let reader = permit.blobs().open(id).await?;
     let bytes = reader.read_at(0, usize::try_from(reader.bytes()).unwrap()).await?;
@@ -116,7 +123,7 @@ pub async fn blob_get(kernel: &Kernel, key: &str, id: BlobId) -> Result<Bytes> {
     Ok(bytes)
 }
 
-pub async fn key_new(kernel: &Kernel, admin: &str, member: &str, scope: Scope) -> Result<String> {
+pub(crate) async fn key_new(kernel: &Kernel, admin: &str, member: &str, scope: Scope) -> Result<String> {
     let permit = permit::<KeyWrite>(kernel, admin, "").await?;
     let expires_at =
         i64::try_from(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_micros()).unwrap() + 3_600_000_000;
@@ -126,7 +133,7 @@ pub async fn key_new(kernel: &Kernel, admin: &str, member: &str, scope: Scope) -
     Ok(issued.secret().to_owned())
 }
 
-pub fn copy_tree(from: &Path, to: &Path) {
+pub(crate) fn copy_tree(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
@@ -140,7 +147,7 @@ pub fn copy_tree(from: &Path, to: &Path) {
 }
 
 /// No stored file holds the marker in clear.
-pub fn nowhere_in_clear(dir: &Path, marker: &str) {
+pub(crate) fn nowhere_in_clear(dir: &Path, marker: &str) {
     for entry in std::fs::read_dir(dir).unwrap() {
         let entry = entry.unwrap();
         if entry.file_type().unwrap().is_dir() {

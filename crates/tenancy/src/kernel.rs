@@ -701,7 +701,6 @@ impl Kernel {
 
 impl Inner {
     /// An entry of the service's own ledger; on disk when this returns.
-    #[expect(clippy::too_many_arguments, reason = "an entry has that many columns, and a struct of them would only rename Entry")]
     pub(crate) fn record(
         &self,
         actor: &str,

@@ -473,6 +473,16 @@ impl MeterHandle {
         self.0.count_cpu(micros);
     }
 
+    /// A prediction that waited this long for a cell or a model.
+    pub fn count_cold_start(&self, waited: std::time::Duration) {
+        self.0.count_cold_start(u64::try_from(waited.as_micros()).unwrap_or(u64::MAX));
+    }
+
+    /// A training job that ran this long.
+    pub fn count_training(&self, ran: std::time::Duration) {
+        self.0.count_training(u64::try_from(ran.as_micros()).unwrap_or(u64::MAX));
+    }
+
     /// Bytes received and sent.
     pub fn count_bytes(&self, received: u64, sent: u64) {
         self.0.count_bytes(received, sent);

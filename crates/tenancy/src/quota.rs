@@ -248,6 +248,12 @@ pub struct Usage {
     pub refused: u64,
     /// CPU of the tenant's cells, in microseconds.
     pub cpu_micros: u64,
+    /// Predictions that waited for a cell or a model.
+    pub cold_starts: u64,
+    /// Sum of those waits, in microseconds.
+    pub cold_start_micros: u64,
+    /// Time that training jobs ran, in microseconds.
+    pub training_micros: u64,
     /// Bytes received.
     pub bytes_in: u64,
     /// Bytes sent.
@@ -337,6 +343,9 @@ impl Meter {
             predictions: read(&self.counted.predictions),
             refused: read(&self.counted.refused),
             cpu_micros: read(&self.counted.cpu_micros),
+            cold_starts: read(&self.counted.cold_starts),
+            cold_start_micros: read(&self.counted.cold_start_micros),
+            training_micros: read(&self.counted.training_micros),
             bytes_in: read(&self.counted.bytes_in),
             bytes_out: read(&self.counted.bytes_out),
         }
@@ -345,6 +354,17 @@ impl Meter {
     /// Adds CPU that a cell spent, in microseconds.
     pub(crate) fn count_cpu(&self, micros: u64) {
         self.counted.cpu_micros.fetch_add(micros, Ordering::Relaxed);
+    }
+
+    /// Adds a prediction that waited for a cell or a model.
+    pub(crate) fn count_cold_start(&self, micros: u64) {
+        self.counted.cold_starts.fetch_add(1, Ordering::Relaxed);
+        self.counted.cold_start_micros.fetch_add(micros, Ordering::Relaxed);
+    }
+
+    /// Adds time that a training job ran, in microseconds.
+    pub(crate) fn count_training(&self, micros: u64) {
+        self.counted.training_micros.fetch_add(micros, Ordering::Relaxed);
     }
 
     /// Adds bytes received and sent.
@@ -430,6 +450,9 @@ struct Counted {
     predictions: AtomicU64,
     refused: AtomicU64,
     cpu_micros: AtomicU64,
+    cold_starts: AtomicU64,
+    cold_start_micros: AtomicU64,
+    training_micros: AtomicU64,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
 }

@@ -1,5 +1,7 @@
 //! The kernel as its users see it: real folders, real encryption, real crashes.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "what helpers of tests do not expect ends the test")]
+
 mod attacks;
 mod crash;
 mod erase;

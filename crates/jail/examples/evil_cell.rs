@@ -69,6 +69,7 @@ fn prisoner(socket: OwnedFd) {
 }
 
 /// Ways that need more than one system call, or memory.
+// Long because it is a table: a line an attack.
 fn escape(name: &str, pid: usize, zygote: usize) -> Option<i64> {
     Some(match name {
         "echo" => echo(),
@@ -154,6 +155,7 @@ fn escape(name: &str, pid: usize, zygote: usize) -> Option<i64> {
 }
 
 /// Ways that are one system call. Arguments that make it succeed where nothing forbids it.
+// Long because it is a table: a line an attack.
 fn plain(name: &str, pid: usize) -> Option<i64> {
     use libc as c;
     let exec = c::PROT_READ as usize | c::PROT_EXEC as usize;

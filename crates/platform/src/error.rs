@@ -76,6 +76,23 @@ pub enum CellFailure {
 }
 
 impl Error {
+    /// Every code that [`Error::code`] can give beyond the kernel's own.
+    pub const CODES: &'static [&'static str] = &[
+        "invalid_input",
+        "model_refused",
+        "model_failed",
+        "too_large",
+        "unsupported",
+        "cell_failed",
+        "out_of_memory",
+        "cell_unavailable",
+        "deadline_exceeded",
+        "overloaded",
+        "model_unstable",
+        "upload_interrupted",
+        "cancelled",
+    ];
+
     /// Stable code, one line in docs/errors.md each.
     #[must_use]
     pub fn code(&self) -> &'static str {
@@ -119,13 +136,6 @@ impl Error {
             Self::ModelUnstable { retry_after_seconds, .. } => Some(*retry_after_seconds),
             _ => None,
         }
-    }
-
-    /// The error itself. No variant wraps another one of these at present.
-    #[doc(hidden)]
-    #[must_use]
-    pub fn root(&self) -> &Self {
-        self
     }
 
     /// The caller's input is wrong.

@@ -242,8 +242,8 @@ mod tests {
     }
 
     #[test]
-    fn every_code_of_the_kernel_has_a_status() {
-        for code in platform::tenancy::Error::CODES {
+    fn every_code_of_kernel_and_platform_has_a_status() {
+        for code in platform::tenancy::Error::CODES.iter().chain(platform::Error::CODES) {
             assert_eq!(entry(code).0, *code);
         }
     }

@@ -129,6 +129,11 @@ impl Metrics {
         text.one("insula_sent_bytes_total", "counter", "bytes sent", usage.bytes_out);
         text.head("insula_cell_cpu_seconds_total", "counter", "CPU of the tenant's sandboxes, training included");
         text.line("insula_cell_cpu_seconds_total", &[], Seconds(usage.cpu_micros));
+        text.one("insula_cold_starts_total", "counter", "predictions that waited for a sandbox or a model", usage.cold_starts);
+        text.head("insula_cold_start_seconds_total", "counter", "time those predictions waited");
+        text.line("insula_cold_start_seconds_total", &[], Seconds(usage.cold_start_micros));
+        text.head("insula_training_seconds_total", "counter", "time that training jobs ran");
+        text.line("insula_training_seconds_total", &[], Seconds(usage.training_micros));
         text.head("insula_quota_limit", "gauge", "limits of stored things");
         for name in quota.used.keys() {
             if let Some(limit) =

@@ -128,6 +128,7 @@ impl<'a> Records<'a> {
     }
 
     /// Reads one record; gives whether a field was quoted.
+    // Long because it is one state machine over bytes, and its states are easiest to check side by side.
     fn record(&mut self, fields_max: usize) -> Result<Option<bool>, Fail> {
         self.data.clear();
         self.ends.clear();

@@ -356,7 +356,9 @@ impl Cells {
         let (cell, fresh_cell) = self.serving_cell(island, owner).await?;
         let fresh_slot = self.loaded(island, &cell.0, permit, &resolved).await?;
         if fresh_cell || fresh_slot {
-            self.counters().cold_start(begun.elapsed());
+            let waited = begun.elapsed();
+            self.counters().cold_start(waited);
+            owner.meter.count_cold_start(waited);
         }
         let timeout = self.config().infer_timeout;
         let answer = cell.0.infer(&resolved.key, body).ok_or(Miss::Again)?;

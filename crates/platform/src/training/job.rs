@@ -165,10 +165,12 @@ async fn attempt(
     if scheduler.stops_at(JobStep::Started) {
         return Ok(Verdict::Vanish);
     }
+    let begun = std::time::Instant::now();
     let product = tokio::select! {
         product = produce(platform, scheduler, tenant, permit, &training, &live) => product,
         () = live.cancelled() => Err(Stop::Cancelled),
     };
+    permit.meter().count_training(begun.elapsed());
     let stop = match product {
         Ok(product) => match register(permit, &training, product, &live).await {
             Ok(true) => {

@@ -11,6 +11,7 @@ use crate::api::{Api, Ask, Reply};
 use crate::error::{Fail, Result};
 use crate::openapi::Doc;
 
+// Long because it is the list of the operator's addresses.
 pub(super) fn register(api: &mut Api) {
     api.operator_route(
         POST,

@@ -427,11 +427,27 @@ struct UsageAnswer {
     refused: u64,
     /// CPU of the tenant's sandboxes, in microseconds.
     cpu_micros: u64,
+    /// Predictions that waited for a sandbox or a model, and how long in all, in microseconds.
+    cold_starts: u64,
+    cold_start_micros: u64,
+    /// Time that training jobs ran, in microseconds.
+    training_micros: u64,
     bytes_in: u64,
     bytes_out: u64,
 }
 
 async fn usage_get(permit: &Permit<QuotaRead>, _ask: Ask) -> Result<Reply> {
-    let Usage { requests, predictions, refused, cpu_micros, bytes_in, bytes_out } = permit.quota_use().usage;
-    Reply::json(&UsageAnswer { requests, predictions, refused, cpu_micros, bytes_in, bytes_out })
+    let Usage { requests, predictions, refused, cpu_micros, cold_starts, cold_start_micros, training_micros, bytes_in, bytes_out } =
+        permit.quota_use().usage;
+    Reply::json(&UsageAnswer {
+        requests,
+        predictions,
+        refused,
+        cpu_micros,
+        cold_starts,
+        cold_start_micros,
+        training_micros,
+        bytes_in,
+        bytes_out,
+    })
 }

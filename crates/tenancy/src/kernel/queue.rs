@@ -1,0 +1,93 @@
+//! The queue of content-free tickets: who runs next, and that nobody runs twice.
+
+use super::*;
+
+impl Kernel {
+    /// Claims the next ticket: tenants below their number of running jobs, the one with the fewest running first, then oldest first.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the control store fails.
+    pub async fn claim(&self, node: &str) -> Result<Option<Lease>> {
+        let _one = self.0.claiming.lock().await;
+        let mut waiting = self.0.control.tickets_waiting(TICKETS_SEEN_MAX).await?;
+        let running = self.0.running.lock().clone();
+        let of = |ticket: &TicketRow| running.get(&ticket.tenant).copied().unwrap_or_default();
+        waiting.sort_by_key(|ticket| (of(ticket), ticket.created_at));
+        for ticket in waiting {
+            let Some(row) = self.0.control.tenant_by_id(ticket.tenant).await? else { continue };
+            let limits: Limits = serde_json::from_str(&row.limits).map_err(Error::integrity)?;
+            let limit = if row.state == TenantState::Active { limits.jobs_running } else { 0 };
+            if of(&ticket) >= limit {
+                continue;
+            }
+            if let Some(claimed) = self.0.control.ticket_claim(&ticket.id, node).await? {
+                *self.0.running.lock().entry(claimed.tenant).or_default() += 1;
+                let TicketRow { id, tenant, kind, principal, attempts, .. } = claimed;
+                return Ok(Some(Lease { ticket: id, tenant, kind, principal, attempts }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The job is over, or its ticket had no job: the ticket goes.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the control store fails.
+    pub async fn release(&self, lease: Lease) -> Result<()> {
+        self.not_running(lease.tenant);
+        self.0.control.ticket_delete(&lease.ticket).await?;
+        self.0.tickets.notify_one();
+        Ok(())
+    }
+
+    /// The job could not be run now: the ticket waits again.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the control store fails.
+    pub async fn postpone(&self, lease: Lease) -> Result<()> {
+        self.not_running(lease.tenant);
+        self.0.control.ticket_release(&lease.ticket).await
+    }
+
+    fn not_running(&self, tenant: TenantId) {
+        let mut running = self.0.running.lock();
+        if let Some(count) = running.get_mut(&tenant) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                running.remove(&tenant);
+            }
+        }
+    }
+
+    /// At start: what a dead predecessor had claimed waits again. Returns how many.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the control store fails.
+    pub async fn tickets_reset(&self) -> Result<u64> {
+        self.0.control.tickets_release_all().await
+    }
+
+    /// Wakes when a ticket was added or a job ended.
+    #[must_use]
+    pub fn tickets_notify(&self) -> Arc<Notify> {
+        Arc::clone(&self.0.tickets)
+    }
+
+    pub(crate) async fn ticket_add(&self, tenant: TenantId, kind: &str, id: &str, principal: &str) -> Result<()> {
+        let row = TicketRow {
+            id: format!("{}/{id}", tenant.hex()),
+            tenant,
+            kind: kind.to_owned(),
+            principal: principal.to_owned(),
+            created_at: now_micros(),
+            claimed_by: None,
+            attempts: 0,
+        };
+        self.0.control.ticket_insert(&row).await
+    }
+
+    /// A ticket's row is committed: somebody may claim it.
+    pub fn tickets_wake(&self) {
+        self.0.tickets.notify_one();
+    }
+}

@@ -1,132 +1,10 @@
-//! The program as its users run it, against a service that it runs itself. Each test owns its folders and its port.
+//! The command line against a service that it runs itself: credentials, exit statuses, the audit log, unsafe configurations.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::print_stdout,
-    reason = "helpers of tests, which may fail loudly"
-)]
-
-use std::ffi::OsString;
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
 
-use serde_json::Value;
-use tempfile::TempDir;
-
-/// Time for a stop.
-const STOP_MAX: Duration = Duration::from_secs(60);
-
-/// How the program ended.
-struct Ended {
-    status: i32,
-    output: String,
-    error: String,
-}
-
-impl Ended {
-    fn json(&self) -> Value {
-        assert_eq!(self.status, 0, "{}", self.error);
-        serde_json::from_str(&self.output).unwrap_or_else(|error| panic!("{error}: {}", self.output))
-    }
-
-    /// The failure, as scripts read it.
-    #[track_caller]
-    fn failed(&self, status: i32, message: &str) -> Value {
-        assert_eq!(self.status, status, "{}{}", self.output, self.error);
-        assert!(self.error.contains(message), "`{message}` is not in: {}", self.error);
-        self.error.lines().last().and_then(|line| serde_json::from_str(line).ok()).unwrap_or_default()
-    }
-}
-
-fn insula(home: &Path, environment: &[(&str, OsString)], arguments: &[&str]) -> Ended {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_insula"));
-    command.args(arguments).env_clear().env("HOME", home).stdin(Stdio::null());
-    command.envs(environment.iter().map(|(name, value)| (name, value)));
-    let output = command.output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    Ended { status: output.status.code().unwrap(), output: text(output.stdout), error: text(output.stderr) }
-}
-
-/// A service with a home of its own, and the operator's profile in it.
-struct Service {
-    child: Child,
-    home: TempDir,
-    url: String,
-    cacert: PathBuf,
-}
-
-impl Service {
-    /// None, with a printed reason, where the engine or the sandbox's program is missing and nobody demands them.
-    fn start() -> Option<Self> {
-        let engine = std::env::var_os("ORT_DYLIB_PATH");
-        let cell = Path::new(env!("CARGO_BIN_EXE_insula")).with_file_name("insula-cell");
-        let (Some(engine), true) = (engine, cell.exists()) else {
-            assert!(std::env::var_os("INSULA_REQUIRE").is_none(), "ORT_DYLIB_PATH and {} are demanded", cell.display());
-            println!("SKIPPED: needs ORT_DYLIB_PATH and {}", cell.display());
-            return None;
-        };
-        let home = tempfile::tempdir().unwrap();
-        let config = home.path().join("config.toml");
-        fs::write(&config, format!("[cells]\nprogram = {cell:?}\nengine_library = {engine:?}\nfloor = \"development\"\n")).unwrap();
-        let path = |name: &str| home.path().join(name);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_insula"));
-        command.args(["--json", "serve", "--listen", "127.0.0.1:0", "--config"]).arg(&config);
-        command.arg("--data").arg(path("data")).arg("--keystore").arg(path("keystore"));
-        let log = fs::File::create(path("log")).unwrap();
-        let mut child =
-            command.env_clear().env("HOME", home.path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let facts: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("{}", fs::read_to_string(path("log")).unwrap()));
-        let text = |key: &str| facts[key].as_str().unwrap().to_owned();
-        let service = Self { child, url: text("url"), cacert: text("cacert").into(), home };
-        service.run("", &["login", "--profile", "operator", "--bootstrap", &text("bootstrap_secret")]).json();
-        Some(service)
-    }
-
-    /// Runs the program with a profile, or without one when it is empty.
-    fn run(&self, profile: &str, arguments: &[&str]) -> Ended {
-        let environment = [("INSULA_URL", self.url.clone().into()), ("INSULA_CACERT", self.cacert.clone().into())];
-        let profile: &[&str] = if profile.is_empty() { &[] } else { &["--profile", profile] };
-        insula(self.home.path(), &environment, &[&["--json"], profile, arguments].concat())
-    }
-
-    fn tenant(&self, name: &str, more: &[&str]) {
-        self.run("operator", &[&["tenant", "create", name, "--admin", "ada", "--save", name], more].concat()).json();
-    }
-
-    fn file(&self, name: &str, content: &str) -> String {
-        let path = self.home.path().join(name);
-        fs::write(&path, content).unwrap();
-        path.to_str().unwrap().to_owned()
-    }
-
-    fn stop(&mut self) {
-        let asked = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
-        let deadline = Instant::now() + STOP_MAX;
-        while asked.success() && Instant::now() < deadline {
-            if self.child.try_wait().unwrap().is_some() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        panic!("the service did not stop: {}", fs::read_to_string(self.home.path().join("log")).unwrap());
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        if self.child.kill().is_ok() {
-            let _ = self.child.wait();
-        }
-    }
-}
+use crate::world::{Service, insula};
 
 #[test]
 fn credentials_are_kept_and_narrowed() {
@@ -161,12 +39,6 @@ fn credentials_are_kept_and_narrowed() {
     service.run("clinic", &["key", "revoke", id]).json_or_nothing();
     assert_eq!(narrowed(&["whoami"]).status, 3);
     service.run("", &["whoami", "--profile", "nobody"]).failed(2, "there are: clinic, operator");
-}
-
-impl Ended {
-    fn json_or_nothing(&self) {
-        assert_eq!((self.status, self.output.as_str()), (0, ""), "{}", self.error);
-    }
 }
 
 #[test]

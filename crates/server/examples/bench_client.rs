@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Connections and their handshakes are made before the clock runs. `total` goes through the requests again and again. With
-//! `per_second` requests are due at fixed times and a late one is measured from when it was due, so that a stall is seen
-//! by all who had to wait for it.
+//! `per_second` requests are due at fixed times, told by a thread of its own because the runtime's timer only knows milliseconds; one that
+//! finds no free connection is measured from when it was due, so that a stall is seen by all who had to wait for it.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -30,6 +30,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
 
 type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
@@ -135,11 +136,12 @@ async fn run(target: Arc<Target>, command: Command) -> Result<Told> {
     for _ in 0..command.connections.max(1) {
         senders.push(target.connect().await?);
     }
-    let next = Arc::new(AtomicUsize::new(0));
+    let total = command.total.unwrap_or(command.requests.len());
     let began = Instant::now();
+    let turns = Arc::new(Turns::new(total, command.per_second));
     let workers: Vec<_> = senders
         .into_iter()
-        .map(|sender| tokio::task::spawn_local(work(Arc::clone(&target), Arc::clone(&command), sender, Arc::clone(&next), began)))
+        .map(|sender| tokio::task::spawn_local(work(Arc::clone(&target), Arc::clone(&command), sender, Arc::clone(&turns))))
         .collect();
     let mut all = Vec::new();
     for worker in workers {
@@ -161,29 +163,12 @@ async fn run(target: Arc<Target>, command: Command) -> Result<Told> {
 }
 
 /// One connection: takes the next request until none is left.
-async fn work(
-    target: Arc<Target>,
-    command: Arc<Command>,
-    mut sender: SendRequest<Body>,
-    next: Arc<AtomicUsize>,
-    began: Instant,
-) -> Result<Vec<Seen>, String> {
-    let total = command.total.unwrap_or(command.requests.len());
+async fn work(target: Arc<Target>, command: Arc<Command>, mut sender: SendRequest<Body>, turns: Arc<Turns>) -> Result<Vec<Seen>, String> {
     let mut seen = Vec::new();
-    loop {
-        let at = next.fetch_add(1, Ordering::Relaxed);
-        if at >= total {
-            return Ok(seen);
-        }
+    while let Some((at, due)) = turns.next().await {
         let ask = command.requests.get(at % command.requests.len().max(1)).ok_or("there is no request")?;
-        let due = command.per_second.map(|pace| began + Duration::from_secs_f64(at as f64 / pace));
-        let late = due.filter(|due| *due <= Instant::now());
-        if let (Some(due), None) = (due, late) {
-            tokio::time::sleep_until(due.into()).await;
-        }
         let request = request(&target, ask).map_err(|error| error.to_string())?;
-        // A sleep ends up to a millisecond late: that is this client's fault, not the service's.
-        let start = late.unwrap_or_else(Instant::now);
+        let start = due.unwrap_or_else(Instant::now);
         sender.ready().await.map_err(|error| error.to_string())?;
         let answer = sender.send_request(request).await.map_err(|error| error.to_string())?;
         let status = answer.status().as_u16();
@@ -193,6 +178,40 @@ async fn work(
         seen.push((at, micros, status, kept));
         if let Some(gap) = command.gap_micros {
             tokio::time::sleep(Duration::from_micros(gap)).await;
+        }
+    }
+    Ok(seen)
+}
+
+/// Whose turn it is: as soon as a connection is free, or at fixed times.
+enum Turns {
+    Free { next: AtomicUsize, total: usize },
+    Paced(tokio::sync::Mutex<mpsc::UnboundedReceiver<(usize, Instant)>>),
+}
+
+impl Turns {
+    fn new(total: usize, per_second: Option<f64>) -> Self {
+        let Some(pace) = per_second else { return Self::Free { next: AtomicUsize::new(0), total } };
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let began = Instant::now();
+        std::thread::spawn(move || {
+            for at in 0..total {
+                let due = began + Duration::from_secs_f64(at as f64 / pace);
+                std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                // A sleep ends a little late: that is this client's fault, not the service's.
+                if sender.send((at, Instant::now())).is_err() {
+                    break;
+                }
+            }
+        });
+        Self::Paced(tokio::sync::Mutex::new(receiver))
+    }
+
+    /// The next request's place, and when it was due.
+    async fn next(&self) -> Option<(usize, Option<Instant>)> {
+        match self {
+            Self::Free { next, total } => Some(next.fetch_add(1, Ordering::Relaxed)).filter(|at| at < total).map(|at| (at, None)),
+            Self::Paced(receiver) => receiver.lock().await.recv().await.map(|(at, due)| (at, Some(due))),
         }
     }
 }

@@ -49,7 +49,7 @@ fn fetch(programs: &Programs, service: &mut Service, tenant: &str, model: &str, 
     let version = deployment.get("serving_version").and_then(Value::as_u64).ok_or("nothing is deployed")?;
     let mut command = Command::new(&programs.insula);
     let to = folder.join(format!("{model}.onnx"));
-    command.args(["--json", "model", "get", model, &version.to_string()]).arg(&to);
+    command.args(["--json", "model", "download", model, &version.to_string()]).arg(&to);
     service.as_environment(&mut command, tenant);
     quietly(&mut command).map(|_| ())
 }
@@ -67,11 +67,8 @@ fn round(
 ) -> Result<()> {
     let request = folder.join("request.json");
     fs::write(&request, data.request()).map_err(|error| format!("cannot write a request: {error}"))?;
-    let mut command = Command::new(&programs.engine_alone);
-    let file = folder.join(format!("{model}.onnx"));
-    let alone = quietly(command.arg(&programs.engine).arg(&file).arg(&request).arg(ENGINE_RUNS.to_string()))?;
-    let alone: Value = serde_json::from_str(&alone).map_err(|error| format!("engine_alone printed no JSON: {error}"))?;
-    let engine = |pointer: &str| alone.pointer(pointer).and_then(Value::as_f64).unwrap_or_default();
+    let tensors = alone(programs, folder, model, "tensors")?;
+    let json = alone(programs, folder, model, "json")?;
 
     let asks = [Ask::send("POST", format!("/v2/models/{model}/infer"), tenant, data.request())];
     let load = |total, connections, per_second| Load { connections, per_second, ..Load::once(total) };
@@ -84,15 +81,15 @@ fn round(
     let halved = service.client.run(&asks, load(options.predictions_many / 4, CONNECTIONS, Some(half)))?;
 
     let per = |name: Option<&str>| cpu_between(&before, &after, name) * 1e3 / many.micros.len() as f64;
-    report.add("engine alone, ready tensors: p50", "µs", "", engine("/tensors/p50_micros"));
-    report.add("engine alone, ready tensors: p99", "µs", "", engine("/tensors/p99_micros"));
-    report.add("engine alone with the cell's JSON: p50", "µs", "", engine("/json/p50_micros"));
-    report.add("engine alone with the cell's JSON: CPU", "ms", "", engine("/json/cpu_ms"));
+    report.add("engine alone, ready tensors: p50", "µs", "", tensors("p50_micros"));
+    report.add("engine alone, ready tensors: p99", "µs", "", tensors("p99_micros"));
+    report.add("engine alone with the cell's JSON: p50", "µs", "", json("p50_micros"));
+    report.add("engine alone with the cell's JSON: CPU", "ms", "", json("cpu_ms"));
     report.add("whole path, 1 connection: p50", "µs", "", single.micros_at(0.5));
     report.add("whole path, 1 connection: p99", "µs", "", single.micros_at(0.99));
-    report.add("added over the engine alone: p50", "µs", "≤ 100", single.micros_at(0.5) - engine("/tensors/p50_micros"));
-    report.add("added over the engine alone: p99", "µs", "", single.micros_at(0.99) - engine("/tensors/p99_micros"));
-    let added = halved.micros_at(0.99) - engine("/tensors/p99_micros");
+    report.add("added over the engine alone: p50", "µs", "≤ 100", single.micros_at(0.5) - tensors("p50_micros"));
+    report.add("added over the engine alone: p99", "µs", "", single.micros_at(0.99) - tensors("p99_micros"));
+    let added = halved.micros_at(0.99) - tensors("p99_micros");
     report.add("added at half load, 16 connections: p99", "µs", "≤ 400", added);
     report.add("16 connections, beside the client on the same cores", "predictions/s", "", many.rate());
     report.add("16 connections: p50", "µs", "", many.micros_at(0.5));
@@ -101,6 +98,15 @@ fn round(
     report.add("of that the gateway", "ms", "", per(Some("insula")));
     report.add("of that the cell", "ms", "", per(Some("insula-cell")));
     Ok(())
+}
+
+/// Figures of the engine alone, by name.
+fn alone(programs: &Programs, folder: &Path, model: &str, mode: &str) -> Result<impl Fn(&str) -> f64> {
+    let mut command = Command::new(&programs.engine_alone);
+    command.arg(mode).arg(&programs.engine).arg(folder.join(format!("{model}.onnx"))).arg(folder.join("request.json"));
+    let told = quietly(command.arg(ENGINE_RUNS.to_string()))?;
+    let told: Value = serde_json::from_str(&told).map_err(|error| format!("engine_alone printed no JSON: {error}"))?;
+    Ok(move |name: &str| told.get(name).and_then(Value::as_f64).unwrap_or_default())
 }
 
 /// CPU seconds of one program, or of all.

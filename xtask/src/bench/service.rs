@@ -108,12 +108,12 @@ impl Service {
         command.env("INSULA_URL", &self.url).env("INSULA_CACERT", &self.ca).env("INSULA_TOKEN", token);
     }
 
-    /// CPU of all its processes up to now, in seconds.
-    pub(super) fn cpu_seconds(&self) -> f64 {
-        self.cpu_by_process().values().sum()
+    /// CPU of its processes of that name up to now, in seconds.
+    pub(super) fn cpu_seconds(&self, name: &str) -> f64 {
+        self.cpu_by_process().get(name).copied().unwrap_or_default()
     }
 
-    /// The same by the name of the program.
+    /// CPU of all its processes up to now in seconds, by the name of the program.
     pub(super) fn cpu_by_process(&self) -> BTreeMap<String, f64> {
         let mut sums = BTreeMap::new();
         for stat in family(self.child.id()) {

@@ -59,6 +59,7 @@ pub(crate) fn demo(options: &Options) -> Result<bool> {
     let engine = setup::for_demo()?;
     println!("building the service (the first time takes some minutes)");
     let (insula, cell) = build()?;
+    setup::engine_beside(&engine, &insula)?;
     let programs = Programs { insula, cell, engine };
     let folder = folder()?;
     let began = Instant::now();

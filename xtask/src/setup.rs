@@ -92,6 +92,16 @@ fn system_packages() -> Result<()> {
     }
 }
 
+/// The engine beside the programs, so that a service started by hand finds it without being told.
+pub(crate) fn engine_beside(engine: &Path, program: &Path) -> Result<()> {
+    let Some(folder) = program.parent() else { return Ok(()) };
+    let place = folder.join("libonnxruntime.so");
+    if place.exists() {
+        return Ok(());
+    }
+    std::fs::copy(engine, &place).map(|_| ()).map_err(|error| format!("cannot copy the engine to `{}`: {error}", place.display()))
+}
+
 /// The engine's library, out of its wheel.
 fn engine() -> Result<PathBuf> {
     let machine = std::env::consts::ARCH;

@@ -31,7 +31,7 @@ const WORDS_BYTES_MAX: usize = 400;
 pub enum EngineError {
     /// No library.
     #[error(
-        "cannot load ONNX Runtime from `{path}`: {why}\nhelp: run `cargo xtask engine`, or take libonnxruntime.so out of the PyPI wheel `onnxruntime` (1.31.1) and name it in ORT_DYLIB_PATH"
+        "cannot load ONNX Runtime from `{path}`: {why}\nhelp: run `cargo xtask demo`, or take libonnxruntime.so out of the PyPI wheel `onnxruntime` (1.31.1) and name it in ORT_DYLIB_PATH"
     )]
     Library {
         /// Where it was looked for.

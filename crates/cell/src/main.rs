@@ -51,7 +51,7 @@ enum StartError {
     #[error("`ORT_LOAD_CONFIG_FROM_MODEL` must not be set: a model would bring its own engine configuration")]
     ConfigFromModel,
     #[error(
-        "ORT_DYLIB_PATH is not set: it must name libonnxruntime.so\nhelp: run `cargo xtask engine`, or take the library out of the PyPI wheel `onnxruntime` (1.31.1)"
+        "ORT_DYLIB_PATH is not set: it must name libonnxruntime.so\nhelp: run `cargo xtask demo`, or take the library out of the PyPI wheel `onnxruntime` (1.31.1)"
     )]
     NoLibrary,
     #[error(transparent)]

@@ -173,7 +173,7 @@ fn what_is_missing_is_said_clearly() {
     for (args, environment, words) in [
         (&[][..], &[][..], "usage: insula-cell zygote"),
         (&["zygote"], &[], "`ORT_DISABLE_TELEMETRY` must be set to `1`"),
-        (&["zygote"], &[telemetry], "help: run `cargo xtask engine`"),
+        (&["zygote"], &[telemetry], "help: run `cargo xtask demo`"),
         (&["zygote"], &[telemetry, ("ORT_DYLIB_PATH", "/nowhere.so"), ("ORT_LOAD_CONFIG_FROM_MODEL", "1")], "must not be set"),
         (&["zygote"], &[telemetry, ("ORT_DYLIB_PATH", "/nowhere.so")], "started by the service, not by hand"),
     ] {

@@ -168,7 +168,7 @@ fn library(path: &Path) -> Finding {
     }
     Finding::bad(
         format!("there is no inference engine at `{}`", path.display()),
-        "install ONNX Runtime 1.24 or newer and set `cells.engine_library` (or ORT_DYLIB_PATH) to its libonnxruntime.so",
+        "run `cargo xtask demo` once in a checkout (it puts the library beside the program), or take libonnxruntime.so out of the `onnxruntime` Python package (1.31.1), and set `cells.engine_library` (or ORT_DYLIB_PATH) to its libonnxruntime.so",
     )
 }
 

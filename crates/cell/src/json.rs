@@ -87,7 +87,9 @@ impl<'a> Reader<'a> {
             Some(_) => {
                 let rest = self.text.get(self.at..).unwrap_or_default();
                 let quote = rest.get(..rest.floor_char_boundary(12)).unwrap_or_default();
-                invalid(format!("the body is not valid JSON: expected {what} at byte {}, found `{}`", self.at, quote.escape_debug()))
+                // No escapes: the message travels inside JSON, which makes its own.
+                let quote: String = quote.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+                invalid(format!("expected {what} at byte {}, found `{quote}`", self.at))
             }
         }
     }

@@ -36,11 +36,18 @@ pub(super) fn format(source: &mut dyn Source) -> Result<Format, Fail> {
     refuse(&start)?;
     let text = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&start);
     match text.iter().find(|byte| !BLANKS.contains(byte)) {
+        Some(b'<') if looks_like_markup(text) => Err(unsupported("HTML or XML, perhaps a sign-in page: download the file itself, as CSV")),
         Some(b'{') => Ok(Format::Ndjson),
         Some(b'[') if looks_like_json_array(text) => Err(unsupported("a JSON array: write one object a line (newline-delimited JSON)")),
         Some(_) => Ok(Format::Csv),
         None => Err(Fail::new(FailCode::Invalid, "the data set holds nothing but blanks")),
     }
+}
+
+/// A table's first column is hardly called so.
+fn looks_like_markup(text: &[u8]) -> bool {
+    let tag = text.trim_ascii_start();
+    [&b"<!doctype"[..], b"<html", b"<?xml"].iter().any(|start| tag.get(..start.len()).is_some_and(|tag| tag.eq_ignore_ascii_case(start)))
 }
 
 fn looks_like_json_array(text: &[u8]) -> bool {

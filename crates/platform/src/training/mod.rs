@@ -383,7 +383,7 @@ impl Platform {
         let mut tx = permit.tx().await?;
         let mut training = tx.get::<Training>(permit.resource()).await?.ok_or(Error::not_found("training"))?;
         if training.state.is_final() {
-            return Err(Error::conflict(format!("the training has already {}", training.state.word())));
+            return Err(Error::conflict(format!("the training is already {}", training.state.word())));
         }
         training.state = TrainingState::Cancelled;
         training.finished_at = Some(Timestamp::now());

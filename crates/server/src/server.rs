@@ -2,6 +2,7 @@
 //! the platform, then the kernel.
 
 use std::fmt;
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -231,7 +232,7 @@ fn log_to_stderr(log: &Log) -> Result<(), StartError> {
     for directive in QUIET {
         filter = filter.add_directive(directive.parse().map_err(|error| wrong(&error))?);
     }
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     let installed = match log.format {
         LogFormat::Text => lines.try_init(),
         LogFormat::Json => lines.json().try_init(),

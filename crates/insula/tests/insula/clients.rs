@@ -19,10 +19,9 @@ fn stock_clients_are_served_and_see_the_same_numbers() {
     let Some(service) = Service::start() else { return };
     service.tenant("zoo", &[]);
     let example = |name: &str| format!("{}/../../examples/{name}", env!("CARGO_MANIFEST_DIR"));
-    for (set, target, task, ask) in [
-        ("penguins", "species", "classification", "penguins-ask.json"),
-        ("diabetes", "progression", "regression", "diabetes-ask.json"),
-    ] {
+    for (set, target, task, ask) in
+        [("penguins", "species", "classification", "penguins-ask.json"), ("diabetes", "progression", "regression", "diabetes-ask.json")]
+    {
         service.run("zoo", &["data", "put", set, &example(&format!("{set}.csv"))]).json();
         let train = ["train", "start", "--dataset", set, "--target", target, "--task", task, "--name", set, "--watch"];
         service.run("zoo", &train).json();

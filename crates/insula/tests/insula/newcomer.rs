@@ -47,7 +47,9 @@ async fn files_of_other_kinds_are_told_from_tables() {
         refused(case, &answer, code, told);
     }
     service.get("/v1/datasets/mine", &key).await.expect(404);
-    for (name, told) in [("a%20b", "is not a name"), ("%F0%9F%90%A7", "is not a name"), (&"x".repeat(65), "1 to 64"), ("-a", "begin and end")] {
+    for (name, told) in
+        [("a%20b", "is not a name"), ("%F0%9F%90%A7", "is not a name"), (&"x".repeat(65), "1 to 64"), ("-a", "begin and end")]
+    {
         let answer = service.ask(Method::PUT, &format!("/v1/datasets/{name}"), &key, "a\n1\n").await;
         refused(name, &answer, "invalid", told);
     }
@@ -142,7 +144,8 @@ async fn things_in_use_and_things_that_are_not_there() {
     // Six at once: each a version of its own, each whole.
     let one = async |number: usize| {
         let content = format!("a,b\n{}", format!("1,{number}\n").repeat(1000 + number));
-        let version = service.ask(Method::PUT, "/v1/datasets/twice", &key, content.clone()).await.expect(201).json()["version"].as_u64().unwrap();
+        let version =
+            service.ask(Method::PUT, "/v1/datasets/twice", &key, content.clone()).await.expect(201).json()["version"].as_u64().unwrap();
         let path = format!("/v1/datasets/twice/versions/{version}/content");
         assert!(service.get(&path, &key).await.expect(200).text() == content);
         version
@@ -154,7 +157,8 @@ async fn things_in_use_and_things_that_are_not_there() {
     // A long training is cancelled; one whose data set goes while it waits says so.
     service.ask(Method::PUT, "/v1/datasets/long", &key, rows(60_000)).await.expect(201);
     let long = json!({"name": "slow", "dataset": "long", "target": "label", "task": "classification", "parameters": {"max_iter": 5000}});
-    let start = async || service.ask(Method::POST, "/v1/trainings", &key, long.clone()).await.expect(202).json()["id"].as_str().unwrap().to_owned();
+    let start =
+        async || service.ask(Method::POST, "/v1/trainings", &key, long.clone()).await.expect(202).json()["id"].as_str().unwrap().to_owned();
     let (running, waiting) = (start().await, start().await);
     delete("/v1/datasets/long").await.expect(204);
     let cancel = async |id: &str| service.ask(Method::POST, &format!("/v1/trainings/{id}/cancel"), &key, Body::None).await;

@@ -23,6 +23,8 @@ use crate::rows::Store;
 
 /// Decisions remembered per tenant.
 const DECISIONS_MAX: NonZeroUsize = NonZeroUsize::new(2048).expect("not zero");
+/// Entries for refusals by rate or concurrency in one second.
+const FLOOD_ENTRIES_PER_SECOND_MAX: u32 = 10;
 /// Members a tenant can have at most, whatever its limits say: they are held in memory while the tenant is open.
 pub(crate) const MEMBERS_MAX: usize = 10_000;
 
@@ -58,6 +60,7 @@ pub(crate) struct Island {
     epoch: AtomicU64,
     frozen: AtomicBool,
     torn: AtomicBool,
+    flood: Mutex<Flood>,
     commits: tokio::sync::Mutex<()>,
     /// A commit whose outcome nobody saw: its generation, and the entry it leaves if it did not happen.
     unsettled: Mutex<Option<(u64, Entry)>>,
@@ -77,7 +80,30 @@ struct DecisionKey {
     resource: String,
 }
 
+/// Refusals by rate or concurrency in one second.
+#[derive(Default)]
+struct Flood {
+    second: i64,
+    told: u32,
+    withheld: u64,
+}
+
 impl Island {
+    /// Whether a refusal by rate gets an entry of its own, and how many before it got none: a flood must not fill the disk.
+    pub(crate) fn flood(&self, now_micros: i64) -> Option<u64> {
+        let mut flood = self.flood.lock();
+        let second = now_micros.div_euclid(1_000_000);
+        if flood.second != second {
+            (flood.second, flood.told) = (second, 0);
+        }
+        if flood.told >= FLOOD_ENTRIES_PER_SECOND_MAX {
+            flood.withheld = flood.withheld.saturating_add(1);
+            return None;
+        }
+        flood.told += 1;
+        Some(std::mem::take(&mut flood.withheld))
+    }
+
     /// Puts the parts together, replays the outbox into the ledger, reads members and counters.
     pub(crate) async fn new(
         id: TenantId,
@@ -100,6 +126,7 @@ impl Island {
             epoch: AtomicU64::new(u64::try_from(now_micros()).unwrap_or_default()),
             frozen: AtomicBool::new(false),
             torn: AtomicBool::new(false),
+            flood: Mutex::default(),
             commits: tokio::sync::Mutex::new(()),
             unsettled: Mutex::default(),
             rotating: tokio::sync::Mutex::new(()),

@@ -285,7 +285,13 @@ impl Meter {
 
     /// Changes the limits at once. What is above a lower limit stays; only more is refused.
     pub(crate) fn set_limits(&self, limits: Limits) {
-        self.state.lock().limits = limits;
+        let mut state = self.state.lock();
+        let rate = |limits: &Limits| (limits.requests_per_second, limits.requests_burst);
+        if rate(&state.limits) != rate(&limits) {
+            // A debt in units of the old rate says nothing about the new one.
+            state.empty_at_nanos = 0;
+        }
+        state.limits = limits;
     }
 
     /// Takes one request's place: concurrency, then rate. The slot frees the concurrency when dropped; the rate is spent.

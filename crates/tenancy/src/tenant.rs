@@ -175,7 +175,8 @@ impl Tenant {
         IslandToken(self.island.id)
     }
 
-    /// Asks for one act on one resource. Policy, scope, quota and ledger must all agree; a refusal leaves its entry.
+    /// Asks for one act on one resource. Quota, scope, policy and ledger must all agree; a refusal leaves its
+    /// entry. Of refusals by rate or concurrency only the first ten of a second have one of their own, the rest are counted in the next.
     ///
     /// `resource` is the name the request gives; empty for a collection.
     ///
@@ -186,22 +187,25 @@ impl Tenant {
     pub fn allow<A: Act>(&self, resource: &str) -> Result<Permit<A>> {
         self.island.thawed()?;
         let resource = resource.get(..resource.floor_char_boundary(RESOURCE_BYTES_MAX)).unwrap_or_default();
-        let (allowed, reason) = self.judge(A::NAME, A::RESOURCE, resource);
-        if !allowed {
-            self.refused::<A>(resource, &reason)?;
-            let seen = act_by_name(A::SEEN_BY).is_some_and(|see: &ActInfo| self.judge(see.name, see.resource, resource).0);
-            return Err(if seen { Error::Forbidden { act: A::NAME } } else { Error::NotFound(A::RESOURCE.word()) });
-        }
+        // Before anything else is done or written, so that a flood of refusals is bounded by the rate as well.
         let slot = match self.admitted {
             true => None,
             false => match self.island.meter.admit(A::QUOTA) {
                 Ok(slot) => Some(slot),
                 Err(exceeded) => {
-                    self.refused::<A>(resource, exceeded.limit)?;
+                    if let Some(withheld) = self.island.flood(now_micros()) {
+                        self.refused::<A>(resource, exceeded.limit, withheld)?;
+                    }
                     return Err(Error::Quota(exceeded));
                 }
             },
         };
+        let (allowed, reason) = self.judge(A::NAME, A::RESOURCE, resource);
+        if !allowed {
+            self.refused::<A>(resource, &reason, 0)?;
+            let seen = act_by_name(A::SEEN_BY).is_some_and(|see: &ActInfo| self.judge(see.name, see.resource, resource).0);
+            return Err(if seen { Error::Forbidden { act: A::NAME } } else { Error::NotFound(A::RESOURCE.word()) });
+        }
         if self.island.ledger.failed() {
             return Err(Error::Unavailable("the audit log cannot be written"));
         }
@@ -232,7 +236,9 @@ impl Tenant {
         (decision.allowed, decision.reason.clone())
     }
 
-    fn refused<A: Act>(&self, resource: &str, reason: &str) -> Result<()> {
+    /// `withheld`: refusals by rate since the last entry that got none of their own.
+    fn refused<A: Act>(&self, resource: &str, reason: &str, withheld: u64) -> Result<()> {
+        let detail = (withheld > 0).then(|| ("withheld".to_owned(), withheld.to_string()));
         let entry = Entry {
             time: now_micros(),
             request: self.request.to_string(),
@@ -242,7 +248,7 @@ impl Tenant {
             resource: format!("{}:{resource}", A::RESOURCE.word()),
             outcome: Outcome::Refused,
             reason: reason.to_owned(),
-            detail: Default::default(),
+            detail: detail.into_iter().collect(),
             generation: None,
         };
         self.island.ledger.append(&entry).map(|_| ()).map_err(|_| Error::Unavailable("the audit log cannot be written"))

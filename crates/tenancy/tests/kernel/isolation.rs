@@ -176,6 +176,26 @@ async fn a_flood_is_refused_with_a_time_to_come_back() {
     let Some(Error::Quota(exceeded)) = refused else { panic!("{refused:?}") };
     assert!(exceeded.retry_after_seconds.is_some_and(|seconds| seconds >= 1));
     assert!(permit::<Predict>(&kernel, &b, "m").await.is_ok(), "the neighbour does not notice");
+
+    // A flood does not fill the log: some entries, the rest counted.
+    for _ in 0..500 {
+        let _ = permit::<Predict>(&kernel, &a, "m").await.map(|permit| permit.finish());
+    }
+    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+    for _ in 0..8 {
+        let _ = permit::<Predict>(&kernel, &a, "m").await.map(|permit| permit.finish());
+    }
+    operator
+        .limits_put(&"a".parse().unwrap(), Limits { requests_per_second: 1000, requests_burst: 1000, ..Limits::default() })
+        .await
+        .unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(2000)).await;
+    let permit = permit::<LedgerRead>(&kernel, &a, "").await.unwrap();
+    let filter = Filter { outcome: Some(Outcome::Refused), ..Filter::default() };
+    let refused = permit.ledger().search(&filter, 1000).unwrap().entries;
+    let withheld: u64 = refused.iter().filter_map(|found| found.entry.as_ref()?.detail.get("withheld")?.parse::<u64>().ok()).sum();
+    assert!(refused.len() < 100, "{} entries", refused.len());
+    assert!(withheld > 400 && withheld as usize + refused.len() > 490, "{withheld} counted beside {} entries", refused.len());
 }
 
 #[tokio::test]

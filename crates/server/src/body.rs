@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::Stream;
@@ -23,9 +23,15 @@ use crate::watch::Work;
 /// Most memory taken for a body on the word of its `Content-Length` alone, in bytes.
 const RESERVE_BYTES_MAX: u64 = 1 << 20;
 
+/// Most of a refused body that is still read, in bytes. Many clients look for the answer only when they have sent everything, and
+/// take a connection that closes before for a broken one.
+const REFUSED_BYTES_MAX: u64 = 64 << 20;
+/// The same in time.
+const REFUSED_TIME_MAX: Duration = Duration::from_secs(5);
+
 /// A request's body. Nothing is read before a handler asks.
 pub(crate) struct RequestBody {
-    incoming: Incoming,
+    incoming: Option<Incoming>,
     limits: Arc<RequestLimits>,
     started: Instant,
     mark: Arc<BodyMark>,
@@ -37,6 +43,8 @@ pub(crate) struct BodyMark {
     /// What went wrong inside a stream whose reader knows only `io::Error`.
     fault: Mutex<Option<Fail>>,
     read: AtomicU64,
+    /// What its reader left.
+    rest: Mutex<Option<Incoming>>,
 }
 
 impl BodyMark {
@@ -49,11 +57,36 @@ impl BodyMark {
     pub(crate) fn read(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
     }
+
+    /// Lets a refused body come to its end, within bounds, and forgets it. A client that waits for leave to send (`waits`) has sent
+    /// nothing and gets no leave.
+    pub(crate) async fn let_come(&self, waits: bool) {
+        let Some(mut rest) = self.rest.lock().take() else { return };
+        if (waits && self.read() == 0) || rest.size_hint().lower() > REFUSED_BYTES_MAX {
+            return;
+        }
+        let mut bytes = 0;
+        let coming = async {
+            while let Some(Ok(frame)) = rest.frame().await
+                && bytes <= REFUSED_BYTES_MAX
+            {
+                bytes += frame.data_ref().map_or(0, |piece| u64::try_from(piece.len()).unwrap_or(u64::MAX));
+            }
+        };
+        // Whether it came or not: the answer is the same.
+        let _ = timeout(REFUSED_TIME_MAX, coming).await;
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        *self.mark.rest.lock() = self.incoming.take().filter(|incoming| !incoming.is_end_stream());
+    }
 }
 
 impl RequestBody {
     pub(crate) fn new(incoming: Incoming, limits: Arc<RequestLimits>) -> Self {
-        Self { incoming, limits, started: Instant::now(), mark: Arc::default() }
+        Self { incoming: Some(incoming), limits, started: Instant::now(), mark: Arc::default() }
     }
 
     /// What stays known of it.
@@ -63,11 +96,12 @@ impl RequestBody {
 
     /// The next piece.
     async fn piece(&mut self, bytes_max: u64) -> Result<Option<Bytes>> {
-        if self.incoming.size_hint().lower() > bytes_max.saturating_sub(self.mark.read()) {
+        let Some(incoming) = &mut self.incoming else { return Ok(None) };
+        if incoming.size_hint().lower() > bytes_max.saturating_sub(self.mark.read()) {
             return Err(too_large(bytes_max));
         }
         loop {
-            let Ok(frame) = timeout(self.limits.body_idle_timeout, self.incoming.frame()).await else {
+            let Ok(frame) = timeout(self.limits.body_idle_timeout, incoming.frame()).await else {
                 return Err(Fail::new("body_timeout", "the body stopped coming").closing());
             };
             let Some(frame) = frame else { return Ok(None) };
@@ -89,10 +123,11 @@ impl RequestBody {
     /// All of it.
     pub(crate) async fn bytes(mut self, bytes_max: u64) -> Result<Bytes> {
         let Some(first) = self.piece(bytes_max).await? else { return Ok(Bytes::new()) };
-        if self.incoming.is_end_stream() {
+        let incoming = self.incoming.as_ref();
+        if incoming.is_none_or(Body::is_end_stream) {
             return Ok(first);
         }
-        let expected = self.incoming.size_hint().lower().min(RESERVE_BYTES_MAX);
+        let expected = incoming.map_or(0, |incoming| incoming.size_hint().lower()).min(RESERVE_BYTES_MAX);
         let mut all = BytesMut::with_capacity(first.len() + usize::try_from(expected).unwrap_or(0));
         all.extend_from_slice(&first);
         while let Some(piece) = self.piece(bytes_max).await? {

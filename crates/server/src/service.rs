@@ -9,7 +9,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::header::{
-    CACHE_CONTROL, CONNECTION, HeaderName, HeaderValue, STRICT_TRANSPORT_SECURITY, TRANSFER_ENCODING, X_CONTENT_TYPE_OPTIONS,
+    CACHE_CONTROL, CONNECTION, EXPECT, HeaderName, HeaderValue, STRICT_TRANSPORT_SECURITY, TRANSFER_ENCODING, X_CONTENT_TYPE_OPTIONS,
 };
 use http::request::Parts;
 use http::{Request, Response, StatusCode};
@@ -102,6 +102,7 @@ impl Service {
     ) -> (Outcome, u64) {
         let body = RequestBody::new(incoming, self.limits.clone());
         let mark = body.mark();
+        let waits = parts.headers.contains_key(EXPECT);
         let outcome = match self.ask(parts, body, id, ambiguous) {
             Ok((at, ask)) => {
                 *operation = Some(at);
@@ -115,6 +116,9 @@ impl Service {
             }
             Err(fail) => Err(fail).into(),
         };
+        if outcome.answer.as_ref().is_err_and(|fail| !matches!(fail.code(), "body_timeout" | "upload_interrupted" | "request_ambiguous")) {
+            mark.let_come(waits).await;
+        }
         (outcome, mark.read())
     }
 

@@ -4,8 +4,10 @@ Arguments: address (host:port), certificate authority, deployment, ONNX file, re
 environment. Prints what was seen as JSON.
 """
 
+import http.client
 import json
 import os
+import ssl
 import sys
 
 import numpy as np
@@ -45,6 +47,13 @@ for name, attempt in {
         refusals[name] = "went through"
     except InferenceServerException as error:
         refusals[name] = str(error)
+
+# A client that reads nothing before it has sent everything still gets the reason for a refusal.
+eager = http.client.HTTPSConnection(address, context=ssl.create_default_context(cafile=authority))
+for path, key, status in [("/v1/datasets/d", "wrong", 401), ("/v1/datasets/a%20b", os.environ["INSULA_TOKEN"], 400)]:
+    eager.request("PUT", path, body=b"x" * 20_000_000, headers={"Authorization": "Bearer " + key})
+    told = eager.getresponse()
+    assert told.status == status and json.loads(told.read())["code"], told.status
 
 session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
 names = [output.name for output in session.get_outputs()]

@@ -40,6 +40,8 @@ use crate::stats::{Counters, PlatformStats, bump};
 use pool::Island;
 use process::{Blank, blank_limits};
 
+/// Time between a cell leaving the pool and the fork of its successor: longer than most cold starts from the pool take.
+const REFILL_AFTER: Duration = Duration::from_millis(20);
 /// How long a request waits for a place that an evicted cell gives free.
 const PLACE_WAIT: Duration = Duration::from_secs(2);
 /// Inspections, previews and admissions that wait for their turn, on the whole node.
@@ -213,6 +215,8 @@ impl Cells {
                 }
             }
             self.0.refill.notified().await;
+            // Whoever took the cell is about to load a model: a fork at the same moment costs that first answer more than it gains the next.
+            tokio::time::sleep(REFILL_AFTER).await;
         }
         self.0.blank.lock().clear();
     }

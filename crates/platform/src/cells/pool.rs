@@ -376,6 +376,8 @@ impl Cells {
         match answer {
             Ok(FromCell::Inferred(body)) => {
                 island.breaker_worked(&resolved.key);
+                permit.detail("model_sha256", &resolved.sha256);
+                permit.detail("model_version", &resolved.version);
                 Ok(body)
             }
             Ok(FromCell::Fail(fail)) if fail.code == FailCode::NoModel => {

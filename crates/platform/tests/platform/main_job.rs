@@ -2,8 +2,9 @@
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
+use platform::tenancy::Filter;
 use platform::tenancy::act::{
-    DatasetDelete, DatasetRead, DatasetWrite, DeploymentRead, ModelDelete, ModelRead, ModelWrite, Predict, QuotaRead, RunRead,
+    DatasetDelete, DatasetRead, DatasetWrite, DeploymentRead, LedgerRead, ModelDelete, ModelRead, ModelWrite, Predict, QuotaRead, RunRead,
     TrainingCancel, TrainingRead,
 };
 use platform::{AliasRequest, Lineage, PageRequest, PreviewRequest, TagRequest, TrainingState};
@@ -88,6 +89,16 @@ async fn two_tenants_from_upload_to_prediction() {
 
     // The other tenant asks for it by its right name, and finds nothing.
     assert_eq!(code(world.predict(&vineyard, "triage", example("breast-cancer-ask.json")).await), "not_found");
+    let permit = world.allow::<LedgerRead>(&clinic, "").await;
+    let filter = Filter { act: Some("Predict".to_owned()), ..Filter::default() };
+    let found = permit.ledger().search(&filter, 1).unwrap().entries.remove(0).entry.unwrap();
+    let permit_model = world.allow::<ModelRead>(&clinic, "screening").await;
+    let model = world.platform.model_version_get(&permit_model, found.detail["model_version"].parse().unwrap()).await.unwrap();
+    assert_eq!(found.detail["model_sha256"], model.sha256, "what was run");
+    // SHA-256 of examples/breast-cancer-ask.json, as sha256sum says.
+    assert_eq!(found.detail["input_sha256"], "f6394e962c779a14ce4fb7a50dc999f2c5721ced3222ab66a0330cf5aa6352d8", "on what");
+    assert_eq!(found.detail["output_sha256"].len(), 64, "with what result");
+    let _ = (permit.finish().unwrap(), permit_model.finish().unwrap());
     // A model in use stays; then everything can go.
     let permit = world.allow::<ModelDelete>(&clinic, "screening").await;
     assert_eq!(code(world.platform.model_delete(&permit).await), "conflict");

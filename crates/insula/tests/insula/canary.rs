@@ -149,7 +149,7 @@ async fn play(service: &Service, tenant: &str) -> Part {
     let made = ask(Method::POST, "/v1/keys", json!({"name": format!("key-{mark}"), "member": part.member()}).into(), 201).await;
     part.key_id = made.json()["key"]["id"].as_str().unwrap().to_owned();
     let line = |row: usize| {
-        let (town, class) = (if row % 2 == 0 { &mark } else { "elsewhere" }, if row % 12 > row / 20 { &mark } else { "down" });
+        let (town, class) = (if row.is_multiple_of(2) { &mark } else { "elsewhere" }, if row % 12 > row / 20 { &mark } else { "down" });
         format!("{},{},{town},free-{mark},{class}\n", row % 12, row / 12)
     };
     let csv = format!("x,y,town-{mark},text-{mark},class-{mark}\n{}", (0..ROWS).map(line).collect::<String>());
@@ -300,6 +300,7 @@ async fn a_tenants_marks_are_nowhere_but_at_home() {
     }
     let log = [fs::read(service.path("log")).unwrap(), fs::read(service.path("out")).unwrap()].concat();
     assert!(contains(&log, b"DEBUG"), "the log has all it can have");
+    assert!(parts.iter().all(|part| part.who.is_in(&log)), "the log says who asked, so the search in it would find more");
     // First everybody asks for their own things, then for the other's: what one asked for stands in one's own log.
     let mut own = Vec::new();
     for part in &parts {

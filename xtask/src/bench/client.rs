@@ -111,7 +111,8 @@ impl Client {
         let told: Value = serde_json::from_str(&line).map_err(|_| "the client failed: see above".to_owned())?;
         if let Some(failure) = told.get("failure").and_then(Value::as_str) {
             let first = requests.first().and_then(|request| request.get("path")).cloned().unwrap_or_default();
-            return Err(format!("the service refused {first} or one that came with it: {failure}; answers: {}", told["statuses"]));
+            let answers = told.get("statuses").cloned().unwrap_or_default();
+            return Err(format!("the service refused {first} or one that came with it: {failure}; answers: {answers}"));
         }
         let list = |name: &str| told.get(name).and_then(Value::as_array).cloned().unwrap_or_default();
         Ok(Told {

@@ -54,7 +54,6 @@ fn fetch(programs: &Programs, service: &mut Service, tenant: &str, model: &str, 
     quietly(&mut command).map(|_| ())
 }
 
-#[expect(clippy::too_many_arguments, reason = "one place calls it")]
 fn round(
     options: &Options,
     programs: &Programs,

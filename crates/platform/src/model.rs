@@ -552,6 +552,9 @@ fn text_checked(what: &str, text: &str) -> Result<()> {
     if text.len() > TEXT_BYTES_MAX {
         return Err(Error::invalid(format!("the {what} is longer than {TEXT_BYTES_MAX} bytes")));
     }
+    if text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\t')) {
+        return Err(Error::invalid(format!("the {what} has control characters")));
+    }
     Ok(())
 }
 

@@ -39,7 +39,10 @@ impl FromStr for Name {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let shown: String = text.chars().take(NAME_BYTES_MAX).filter(|c| !c.is_control()).collect();
+        let mut shown: String = text.chars().take(NAME_BYTES_MAX).filter(|c| !c.is_control()).collect();
+        if text.chars().nth(NAME_BYTES_MAX).is_some() {
+            shown.push('…');
+        }
         let refuse = |why: &str| Err(Error::Invalid(format!("`{shown}` is not a name: {why}")));
         if text.is_empty() || text.len() > NAME_BYTES_MAX {
             return refuse("give 1 to 64 characters");

@@ -72,7 +72,11 @@ pub(super) fn register(api: &mut Api) {
     api.tenant_route(
         GET,
         "/v1/ledger/tiles/{path...}",
-        Doc::new("ledger_tile", "Tiles and entry bundles (C2SP tlog-tiles)").answers_raw("application/octet-stream", "C2SP tlog-tiles"),
+        Doc::new(
+            "ledger_tile",
+            "Tiles and entry bundles (C2SP tlog-tiles), as in tile/0/000, tile/0/000.p/5, tile/entries/000.p/5 and checkpoint",
+        )
+        .answers_raw("application/octet-stream", "C2SP tlog-tiles"),
         tile,
     );
 }

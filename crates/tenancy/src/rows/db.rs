@@ -276,10 +276,12 @@ async fn connect(path: &Path, key: &Key, expect: Expect) -> Result<SqliteConnect
     })
 }
 
-/// SQLCipher writes about every wrong key to standard error; the switch is one for the whole process.
+/// Two switches for the whole process, before the first connection: SQLCipher does not write about wrong keys to standard error, and
+/// its OpenSSL does not clean up at exit, which crashes when the thread of a connection still runs then.
 async fn silence() -> Result<()> {
     static SILENT: OnceCell<()> = OnceCell::const_new();
     let silent = SILENT.get_or_try_init(|| async {
+        openssl_sys::init();
         let options = SqliteConnectOptions::new().in_memory(true).pragma("cipher_log_level", "NONE").disable_statement_logging();
         options.connect().await?.close().await
     });

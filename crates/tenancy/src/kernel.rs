@@ -49,7 +49,7 @@ const OPENING_LOCKS: usize = 64;
 /// Tickets looked at for one claim.
 const TICKETS_SEEN_MAX: u32 = 1000;
 /// Life of the first keys, in days.
-const FIRST_KEY_DAYS: i64 = 365;
+pub(crate) const FIRST_KEY_DAYS: i64 = 365;
 /// File of the one-time secret, in the keystore.
 const BOOTSTRAP_FILE: &str = "bootstrap.secret";
 const BOOTSTRAP_META: &str = "bootstrap_mac";

@@ -8,7 +8,7 @@ use crate::control::{ErasureRow, TenantRow, TenantState};
 use crate::credential::{CredentialId, Scope};
 use crate::erasure::{self, ErasureInfo, remove_folder};
 use crate::error::{Error, Result};
-use crate::kernel::{Kernel, TenantUsage};
+use crate::kernel::{FIRST_KEY_DAYS, Kernel, TenantUsage};
 use crate::keyring::Keyring;
 use crate::ledger::Outcome;
 use crate::manage::{IssuedKey, KeyInfo, LedgerView, TenantInfo, expiry_fits};
@@ -17,9 +17,6 @@ use crate::permit::Closed;
 use crate::quota::Limits;
 use crate::rows::db::blocking;
 use crate::tenant::RequestId;
-
-/// Life of the first administrator's key, in days.
-const FIRST_KEY_DAYS: i64 = 365;
 
 /// Everything an operator can ask, for the role matrix and the documents.
 pub const OPERATOR_ACTS: &[&str] = &[

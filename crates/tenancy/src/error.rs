@@ -1,5 +1,6 @@
 //! What can go wrong in the kernel. The public message is for the caller; the private context is for the operator's log.
 
+use crate::place::Peer;
 use crate::quota::Exceeded;
 
 /// Result of the kernel.
@@ -38,6 +39,9 @@ pub enum Error {
     /// Cannot do it now; nothing was done.
     #[error("the service cannot do this now: {0}")]
     Unavailable(&'static str),
+    /// Another node serves this; ask there. Whoever shows it to a user could not forward the request.
+    #[error("another node serves this, and it cannot be reached: try again")]
+    Elsewhere(Box<Peer>),
     /// A fault of the service. The context is private.
     #[error("the service failed; nothing was done")]
     Internal(String),
@@ -89,7 +93,7 @@ impl Error {
             Self::Quota(_) => "quota_exceeded",
             Self::TenantState(_) => "tenant_state",
             Self::Integrity(_) => "integrity",
-            Self::Unavailable(_) => "unavailable",
+            Self::Unavailable(_) | Self::Elsewhere(_) => "unavailable",
             Self::Internal(_) => "internal",
         }
     }
@@ -97,7 +101,22 @@ impl Error {
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
+        if unreachable(&error) {
+            tracing::warn!(%error, "the database cannot be reached");
+            return Self::Unavailable("the database cannot be reached; try again");
+        }
         Self::Internal(format!("database: {error}"))
+    }
+}
+
+/// Whether a server is gone, starting, stopping or full, as opposed to refusing what was asked (PostgreSQL, appendix A: classes 08, 53, 57P).
+fn unreachable(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => true,
+        sqlx::Error::Database(inner) => {
+            inner.code().is_some_and(|code| code.len() == 5 && ["08", "53", "57P"].iter().any(|class| code.starts_with(class)))
+        }
+        _ => false,
     }
 }
 

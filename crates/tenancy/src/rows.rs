@@ -15,6 +15,8 @@
 
 pub(crate) mod db;
 mod records;
+#[allow(dead_code, reason = "its users are being moved over")]
+pub(crate) mod sql;
 
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File};

@@ -199,6 +199,7 @@ impl Config {
             issuer: url.to_owned(),
             stores_open_max: self.tenants_open_max,
             limits: self.tenant_limits,
+            stores: Default::default(),
         }
     }
 

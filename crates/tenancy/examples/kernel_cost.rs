@@ -47,6 +47,7 @@ fn config(dir: &Path) -> KernelConfig {
         issuer: "https://localhost:8443".to_owned(),
         stores_open_max: 8,
         limits: Limits { requests_per_second: 1_000_000, requests_burst: 1_000_000, concurrency_max: 100_000, ..Limits::default() },
+        stores: Default::default(),
     }
 }
 

@@ -27,6 +27,7 @@ use crate::manage::IssuedKey;
 use crate::member::Member;
 use crate::name::{Name, TenantId, hex};
 use crate::operator::Operator;
+use crate::place::StoresConfig;
 use crate::policy::{Policy, Role};
 use crate::quota::{Limits, Meter, Usage};
 use crate::root::{Created, RootStore};
@@ -67,6 +68,8 @@ pub struct KernelConfig {
     pub stores_open_max: usize,
     /// Limits of a new tenant.
     pub limits: Limits,
+    /// Where rows and objects can lie beside the data folder, and which of several nodes this is.
+    pub stores: StoresConfig,
 }
 
 /// What the first start made, to be told to the operator.

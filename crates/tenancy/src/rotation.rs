@@ -127,6 +127,7 @@ mod tests {
                 issuer: "https://localhost".to_owned(),
                 stores_open_max: 4,
                 limits: Limits::default(),
+                stores: Default::default(),
             };
             match Kernel::open(config).await {
                 Ok((kernel, _)) => return kernel,

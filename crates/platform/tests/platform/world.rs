@@ -169,6 +169,7 @@ fn kernel_config(folder: &Path) -> KernelConfig {
         issuer: "https://localhost".to_owned(),
         stores_open_max: 16,
         limits: Limits::default(),
+        stores: Default::default(),
     }
 }
 

@@ -62,6 +62,7 @@ pub(crate) fn config(data: &Path, keystore: &Path) -> KernelConfig {
         issuer: "https://localhost:8443".to_owned(),
         stores_open_max: 8,
         limits: Limits::default(),
+        stores: Default::default(),
     }
 }
 

@@ -15,6 +15,7 @@
 mod bench;
 mod demo;
 mod run;
+mod servers;
 mod setup;
 mod suite;
 mod tidy;
@@ -42,6 +43,8 @@ fn main() -> ExitCode {
         ["test"] => suite::test(),
         ["tidy"] => tidy::tidy(),
         ["setup"] => setup::for_tests().map(|_| true),
+        // For developers: the tests' servers, kept up for any number of runs.
+        ["servers", dir] => servers::foreground(Path::new(dir)),
         ["help" | "--help" | "-h"] => {
             println!("{HELP}");
             Ok(true)

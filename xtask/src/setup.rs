@@ -61,9 +61,9 @@ pub(crate) fn for_tests() -> Result<Tools> {
 /// Whether something is there.
 type IsThere = fn() -> bool;
 
-/// What cannot be had without the system's package manager: a test for it, and the package that has it.
-fn system_packages() -> Result<()> {
-    let needed: [(&str, IsThere); 6] = [
+/// What builds need of the system.
+pub(crate) fn system_packages() -> Result<()> {
+    packages(&[
         ("gcc", || is_installed("cc")),
         ("g++", || is_installed("c++")),
         ("pkg-config", || is_installed("pkg-config")),
@@ -72,7 +72,11 @@ fn system_packages() -> Result<()> {
         }),
         ("python3-venv", || works(&mut command("python3", &["-c", "import venv, ensurepip"]))),
         ("curl", || is_installed("curl")),
-    ];
+    ])
+}
+
+/// What cannot be had without the system's package manager: the package that has it, and a test for it.
+pub(crate) fn packages(needed: &[(&str, IsThere)]) -> Result<()> {
     let missing: Vec<&str> = needed.iter().filter(|(_, is_there)| !is_there()).map(|(package, _)| *package).collect();
     if missing.is_empty() {
         return Ok(());
@@ -143,7 +147,7 @@ fn fetch_engine(work: &Path, name: &str, expected: &str, library: &Path) -> Resu
 }
 
 /// An environment with nothing but pip.
-fn bare_venv() -> Result<PathBuf> {
+pub(crate) fn bare_venv() -> Result<PathBuf> {
     let venv = cache()?.join("venv");
     if !works(Command::new(venv.join("bin/python")).args(["-m", "pip", "--version"])) {
         println!("setup: making a Python environment");

@@ -22,7 +22,8 @@ use crate::error::{Error, Result};
 use crate::keyring::{DataKeyRow, KeyRows, TenantKeyRow, rewrap};
 use crate::name::{Name, TenantId};
 use crate::root::RootStore;
-use crate::rows::db::{Db, Expect, Migrations, as_i64};
+use crate::rows::db::{Db, as_i64};
+use crate::rows::sqlite::{Expect, Migrations, SqliteDb};
 use crate::seal::Key;
 use protected::{ControlTxn, Verifier};
 
@@ -168,7 +169,7 @@ impl Control {
         let before = anchor.now();
         let expect = if path.exists() || before.generation > 0 { Expect::Present } else { Expect::Absent };
         let key = root.control_key().derive("control.db", &[]);
-        let db = Db::open(path, &key, anchor, MIGRATIONS, expect).await?;
+        let db = Db::Sqlite(SqliteDb::open(path, &key, anchor, MIGRATIONS, expect).await?);
         let control = Self { db, verifier: Verifier::new(root.control_key()), touched: Mutex::default() };
         if before.clean.is_none() {
             control.verifier.verify_all(control.db.read().await?.connection()?).await?;

@@ -32,7 +32,7 @@ use crate::policy::{Policy, Role};
 use crate::quota::{Limits, Meter, Usage};
 use crate::root::{Created, RootStore};
 use crate::rotation;
-use crate::rows::Store;
+use crate::rows::{Place, Store};
 use crate::seal::Key;
 use crate::tenant::{Caller, Lease, RequestId, Tenant};
 use crate::token::{Grant, TOKEN_LIFE_SECONDS_MAX, Tokens};
@@ -365,7 +365,7 @@ impl Kernel {
         let keyring = Keyring::load(&self.0.root, row.id, &self.0.control.keys_of(row.id).await?)?;
         let ledger = self.ledger_open(&dir, &keyring)?;
         let anchor = self.0.anchors.slot(row.slot, row.id)?;
-        let store = Store::open(&dir, Arc::new(keyring), anchor).await?;
+        let store = Store::open(&dir, Place::File, Arc::new(keyring), anchor).await?;
         let meter = self.meter(row)?;
         let keys_alive = self.0.control.credentials_alive(row.id).await?;
         Island::new(row.id, row.name.clone(), store, ledger, keys_alive, meter, Arc::clone(&self.0.policy)).await
@@ -411,7 +411,7 @@ impl Kernel {
         let dir = self.tenant_dir(row.id);
         let anchor = self.0.anchors.slot(row.slot, row.id)?;
         let keyring = Arc::new(keyring);
-        let store = Store::create(&dir, Arc::clone(&keyring), anchor).await?;
+        let store = Store::create(&dir, Place::File, Arc::clone(&keyring), anchor).await?;
         let ledger = self.ledger_open(&dir, &keyring)?;
         let mut tx = store.tx().await?;
         tx.insert(&Member { name: admin.clone(), roles: vec![Role::Admin], description: "first administrator".to_owned() }).await?;

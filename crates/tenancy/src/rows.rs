@@ -1,4 +1,4 @@
-//! A tenant's structured records, in its own encrypted file.
+//! A tenant's structured records: in its own encrypted file, or in its own place on a PostgreSQL server.
 //!
 //! The kernel does not know what a data set or a model is. A [`Record`] is JSON under a kind and a key, with a few fields to
 //! find it by. [`Rows`] reads; [`Tx`] reads and writes, and what it commits is durable together with its ledger entry: the
@@ -11,12 +11,20 @@
 //! tx.usage_add("objects", 1).await?;
 //! let generation = tx.commit_with(Some(entry)).await?;
 //! ```
-//! A tenant has one connection. Whoever holds a [`Tx`] holds all of the tenant's rows: be short, and do not ask [`Rows`] inside.
+//! One transaction at a time; in its own file a tenant has one connection. Whoever holds a [`Tx`] holds all of the tenant's rows:
+//! be short, and do not ask [`Rows`] inside.
 
+#[allow(dead_code, reason = "the shared stores are being built")]
+mod codec;
+#[allow(dead_code, reason = "the shared stores are being built")]
 pub(crate) mod db;
+#[allow(dead_code, reason = "the shared stores are being built")]
+pub(crate) mod postgres;
+#[allow(dead_code, reason = "the shared stores are being built")]
 mod records;
-#[allow(dead_code, reason = "its users are being moved over")]
+#[allow(dead_code, reason = "the shared stores are being built")]
 pub(crate) mod sql;
+pub(crate) mod sqlite;
 
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File};
@@ -25,20 +33,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::RwLock;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-use sqlx::query_as;
-
 use crate::anchor::AnchorSlot;
 use crate::blobs::{self, BlobId, BlobReader, BlobRow, BlobWriter, SealedBlob};
 use crate::error::{Error, Result};
 use crate::keyring::Keyring;
-use db::{Db, Expect, Migrations, Txn, blocking};
+use codec::Codec;
+use db::{Db, PostgresDb, Txn, blocking};
+use parking_lot::RwLock;
+use postgres::PgRows;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sqlite::{Expect, Migrations, SqliteDb};
 
 const ROWS: &str = "rows.db";
 const BLOBS: &str = "blobs";
-const MIGRATIONS: Migrations = &[include_str!("../migrations/rows/0001.sql")];
+const MIGRATIONS: Migrations = &[include_str!("../migrations/rows/sqlite/0001.sql")];
 
 /// A kind of record: stored as JSON under a key, found by its fields.
 pub trait Record: Serialize + DeserializeOwned + Send + Sync {
@@ -52,9 +61,19 @@ pub trait Record: Serialize + DeserializeOwned + Send + Sync {
     }
 }
 
+/// Where a tenant's rows are.
+#[allow(dead_code, reason = "the shared stores are being built")]
+pub(crate) enum Place {
+    /// `rows.db` in its folder.
+    File,
+    /// On a PostgreSQL server; with several nodes under the lease of this number.
+    Postgres(PgRows, Option<u64>),
+}
+
 /// One tenant's open rows and blobs.
 pub(crate) struct Store {
     db: Db,
+    codec: Codec,
     blobs: PathBuf,
     keys: RwLock<Arc<Keyring>>,
     /// Set when the tenant is frozen: also a download that is on its way ends.
@@ -64,32 +83,49 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// Makes `dir` (which must not exist) with an empty `rows.db` and `blobs/`.
-    pub(crate) async fn create(dir: &Path, keys: Arc<Keyring>, anchor: AnchorSlot) -> Result<Self> {
+    /// Makes `dir` (which must not exist) with an empty `rows.db` and `blobs/`; a place on a server was made before.
+    pub(crate) async fn create(dir: &Path, place: Place, keys: Arc<Keyring>, anchor: AnchorSlot) -> Result<Self> {
         let mut private = DirBuilder::new();
         private.mode(0o700).create(dir)?;
         private.create(dir.join(BLOBS))?;
-        let db = Db::open(&dir.join(ROWS), keys.rows_key(), anchor, MIGRATIONS, Expect::Absent).await?;
+        let (db, codec) = match place {
+            Place::File => {
+                let db = SqliteDb::open(&dir.join(ROWS), keys.rows_key(), anchor, MIGRATIONS, Expect::Absent).await?;
+                (Db::Sqlite(db), Codec::Plain)
+            }
+            Place::Postgres(rows, fence) => (Db::Postgres(PostgresDb::open(rows, anchor, fence).await?), Codec::sealed(&keys)),
+        };
         File::open(dir)?.sync_all()?;
-        Ok(Self::new(dir, keys, db))
+        Ok(Self::new(dir, keys, db, codec))
     }
 
     /// Opens what [`Store::create`] made.
     ///
     /// # Errors
-    /// [`Error::Integrity`] if the file does not decrypt, is older than its anchor, or was changed while it was closed.
-    pub(crate) async fn open(dir: &Path, keys: Arc<Keyring>, anchor: AnchorSlot) -> Result<Self> {
-        let clean = anchor.now().clean.is_some();
-        let db = Db::open(&dir.join(ROWS), keys.rows_key(), anchor, MIGRATIONS, Expect::Present).await?;
-        let store = Self::new(dir, keys, db);
+    /// [`Error::Integrity`] if the rows do not decrypt, are older than their anchor, or were changed while they were closed.
+    pub(crate) async fn open(dir: &Path, place: Place, keys: Arc<Keyring>, anchor: AnchorSlot) -> Result<Self> {
+        let (clean, db, codec) = match place {
+            Place::File => {
+                let clean = anchor.now().clean.is_some();
+                let db = SqliteDb::open(&dir.join(ROWS), keys.rows_key(), anchor, MIGRATIONS, Expect::Present).await?;
+                (clean, Db::Sqlite(db), Codec::Plain)
+            }
+            Place::Postgres(rows, fence) => {
+                let db = PostgresDb::open(rows, anchor, fence).await?;
+                // This node may see the tenant for the first time.
+                DirBuilder::new().recursive(true).mode(0o700).create(dir.join(BLOBS))?;
+                (db.was_clean(), Db::Postgres(db), Codec::sealed(&keys))
+            }
+        };
+        let store = Self::new(dir, keys, db, codec);
         if !clean {
             store.sweep().await?;
         }
         Ok(store)
     }
 
-    fn new(dir: &Path, keys: Arc<Keyring>, db: Db) -> Self {
-        Self { db, blobs: dir.join(BLOBS), keys: RwLock::new(keys), cut: Arc::default(), unseen: AtomicU64::new(0) }
+    fn new(dir: &Path, keys: Arc<Keyring>, db: Db, codec: Codec) -> Self {
+        Self { db, codec, blobs: dir.join(BLOBS), keys: RwLock::new(keys), cut: Arc::default(), unseen: AtomicU64::new(0) }
     }
 
     /// Checkpoints, closes and leaves the hash of the file in the anchor. Everything asked later is refused.
@@ -149,7 +185,7 @@ impl Store {
 
     /// Committed entries the ledger may not have yet: (generation, entry), oldest first.
     pub(crate) async fn outbox_pending(&self, limit: u32) -> Result<Vec<(u64, Vec<u8>)>> {
-        records::outbox_pending(self.db.read().await?.connection()?, limit).await
+        records::outbox_pending(self.db.read().await?.sql()?, &self.codec, limit).await
     }
 
     /// Forgets entries up to and with `generation`, once the ledger has them durably.
@@ -164,10 +200,9 @@ impl Store {
 
     /// Removes object files that no row knows: left-overs of a crash.
     async fn sweep(&self) -> Result<()> {
-        let known: Vec<(Vec<u8>,)> = query_as("SELECT id FROM blob").fetch_all(self.db.read().await?.connection()?).await?;
-        let known: HashSet<Vec<u8>> = known.into_iter().map(|(id,)| id).collect();
+        let known: HashSet<BlobId> = records::blob_ids(self.db.read().await?.sql()?).await?.into_iter().collect();
         let dir = self.blobs.clone();
-        blocking(move || blobs::sweep(&dir, |id| known.contains(id.0.as_slice()))).await
+        blocking(move || blobs::sweep(&dir, |id| known.contains(&id))).await
     }
 }
 
@@ -182,7 +217,7 @@ impl Rows<'_> {
     /// # Errors
     /// [`Error::Internal`] when the store fails, [`Error::Unavailable`] when it is busy for too long; so for all methods here.
     pub async fn get<R: Record>(&self, key: &str) -> Result<Option<R>> {
-        records::get(self.store.db.read().await?.connection()?, key).await
+        records::get(self.store.db.read().await?.sql()?, &self.store.codec, key).await
     }
 
     /// As [`Rows::get`].
@@ -195,22 +230,22 @@ impl Rows<'_> {
 
     /// At most `limit` (and 1,000) records after the key `after`, ordered by key; only those whose key begins with `prefix`.
     pub async fn list<R: Record>(&self, after: Option<&str>, limit: u32, prefix: Option<&str>) -> Result<Vec<R>> {
-        records::list(self.store.db.read().await?.connection()?, after, limit, prefix).await
+        records::list(self.store.db.read().await?.sql()?, &self.store.codec, after, limit, prefix).await
     }
 
     /// At most `limit` (and 1,000) records whose field has this value, after the key `after`, ordered by key.
     pub async fn find<R: Record>(&self, field: &'static str, value: &str, after: Option<&str>, limit: u32) -> Result<Vec<R>> {
-        records::find(self.store.db.read().await?.connection()?, field, value, after, limit).await
+        records::find(self.store.db.read().await?.sql()?, &self.store.codec, field, value, after, limit).await
     }
 
     /// How many records of the kind there are.
     pub async fn count<R: Record>(&self) -> Result<u64> {
-        records::count::<R>(self.store.db.read().await?.connection()?).await
+        records::count::<R>(self.store.db.read().await?.sql()?).await
     }
 
     /// A durable counter; 0 if it never was added to.
     pub async fn usage(&self, name: &str) -> Result<i64> {
-        records::usage(self.store.db.read().await?.connection()?, name).await
+        records::usage(self.store.db.read().await?.sql()?, name).await
     }
 
     /// Opens a blob.
@@ -218,7 +253,7 @@ impl Rows<'_> {
     /// # Errors
     /// [`Error::NotFound`] if no row knows it; [`Error::Integrity`] if its file is gone, cut or not the one that was written.
     pub async fn blob(&self, id: BlobId) -> Result<BlobReader> {
-        let row = records::blob_row(self.store.db.read().await?.connection()?, id).await?.ok_or(Error::NotFound("object"))?;
+        let row = records::blob_row(self.store.db.read().await?.sql()?, id).await?.ok_or(Error::NotFound("object"))?;
         let keys = self.store.keyring()?;
         let (dir, cut) = (self.store.blobs.clone(), Arc::clone(&self.store.cut));
         blocking(move || BlobReader::open(&dir, id, &row, &keys, cut)).await
@@ -238,7 +273,7 @@ pub struct Tx<'p> {
 impl Tx<'_> {
     /// As [`Rows::get`].
     pub async fn get<R: Record>(&mut self, key: &str) -> Result<Option<R>> {
-        let result = records::get(self.txn.enter()?, key).await;
+        let result = records::get(self.txn.enter()?, &self.store.codec, key).await;
         self.txn.leave(result)
     }
 
@@ -249,13 +284,13 @@ impl Tx<'_> {
 
     /// As [`Rows::list`].
     pub async fn list<R: Record>(&mut self, after: Option<&str>, limit: u32, prefix: Option<&str>) -> Result<Vec<R>> {
-        let result = records::list(self.txn.enter()?, after, limit, prefix).await;
+        let result = records::list(self.txn.enter()?, &self.store.codec, after, limit, prefix).await;
         self.txn.leave(result)
     }
 
     /// As [`Rows::find`].
     pub async fn find<R: Record>(&mut self, field: &'static str, value: &str, after: Option<&str>, limit: u32) -> Result<Vec<R>> {
-        let result = records::find(self.txn.enter()?, field, value, after, limit).await;
+        let result = records::find(self.txn.enter()?, &self.store.codec, field, value, after, limit).await;
         self.txn.leave(result)
     }
 
@@ -270,13 +305,13 @@ impl Tx<'_> {
     /// # Errors
     /// [`Error::Conflict`] if the key is taken; the transaction may go on.
     pub async fn insert<R: Record>(&mut self, record: &R) -> Result<()> {
-        let result = records::insert(self.txn.enter()?, record).await;
+        let result = records::insert(self.txn.enter()?, &self.store.codec, record).await;
         self.txn.leave(result)
     }
 
     /// Adds or replaces a record.
     pub async fn put<R: Record>(&mut self, record: &R) -> Result<()> {
-        let result = records::put(self.txn.enter()?, record).await;
+        let result = records::put(self.txn.enter()?, &self.store.codec, record).await;
         self.txn.leave(result)
     }
 
@@ -338,7 +373,7 @@ impl Tx<'_> {
     pub(crate) async fn commit_with(mut self, entry: Option<Vec<u8>>) -> Result<u64> {
         if let Some(entry) = entry {
             let generation = self.generation();
-            let result = records::outbox_insert(self.txn.enter()?, generation, &entry).await;
+            let result = records::outbox_insert(self.txn.enter()?, &self.store.codec, generation, &entry).await;
             self.txn.leave(result)?;
         }
         let objects = !self.attached.is_empty() || !self.detached.is_empty();

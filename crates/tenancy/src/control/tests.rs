@@ -3,8 +3,8 @@ use std::time::Instant;
 
 use super::*;
 use crate::keyring::Keyring;
-use crate::rows::Store;
 use crate::rows::tests::Place;
+use crate::rows::{Place as RowsAt, Store};
 
 async fn control(place: &Place) -> Control {
     Control::open(&file(place), &place.root, &place.anchors).await.unwrap()
@@ -335,7 +335,7 @@ async fn figures_of_making_a_tenant() {
         let (keys, stored) = Keyring::create(&place.root, row.id, 1).unwrap();
         let row = control.tenant_insert(&row, &stored, Some(&credential(&format!("c{number}"), Some(row.id)))).await.unwrap();
         let anchor = place.anchors.slot(row.slot, row.id).unwrap();
-        let store = Store::create(&place.dir.path().join(row.id.hex()), Arc::new(keys), anchor).await.unwrap();
+        let store = Store::create(&place.dir.path().join(row.id.hex()), RowsAt::File, Arc::new(keys), anchor).await.unwrap();
         times.push(begun.elapsed());
         drop(store);
     }

@@ -1,329 +1,320 @@
-//! One encrypted SQLite file, opened once, with one connection behind a lock: what the control rows and a tenant's rows share.
+//! One database of either kind: what the control rows and a tenant's rows share.
 //!
-//! - Raw key, WAL, every commit synced, deleted bytes overwritten, nothing on disk in clear, locked for this process.
-//! - Every commit raises the file's *generation*, which is anchored outside the file (see [`crate::anchor`]).
-//! - A future may be dropped between any two statements, at any time: the next user finds the connection clean.
+//! - Every commit raises the *generation*, which is anchored outside the database (see [`crate::anchor`]).
+//! - One transaction at a time; it knows its generation from the start.
+//! - A future may be dropped between any two statements, at any time: the next user finds nothing of it.
 
-use std::fs::{self, File};
-use std::io::Read;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use aws_lc_rs::digest;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteLockingMode, SqliteSynchronous};
-use sqlx::{ConnectOptions, Connection, query, query_scalar, raw_sql};
-use tokio::sync::{Mutex, MutexGuard, OnceCell};
+use sqlx::Postgres;
+use sqlx::postgres::PgConnection;
+use tokio::sync::{Mutex, MutexGuard};
 
+use super::postgres::PgRows;
+use super::sql::{Prepared, Sql};
+
+use super::sqlite::{Held, SqliteDb};
 use crate::anchor::AnchorSlot;
 use crate::error::{Error, Result};
-use crate::seal::Key;
 
-/// How long anybody waits for the connection.
-const LOCK_WAIT_MAX: Duration = Duration::from_secs(10);
-/// Page cache of one connection in KiB.
-const CACHE_KIB_MAX: &str = "-1024";
-const HASH_PIECE_BYTES: usize = 1024 * 1024;
-/// SQLite's code for a file that does not decrypt.
-const NOT_A_DATABASE: &str = "26";
+/// How long anybody waits for a transaction before.
+pub(super) const LOCK_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Why nothing more is read or written.
+pub(super) const CLOSED: &str = "the rows are closed";
 
-/// Steps of the schema; step `n` takes the file from `user_version` `n` to `n + 1`.
-pub(crate) type Migrations = &'static [&'static str];
-
-/// Whether the file is to be there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Expect {
-    /// A new file.
-    Absent,
-    /// One that was made before.
-    Present,
-}
-
-/// An open file.
-pub(crate) struct Db {
-    path: PathBuf,
-    anchor: AnchorSlot,
-    generation: AtomicU64,
-    connection: Mutex<Guarded>,
-}
-
-struct Guarded {
-    /// `None` once closed.
-    connection: Option<SqliteConnection>,
-    /// A transaction was begun and its end was not seen.
-    unfinished: bool,
+/// An open database.
+pub(crate) enum Db {
+    /// An encrypted file.
+    Sqlite(SqliteDb),
+    /// A place on a PostgreSQL server.
+    Postgres(PostgresDb),
 }
 
 impl Db {
-    /// Opens or makes the file at `path` and brings its schema up to date.
-    ///
-    /// # Errors
-    /// [`Error::Integrity`] if it does not decrypt, or is older than its anchor.
-    pub(crate) async fn open(path: &Path, key: &Key, anchor: AnchorSlot, migrations: Migrations, expect: Expect) -> Result<Self> {
-        if path.exists() != (expect == Expect::Present) {
-            return Err(Error::integrity(format!("{}: expected {expect:?}; restore it from your backup", path.display())));
-        }
-        let before = anchor.now();
-        if let Some(hash) = before.clean {
-            unchanged_since_close(path, hash).await?;
-        }
-        let mut connection = connect(path, key, expect).await?;
-        let generation = match checked(&mut connection, path, migrations, expect, before.generation).await {
-            Ok(generation) => generation,
-            Err(refusal) => {
-                // Waits until the file is let go, so that it can be put right and opened again.
-                connection.close().await?;
-                return Err(refusal);
-            }
-        };
-        if generation > before.generation {
-            anchor.generation(generation)?;
-        }
-        let connection = Mutex::new(Guarded { connection: Some(connection), unfinished: false });
-        Ok(Self { path: path.to_owned(), anchor, generation: AtomicU64::new(generation), connection })
-    }
-
-    /// Generation of the last commit.
+    /// Generation of the last commit that this process knows of.
     pub(crate) fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
+        match self {
+            Self::Sqlite(db) => db.generation(),
+            Self::Postgres(db) => db.generation.load(Ordering::Acquire),
+        }
     }
 
     /// Where the generation is anchored.
     pub(crate) fn anchor(&self) -> &AnchorSlot {
-        &self.anchor
+        match self {
+            Self::Sqlite(db) => db.anchor(),
+            Self::Postgres(db) => &db.anchor,
+        }
     }
 
-    /// The connection, for statements that change nothing.
+    /// For statements that change nothing.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] if closed, or held by others for too long.
+    /// [`Error::Unavailable`] if closed, not reachable, or held by others for too long.
     pub(crate) async fn read(&self) -> Result<Reading<'_>> {
-        let mut guard = tokio::time::timeout(LOCK_WAIT_MAX, self.connection.lock())
-            .await
-            .map_err(|_| Error::Unavailable("the tenant's rows are busy"))?;
-        let Guarded { connection, unfinished } = &mut *guard;
-        let connection = connection.as_mut().ok_or(Error::Unavailable("the rows are closed"))?;
-        if *unfinished {
-            // Somebody went away in the middle. If the transaction is over already, this only reports that.
-            let _ = query("ROLLBACK").execute(&mut *connection).await;
-            // It may have been committed just when its future was dropped.
-            let generation = stored_generation(connection).await?;
-            self.generation.store(generation, Ordering::Release);
-            self.anchor.generation(generation)?;
-            *unfinished = false;
-        }
-        Ok(Reading { guard })
+        Ok(match self {
+            Self::Sqlite(db) => Reading::Sqlite(db.read().await?),
+            Self::Postgres(db) => Reading::Postgres(db.begin_reading().await?, db.rows.prepared()),
+        })
     }
 
     /// Begins a transaction that will write.
+    ///
+    /// # Errors
+    /// As [`Db::read`]; and when another node has taken the tenant over.
     pub(crate) async fn begin(&self) -> Result<Txn<'_>> {
-        let mut guard = self.read().await?.guard;
-        // Fails closed: without a current anchor there is no further change.
-        self.anchor.unclean()?;
-        self.anchor.generation(self.generation())?;
-        guard.unfinished = true;
-        let connection = guard.connection.as_mut().ok_or(Error::Unavailable("the rows are closed"))?;
-        query("BEGIN IMMEDIATE").execute(connection).await?;
-        Ok(Txn { db: self, guard, broken: false })
+        Ok(match self {
+            Self::Sqlite(db) => {
+                let held = db.begin().await?;
+                // Nobody else has the file, so nobody else can take the next generation.
+                Txn { generation: db.generation() + 1, inner: Inner::Sqlite(db, held), broken: false }
+            }
+            Self::Postgres(db) => {
+                let (one, transaction, generation) = db.begin().await?;
+                Txn { generation: generation + 1, inner: Inner::Postgres(db, one, transaction), broken: false }
+            }
+        })
     }
 
-    /// Writes everything into the main file, closes it and anchors its hash. Everything asked later is refused.
+    /// Lets go. Everything asked later is refused.
     pub(crate) async fn close(&self) -> Result<()> {
-        let mut guard = match self.read().await {
-            Ok(reading) => reading.guard,
-            Err(Error::Unavailable("the rows are closed")) => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        let Some(mut connection) = guard.connection.take() else { return Ok(()) };
-        query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut connection).await?;
-        connection.close().await?;
-        if self.anchor.now().clean.is_none() {
-            let hash = file_hash(&self.path).await?;
-            self.anchor.clean(self.generation(), hash)?;
+        match self {
+            Self::Sqlite(db) => db.close().await,
+            Self::Postgres(db) => db.close().await,
         }
+    }
+}
+
+/// A place on a PostgreSQL server: one tenant's tables, or the control tables.
+pub(crate) struct PostgresDb {
+    rows: PgRows,
+    anchor: AnchorSlot,
+    generation: AtomicU64,
+    /// With several nodes: the number of the lease under which this one writes.
+    fence: Option<u64>,
+    one: Mutex<()>,
+    closed: AtomicBool,
+    was_clean: bool,
+}
+
+type Transaction = sqlx::Transaction<'static, Postgres>;
+
+impl PostgresDb {
+    /// Takes the place over, unless somebody with a newer lease has.
+    ///
+    /// # Errors
+    /// [`Error::Integrity`] if the rows are older than their anchor, [`Error::Unavailable`] if a newer lease was here.
+    pub(crate) async fn open(rows: PgRows, anchor: AnchorSlot, fence: Option<u64>) -> Result<Self> {
+        let anchored = anchor.now().generation;
+        let mut transaction = rows.begin().await?;
+        let (generation, stored) = locked(&mut transaction, rows.prepared()).await?;
+        if generation < anchored {
+            return Err(Error::integrity(format!(
+                "the rows have generation {generation}, {anchored} was anchored: an older copy was put back; restore the newest one"
+            )));
+        }
+        let mut sql = Sql::Postgres(&mut transaction, rows.prepared());
+        if let Some(fence) = fence {
+            refuse_if_newer(fence, stored)?;
+            set(&mut sql, "fence", as_i64(fence)?).await?;
+        }
+        let was_clean = sql.optional("SELECT value FROM state WHERE name = 'clean'", &[]).await?.map(|row| row.int(0)).transpose()?;
+        set(&mut sql, "clean", 0).await?;
+        transaction.commit().await?;
+        let db = Self {
+            rows,
+            anchor,
+            generation: AtomicU64::new(generation),
+            fence,
+            one: Mutex::default(),
+            closed: AtomicBool::new(false),
+            was_clean: was_clean == Some(1),
+        };
+        db.anchored(generation)?;
+        Ok(db)
+    }
+
+    /// Whether whoever had the place before left it in order.
+    pub(crate) fn was_clean(&self) -> bool {
+        self.was_clean
+    }
+
+    /// Leaves the place in order and lets go.
+    async fn close(&self) -> Result<()> {
+        let _last = self.one().await?;
+        if self.closed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let mut transaction = self.begin_reading().await?;
+        let (_, stored) = locked(&mut transaction, self.rows.prepared()).await?;
+        if self.fence.is_none_or(|fence| stored.is_none_or(|stored| stored <= fence)) {
+            set(&mut Sql::Postgres(&mut transaction, self.rows.prepared()), "clean", 1).await?;
+            transaction.commit().await?;
+        }
+        self.closed.store(true, Ordering::Release);
         self.anchor.release();
         Ok(())
     }
+
+    async fn begin_reading(&self) -> Result<Transaction> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::Unavailable(CLOSED));
+        }
+        self.rows.begin().await
+    }
+
+    /// The lock, the transaction, and the generation before it.
+    async fn begin(&self) -> Result<(MutexGuard<'_, ()>, Transaction, u64)> {
+        let one = self.one().await?;
+        // Fails closed: without a current anchor there is no further change.
+        self.anchor.generation(self.generation.load(Ordering::Acquire))?;
+        let mut transaction = self.begin_reading().await?;
+        let (generation, stored) = locked(&mut transaction, self.rows.prepared()).await?;
+        if let Some(fence) = self.fence {
+            refuse_if_newer(fence, stored)?;
+        }
+        self.anchored(generation)?;
+        Ok((one, transaction, generation))
+    }
+
+    async fn one(&self) -> Result<MutexGuard<'_, ()>> {
+        tokio::time::timeout(LOCK_WAIT_MAX, self.one.lock()).await.map_err(|_| Error::Unavailable("the tenant's rows are busy"))
+    }
+
+    fn anchored(&self, generation: u64) -> Result<()> {
+        self.generation.fetch_max(generation, Ordering::AcqRel);
+        self.anchor.generation(generation)
+    }
 }
 
-/// The connection, for reading.
-pub(crate) struct Reading<'a> {
-    guard: MutexGuard<'a, Guarded>,
+/// Locks the row that every writer locks first: (generation, fence). Held until the transaction ends, also on another node.
+async fn locked(connection: &mut PgConnection, prepared: Prepared) -> Result<(u64, Option<u64>)> {
+    let mut sql = Sql::Postgres(connection, prepared);
+    let rows = sql.all("SELECT name, value FROM state WHERE name IN ('generation', 'fence') ORDER BY name DESC FOR UPDATE", &[]).await?;
+    let (mut generation, mut fence) = (None, None);
+    for row in &rows {
+        match row.text("name")?.as_str() {
+            "generation" => generation = Some(row.number("value")?),
+            _ => fence = Some(row.number("value")?),
+        }
+    }
+    Ok((generation.ok_or_else(|| Error::integrity("rows without a generation"))?, fence))
+}
+
+async fn set(sql: &mut Sql<'_>, name: &'static str, value: i64) -> Result<()> {
+    if sql.execute("UPDATE state SET value = $2 WHERE name = $1", &[name.into(), value.into()]).await? == 0 {
+        sql.execute("INSERT INTO state (name, value) VALUES ($1, $2)", &[name.into(), value.into()]).await?;
+    }
+    Ok(())
+}
+
+fn refuse_if_newer(fence: u64, stored: Option<u64>) -> Result<()> {
+    if stored.is_some_and(|stored| stored > fence) {
+        return Err(Error::Unavailable("another node has taken this tenant over; try again"));
+    }
+    Ok(())
+}
+
+/// A connection, for reading.
+pub(crate) enum Reading<'a> {
+    Sqlite(Held<'a>),
+    /// Rolled back when dropped.
+    Postgres(Transaction, Prepared),
 }
 
 impl Reading<'_> {
+    /// For the control rows until they speak both.
+    pub(crate) fn connection(&mut self) -> Result<&mut sqlx::sqlite::SqliteConnection> {
+        match self {
+            Self::Sqlite(held) => held.connection(),
+            Self::Postgres(..) => Err(Error::internal("not a file")),
+        }
+    }
+
     /// The connection.
-    pub(crate) fn connection(&mut self) -> Result<&mut SqliteConnection> {
-        self.guard.connection.as_mut().ok_or(Error::Unavailable("the rows are closed"))
+    pub(crate) fn sql(&mut self) -> Result<Sql<'_>> {
+        Ok(match self {
+            Self::Sqlite(held) => Sql::Sqlite(held.connection()?),
+            Self::Postgres(transaction, prepared) => Sql::Postgres(transaction, *prepared),
+        })
     }
 }
 
 /// A transaction. Dropped without [`Txn::commit`], it never happened.
 pub(crate) struct Txn<'a> {
-    db: &'a Db,
-    guard: MutexGuard<'a, Guarded>,
+    inner: Inner<'a>,
+    generation: u64,
     /// A statement failed, or its future was dropped half-way: nothing of this may be committed.
     broken: bool,
+}
+
+enum Inner<'a> {
+    Sqlite(&'a SqliteDb, Held<'a>),
+    Postgres(&'a PostgresDb, MutexGuard<'a, ()>, Transaction),
 }
 
 impl Txn<'_> {
     /// The generation this transaction will have: nobody else can take it meanwhile.
     pub(crate) fn generation(&self) -> u64 {
-        self.db.generation() + 1
+        self.generation
     }
 
     /// The connection, where any failure or dropped future ends the whole transaction anyway.
-    pub(crate) fn connection(&mut self) -> Result<&mut SqliteConnection> {
-        self.guard.connection.as_mut().ok_or(Error::Unavailable("the rows are closed"))
+    pub(crate) fn sql(&mut self) -> Result<Sql<'_>> {
+        Ok(match &mut self.inner {
+            Inner::Sqlite(_, held) => Sql::Sqlite(held.connection()?),
+            Inner::Postgres(db, _, transaction) => Sql::Postgres(transaction, db.rows.prepared()),
+        })
+    }
+
+    /// For the control rows until they speak both.
+    pub(crate) fn connection(&mut self) -> Result<&mut sqlx::sqlite::SqliteConnection> {
+        match &mut self.inner {
+            Inner::Sqlite(_, held) => held.connection(),
+            Inner::Postgres(..) => Err(Error::internal("not a file")),
+        }
     }
 
     /// Begins an operation of several statements. Without [`Txn::leave`] the transaction stays broken.
-    pub(crate) fn enter(&mut self) -> Result<&mut SqliteConnection> {
+    pub(crate) fn enter(&mut self) -> Result<Sql<'_>> {
         if std::mem::replace(&mut self.broken, true) {
             return Err(Error::internal("the transaction was broken off half-way"));
         }
-        self.guard.connection.as_mut().ok_or(Error::Unavailable("the rows are closed"))
+        self.sql()
     }
 
-    /// Ends an operation: whole again unless the database failed. SQLite may have rolled back by itself then.
+    /// Ends an operation: whole again unless the database failed. It may have rolled back by itself then.
     pub(crate) fn leave<T>(&mut self, result: Result<T>) -> Result<T> {
-        self.broken = matches!(result, Err(Error::Internal(_) | Error::Integrity(_)));
+        self.broken = matches!(result, Err(Error::Internal(_) | Error::Integrity(_) | Error::Unavailable(_)));
         result
     }
 
     /// Commits. Durable and anchored on return; returns the new generation.
     pub(crate) async fn commit(mut self) -> Result<u64> {
-        let generation = self.generation();
-        let connection = self.enter()?;
-        query("UPDATE state SET value = $1 WHERE name = 'generation'").bind(as_i64(generation)?).execute(&mut *connection).await?;
-        query("COMMIT").execute(connection).await?;
-        self.guard.unfinished = false;
-        self.db.generation.store(generation, Ordering::Release);
-        if let Err(error) = self.db.anchor.generation(generation) {
-            // It is committed: saying otherwise would be wrong. The next transaction does not begin before the anchor holds.
-            tracing::error!(%error, context = error.private(), "a commit could not be anchored");
+        let generation = self.generation;
+        let stored = as_i64(generation)?;
+        self.enter()?.execute("UPDATE state SET value = $1 WHERE name = 'generation'", &[stored.into()]).await?;
+        match self.inner {
+            Inner::Sqlite(db, held) => db.commit(held, generation).await?,
+            Inner::Postgres(db, _one, transaction) => {
+                transaction.commit().await?;
+                if let Err(error) = db.anchored(generation) {
+                    // It is committed: saying otherwise would be wrong. The next transaction does not begin before the anchor holds.
+                    tracing::error!(%error, context = error.private(), "a commit could not be anchored");
+                }
+            }
         }
         Ok(generation)
     }
 }
 
-/// `u64` as SQLite stores it.
+/// `u64` as databases store it.
 pub(crate) fn as_i64(number: u64) -> Result<i64> {
     i64::try_from(number).map_err(|_| Error::internal("a number beyond 63 bits"))
-}
-
-/// SHA-256 of a file.
-pub(crate) async fn file_hash(path: &Path) -> Result<[u8; 32]> {
-    let path = path.to_owned();
-    blocking(move || {
-        let mut file = File::open(path)?;
-        let mut context = digest::Context::new(&digest::SHA256);
-        let mut piece = vec![0u8; HASH_PIECE_BYTES];
-        loop {
-            let read = file.read(&mut piece)?;
-            let Some(part) = piece.get(..read).filter(|part| !part.is_empty()) else { break };
-            context.update(part);
-        }
-        context.finish().as_ref().try_into().map_err(Error::internal)
-    })
-    .await
 }
 
 /// Runs file work off the async threads.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(Error::internal)?
-}
-
-async fn unchanged_since_close(path: &Path, hash: [u8; 32]) -> Result<()> {
-    let wal = PathBuf::from(format!("{}-wal", path.display()));
-    if fs::metadata(&wal).is_ok_and(|meta| meta.len() > 0) {
-        return Err(Error::integrity(format!("{}: was closed cleanly, yet a write-ahead log lies beside it", path.display())));
-    }
-    if file_hash(path).await? != hash {
-        return Err(Error::integrity(format!("{}: changed since it was closed; restore it from your backup", path.display())));
-    }
-    Ok(())
-}
-
-async fn connect(path: &Path, key: &Key, expect: Expect) -> Result<SqliteConnection> {
-    silence().await?;
-    let quoted = zeroize::Zeroizing::new(format!("\"x'{}'\"", key.hex().as_str()));
-    // The options keep a copy of the key which cannot be wiped; they live no longer than this function, and are never shown.
-    let options = SqliteConnectOptions::new()
-        .filename(path)
-        .create_if_missing(expect == Expect::Absent)
-        .pragma("key", String::clone(&quoted))
-        .locking_mode(SqliteLockingMode::Exclusive)
-        .foreign_keys(true)
-        .pragma("secure_delete", "ON")
-        .pragma("temp_store", "MEMORY")
-        .pragma("mmap_size", "0")
-        .pragma("trusted_schema", "OFF")
-        .pragma("cell_size_check", "ON")
-        .pragma("cache_size", CACHE_KIB_MAX)
-        .thread_name(|_| "rows".to_owned())
-        .disable_statement_logging();
-    let options = match expect {
-        // A new file is worth nothing before its schema is whole: sync once, when it is.
-        Expect::Absent => options.synchronous(SqliteSynchronous::Off),
-        Expect::Present => options.journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Full),
-    };
-    options.connect().await.map_err(|error| match &error {
-        sqlx::Error::Database(inner) if inner.code().as_deref() == Some(NOT_A_DATABASE) => {
-            Error::integrity(format!("{}: does not decrypt with its key", path.display()))
-        }
-        _ => error.into(),
-    })
-}
-
-/// Two switches for the whole process, before the first connection: SQLCipher does not write about wrong keys to standard error, and
-/// its OpenSSL does not clean up at exit, which crashes when the thread of a connection still runs then.
-async fn silence() -> Result<()> {
-    static SILENT: OnceCell<()> = OnceCell::const_new();
-    let silent = SILENT.get_or_try_init(|| async {
-        openssl_sys::init();
-        let options = SqliteConnectOptions::new().in_memory(true).pragma("cipher_log_level", "NONE").disable_statement_logging();
-        options.connect().await?.close().await
-    });
-    silent.await?;
-    Ok(())
-}
-
-async fn migrate(connection: &mut SqliteConnection, migrations: Migrations, expect: Expect) -> Result<()> {
-    let version: i64 = query_scalar("PRAGMA user_version").fetch_one(&mut *connection).await?;
-    let done = usize::try_from(version).map_err(|_| Error::integrity("a negative schema version"))?;
-    let Some(steps) = migrations.get(done..) else {
-        return Err(Error::Unavailable("the data was written by a newer version of the service"));
-    };
-    if !steps.is_empty() {
-        query("BEGIN IMMEDIATE").execute(&mut *connection).await?;
-        for step in steps.iter().copied() {
-            raw_sql(step).execute(&mut *connection).await?;
-        }
-        query("COMMIT").execute(&mut *connection).await?;
-    }
-    if expect == Expect::Absent {
-        // Going over to WAL syncs the file.
-        raw_sql("PRAGMA synchronous = FULL; PRAGMA journal_mode = WAL").execute(&mut *connection).await?;
-    }
-    let mode: String = query_scalar("PRAGMA journal_mode").fetch_one(connection).await?;
-    if mode == "wal" { Ok(()) } else { Err(Error::internal(format!("journal mode is `{mode}`"))) }
-}
-
-/// Brings the schema up to date and returns the generation, unless it lies behind the anchored one.
-async fn checked(db: &mut SqliteConnection, path: &Path, migrations: Migrations, expect: Expect, anchored: u64) -> Result<u64> {
-    migrate(db, migrations, expect).await?;
-    let found = stored_generation(db).await?;
-    if found < anchored {
-        return Err(Error::integrity(format!(
-            "{}: has generation {found}, {anchored} was anchored: an older copy was put back; restore the newest one",
-            path.display()
-        )));
-    }
-    Ok(found)
-}
-
-async fn stored_generation(connection: &mut SqliteConnection) -> Result<u64> {
-    let stored: i64 = query_scalar("SELECT value FROM state WHERE name = 'generation'").fetch_one(connection).await?;
-    u64::try_from(stored).map_err(|_| Error::integrity("a negative generation"))
 }

@@ -1,10 +1,11 @@
-//! The statements on a tenant's file. Each takes the connection; whoever calls decides about the transaction.
-
-use sqlx::sqlite::SqliteConnection;
-use sqlx::{query, query_as, query_scalar};
+//! The statements on a tenant's rows. Each takes the connection; whoever calls decides about the transaction.
+//!
+//! No statement names a tenant: the place does (its file, its schema, or row-level security on shared tables).
 
 use super::Record;
+use super::codec::{Codec, Content};
 use super::db::as_i64;
+use super::sql::{Row, Sql};
 use crate::blobs::{BlobId, BlobRow};
 use crate::error::{Error, Result};
 use crate::keyring::Keyring;
@@ -17,221 +18,285 @@ const FIELDS_MAX: usize = 16;
 /// Sorts after every key.
 const KEY_END: char = char::MAX;
 
-pub(super) async fn get<R: Record>(db: &mut SqliteConnection, key: &str) -> Result<Option<R>> {
-    let value: Option<Vec<u8>> =
-        query_scalar("SELECT value FROM record WHERE kind = $1 AND key = $2").bind(R::KIND).bind(key).fetch_optional(db).await?;
-    value.map(|value| decode(&value)).transpose()
+pub(super) async fn get<R: Record>(mut db: Sql<'_>, codec: &Codec, key: &str) -> Result<Option<R>> {
+    if key.contains('\0') {
+        return Ok(None); // no such key can be stored
+    }
+    let row = db.optional("SELECT value FROM record WHERE kind = $1 AND key = $2", &[R::KIND.into(), key.into()]).await?;
+    row.map(|row| decode(codec, key, row.bytes(0)?)).transpose()
 }
 
-pub(super) async fn list<R: Record>(db: &mut SqliteConnection, after: Option<&str>, limit: u32, prefix: Option<&str>) -> Result<Vec<R>> {
-    let prefix = prefix.unwrap_or_default();
-    let values: Vec<Vec<u8>> =
-        query_scalar("SELECT value FROM record WHERE kind = $1 AND key > $2 AND key >= $3 AND key < $4 ORDER BY key LIMIT $5")
-            .bind(R::KIND)
-            .bind(after.unwrap_or_default())
-            .bind(prefix)
-            .bind(format!("{prefix}{KEY_END}"))
-            .bind(limit.min(LIST_MAX))
-            .fetch_all(db)
-            .await?;
-    values.iter().map(|value| decode(value)).collect()
+pub(super) async fn list<R: Record>(
+    mut db: Sql<'_>,
+    codec: &Codec,
+    after: Option<&str>,
+    limit: u32,
+    prefix: Option<&str>,
+) -> Result<Vec<R>> {
+    let (after, prefix) = (after.unwrap_or_default(), prefix.unwrap_or_default());
+    if after.contains('\0') || prefix.contains('\0') {
+        return Err(Error::Invalid("a key has no NUL".to_owned()));
+    }
+    let end = format!("{prefix}{KEY_END}");
+    let rows = db
+        .all(
+            "SELECT key, value FROM record WHERE kind = $1 AND key > $2 AND key >= $3 AND key < $4 ORDER BY key LIMIT $5",
+            &[R::KIND.into(), after.into(), prefix.into(), (&end).into(), limit.min(LIST_MAX).into()],
+        )
+        .await?;
+    decode_all(codec, &rows)
 }
 
 pub(super) async fn find<R: Record>(
-    db: &mut SqliteConnection,
+    mut db: Sql<'_>,
+    codec: &Codec,
     field: &'static str,
     value: &str,
     after: Option<&str>,
     limit: u32,
 ) -> Result<Vec<R>> {
-    let values: Vec<Vec<u8>> = query_scalar(
-        "SELECT record.value FROM field CROSS JOIN record ON record.kind = field.kind AND record.key = field.key
-         WHERE field.kind = $1 AND field.field = $2 AND field.value = $3 AND field.key > $4 ORDER BY field.key LIMIT $5",
-    )
-    .bind(R::KIND)
-    .bind(field)
-    .bind(value)
-    .bind(after.unwrap_or_default())
-    .bind(limit.min(LIST_MAX))
-    .fetch_all(db)
-    .await?;
-    values.iter().map(|value| decode(value)).collect()
-}
-
-pub(super) async fn count<R: Record>(db: &mut SqliteConnection) -> Result<u64> {
-    let count: i64 = query_scalar("SELECT count(*) FROM record WHERE kind = $1").bind(R::KIND).fetch_one(db).await?;
-    u64::try_from(count).map_err(Error::internal)
-}
-
-pub(super) async fn insert<R: Record>(db: &mut SqliteConnection, record: &R) -> Result<()> {
-    let encoded = Encoded::new(record)?;
-    let added = query("INSERT INTO record (kind, key, value) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING")
-        .bind(R::KIND)
-        .bind(&encoded.key)
-        .bind(&encoded.value)
-        .execute(&mut *db)
-        .await?
-        .rows_affected();
-    if added == 0 {
-        return Err(Error::Conflict(format!("the {} `{}` exists already", R::KIND, encoded.key)));
+    let after = after.unwrap_or_default();
+    if after.contains('\0') || value.contains('\0') {
+        return Ok(Vec::new());
     }
-    fields_insert::<R>(db, &encoded).await
-}
-
-pub(super) async fn put<R: Record>(db: &mut SqliteConnection, record: &R) -> Result<()> {
-    let encoded = Encoded::new(record)?;
-    query("INSERT INTO record (kind, key, value) VALUES ($1, $2, $3) ON CONFLICT DO UPDATE SET value = excluded.value")
-        .bind(R::KIND)
-        .bind(&encoded.key)
-        .bind(&encoded.value)
-        .execute(&mut *db)
+    let value = codec.lookup(R::KIND, field, value);
+    let rows = db
+        .all(
+            "SELECT record.key AS key, record.value AS value FROM field JOIN record ON record.kind = field.kind AND record.key = field.key
+             WHERE field.kind = $1 AND field.field = $2 AND field.value = $3 AND field.key > $4 ORDER BY field.key LIMIT $5",
+            &[R::KIND.into(), field.into(), (&value).into(), after.into(), limit.min(LIST_MAX).into()],
+        )
         .await?;
-    fields_delete::<R>(db, &encoded.key).await?;
-    fields_insert::<R>(db, &encoded).await
+    decode_all(codec, &rows)
 }
 
-pub(super) async fn delete<R: Record>(db: &mut SqliteConnection, key: &str) -> Result<bool> {
-    let gone = query("DELETE FROM record WHERE kind = $1 AND key = $2").bind(R::KIND).bind(key).execute(&mut *db).await?.rows_affected();
+pub(super) async fn count<R: Record>(mut db: Sql<'_>) -> Result<u64> {
+    db.one("SELECT count(*) FROM record WHERE kind = $1", &[R::KIND.into()]).await?.number(0)
+}
+
+pub(super) async fn insert<R: Record>(db: Sql<'_>, codec: &Codec, record: &R) -> Result<()> {
+    let (key, content) = encode(record)?;
+    if !content_insert(db, codec, R::KIND, &key, content).await? {
+        return Err(Error::Conflict(format!("the {} `{key}` exists already", R::KIND)));
+    }
+    Ok(())
+}
+
+pub(super) async fn put<R: Record>(db: Sql<'_>, codec: &Codec, record: &R) -> Result<()> {
+    let (key, content) = encode(record)?;
+    content_put(db, codec, R::KIND, &key, content).await
+}
+
+pub(super) async fn delete<R: Record>(db: Sql<'_>, key: &str) -> Result<bool> {
+    if key.contains('\0') {
+        return Ok(false);
+    }
+    content_delete(db, R::KIND, key).await
+}
+
+/// Adds a record unless its key is taken; whether it did.
+async fn content_insert(mut db: Sql<'_>, codec: &Codec, kind: &str, key: &str, content: Content) -> Result<bool> {
+    let fields = content.fields.clone();
+    let value = codec.value(kind, key, content)?;
+    let insert = "INSERT INTO record (kind, key, value) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
+    if db.execute(insert, &[kind.into(), key.into(), (&value).into()]).await? == 0 {
+        return Ok(false);
+    }
+    fields_insert(&mut db, codec, kind, key, &fields).await?;
+    Ok(true)
+}
+
+/// Adds or replaces a record, whatever it is.
+pub(super) async fn content_put(mut db: Sql<'_>, codec: &Codec, kind: &str, key: &str, content: Content) -> Result<()> {
+    let fields = content.fields.clone();
+    let value = codec.value(kind, key, content)?;
+    let params = [kind.into(), key.into(), (&value).into()];
+    if db.execute("UPDATE record SET value = $3 WHERE kind = $1 AND key = $2", &params).await? == 0 {
+        db.execute("INSERT INTO record (kind, key, value) VALUES ($1, $2, $3)", &params).await?;
+    } else {
+        fields_delete(&mut db, kind, key).await?;
+    }
+    fields_insert(&mut db, codec, kind, key, &fields).await
+}
+
+/// Removes a record, whatever it is; whether it was there.
+pub(super) async fn content_delete(mut db: Sql<'_>, kind: &str, key: &str) -> Result<bool> {
+    let gone = db.execute("DELETE FROM record WHERE kind = $1 AND key = $2", &[kind.into(), key.into()]).await?;
     if gone > 0 {
-        fields_delete::<R>(db, key).await?;
+        fields_delete(&mut db, kind, key).await?;
     }
     Ok(gone > 0)
 }
 
-pub(super) async fn usage(db: &mut SqliteConnection, name: &str) -> Result<i64> {
-    let value: Option<i64> = query_scalar("SELECT value FROM state WHERE name = $1").bind(usage_name(name)).fetch_optional(db).await?;
-    Ok(value.unwrap_or(0))
+/// A page of records of all kinds in the order of (kind, key), after the given place, as they are moved from one store to another.
+pub(super) async fn contents(mut db: Sql<'_>, codec: &Codec, after: (&str, &str), limit: u32) -> Result<Vec<(String, String, Content)>> {
+    let rows = db
+        .all(
+            "SELECT kind, key, value FROM record WHERE kind > $1 OR (kind = $1 AND key > $2) ORDER BY kind, key LIMIT $3",
+            &[after.0.into(), after.1.into(), limit.into()],
+        )
+        .await?;
+    let mut contents = Vec::with_capacity(rows.len());
+    for row in rows {
+        let (kind, key) = (row.text("kind")?, row.text("key")?);
+        let mut content = codec.content(&kind, &key, row.bytes("value")?)?;
+        if !codec.holds_fields() {
+            let select = "SELECT field, value FROM field WHERE kind = $1 AND key = $2 ORDER BY field, value";
+            for row in db.all(select, &[(&kind).into(), (&key).into()]).await? {
+                content.fields.push((row.text("field")?, row.text("value")?));
+            }
+        }
+        content.fields.sort_unstable();
+        contents.push((kind, key, content));
+    }
+    Ok(contents)
 }
 
-pub(super) async fn usage_add(db: &mut SqliteConnection, name: &str, delta: i64) -> Result<i64> {
-    let value = usage(db, name).await?.checked_add(delta).filter(|value| *value >= 0);
+/// All durable counters, by name as stored, in order; the generation is not one.
+pub(super) async fn counters(mut db: Sql<'_>) -> Result<Vec<(String, i64)>> {
+    let rows = db.all("SELECT name, value FROM state WHERE name LIKE 'usage/%' ORDER BY name", &[]).await?;
+    rows.iter().map(|row| Ok((row.text("name")?, row.int("value")?))).collect()
+}
+
+/// Sets a counter by its stored name.
+pub(super) async fn counter_set(mut db: Sql<'_>, name: &str, value: i64) -> Result<()> {
+    if db.execute("UPDATE state SET value = $2 WHERE name = $1", &[name.into(), value.into()]).await? == 0 {
+        db.execute("INSERT INTO state (name, value) VALUES ($1, $2)", &[name.into(), value.into()]).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn usage(mut db: Sql<'_>, name: &str) -> Result<i64> {
+    let row = db.optional("SELECT value FROM state WHERE name = $1", &[(&usage_name(name)).into()]).await?;
+    row.map_or(Ok(0), |row| row.int(0))
+}
+
+pub(super) async fn usage_add(mut db: Sql<'_>, name: &str, delta: i64) -> Result<i64> {
+    let value = usage(db.again(), name).await?.checked_add(delta).filter(|value| *value >= 0);
     let value = value.ok_or_else(|| Error::internal(format!("the counter `{name}` would leave its range by {delta}")))?;
-    query("INSERT INTO state (name, value) VALUES ($1, $2) ON CONFLICT DO UPDATE SET value = excluded.value")
-        .bind(usage_name(name))
-        .bind(value)
-        .execute(db)
-        .await?;
+    counter_set(db, &usage_name(name), value).await?;
     Ok(value)
 }
 
-pub(super) async fn blob_row(db: &mut SqliteConnection, id: BlobId) -> Result<Option<BlobRow>> {
-    type Columns = (u32, Vec<u8>, Vec<u8>, i64, Vec<u8>);
-    let row: Option<Columns> = query_as("SELECT key_version, wrapped_key, commitment, bytes, sha256 FROM blob WHERE id = $1")
-        .bind(id.0.as_slice())
-        .fetch_optional(db)
-        .await?;
-    let Some((key_version, wrapped_key, commitment, bytes, sha256)) = row else { return Ok(None) };
-    let damaged = || Error::integrity("an object's row is malformed");
-    Ok(Some(BlobRow {
-        key_version,
-        wrapped_key,
-        commitment: commitment.try_into().map_err(|_| damaged())?,
-        bytes: u64::try_from(bytes).map_err(|_| damaged())?,
-        sha256: sha256.try_into().map_err(|_| damaged())?,
-    }))
+pub(super) async fn blob_row(mut db: Sql<'_>, id: BlobId) -> Result<Option<BlobRow>> {
+    let select = "SELECT key_version, wrapped_key, commitment, bytes, sha256 FROM blob WHERE id = $1";
+    db.optional(select, &[(&id.0).into()]).await?.as_ref().map(blob).transpose()
 }
 
-pub(super) async fn blob_insert(db: &mut SqliteConnection, id: BlobId, row: &BlobRow) -> Result<()> {
-    query("INSERT INTO blob (id, key_version, wrapped_key, commitment, bytes, sha256) VALUES ($1, $2, $3, $4, $5, $6)")
-        .bind(id.0.as_slice())
-        .bind(row.key_version)
-        .bind(&row.wrapped_key)
-        .bind(row.commitment.as_slice())
-        .bind(as_i64(row.bytes)?)
-        .bind(row.sha256.as_slice())
-        .execute(db)
-        .await?;
-    Ok(())
+/// A page of objects in the order of their ids.
+pub(super) async fn blob_rows(mut db: Sql<'_>, after: Option<BlobId>, limit: u32) -> Result<Vec<(BlobId, BlobRow)>> {
+    let after = after.map_or(Vec::new(), |id| id.0.to_vec());
+    let select = "SELECT id, key_version, wrapped_key, commitment, bytes, sha256 FROM blob WHERE id > $1 ORDER BY id LIMIT $2";
+    let rows = db.all(select, &[(&after).into(), limit.into()]).await?;
+    rows.iter().map(|row| Ok((blob_id(row)?, blob(row)?))).collect()
 }
 
-pub(super) async fn blob_delete(db: &mut SqliteConnection, id: BlobId) -> Result<Option<u64>> {
-    let bytes: Option<i64> =
-        query_scalar("DELETE FROM blob WHERE id = $1 RETURNING bytes").bind(id.0.as_slice()).fetch_optional(db).await?;
-    bytes.map(|bytes| u64::try_from(bytes).map_err(Error::internal)).transpose()
+/// Ids of all objects.
+pub(super) async fn blob_ids(mut db: Sql<'_>) -> Result<Vec<BlobId>> {
+    db.all("SELECT id FROM blob", &[]).await?.iter().map(blob_id).collect()
+}
+
+pub(super) async fn blob_insert(mut db: Sql<'_>, id: BlobId, row: &BlobRow) -> Result<()> {
+    let insert = "INSERT INTO blob (id, key_version, wrapped_key, commitment, bytes, sha256) VALUES ($1, $2, $3, $4, $5, $6)";
+    let (wrapped_key, bytes) = (&row.wrapped_key, as_i64(row.bytes)?);
+    let params = [(&id.0).into(), row.key_version.into(), wrapped_key.into(), (&row.commitment).into(), bytes.into(), (&row.sha256).into()];
+    db.execute(insert, &params).await.map(drop)
+}
+
+pub(super) async fn blob_delete(mut db: Sql<'_>, id: BlobId) -> Result<Option<u64>> {
+    let row = db.optional("DELETE FROM blob WHERE id = $1 RETURNING bytes", &[(&id.0).into()]).await?;
+    row.map(|row| row.number(0)).transpose()
 }
 
 /// (re-wrapped now, left under older versions).
-pub(super) async fn blobs_rewrap(db: &mut SqliteConnection, keys: &Keyring, limit: u32) -> Result<(u64, u64)> {
-    let rows: Vec<(Vec<u8>, u32, Vec<u8>)> = query_as("SELECT id, key_version, wrapped_key FROM blob WHERE key_version <> $1 LIMIT $2")
-        .bind(keys.version())
-        .bind(limit)
-        .fetch_all(&mut *db)
-        .await?;
+pub(super) async fn blobs_rewrap(mut db: Sql<'_>, keys: &Keyring, limit: u32) -> Result<(u64, u64)> {
+    let select = "SELECT id, key_version, wrapped_key FROM blob WHERE key_version <> $1 LIMIT $2";
+    let rows = db.all(select, &[keys.version().into(), limit.into()]).await?;
     let mut changed = 0;
-    for (id, version, wrapped) in rows {
-        let id: [u8; 16] = id.try_into().map_err(|_| Error::integrity("an object's id is malformed"))?;
-        let key = keys.unwrap_object(version, id, &wrapped)?;
+    for row in rows {
+        let id = blob_id(&row)?.0;
+        let version = u32::try_from(row.number("key_version")?).map_err(Error::integrity)?;
+        let key = keys.unwrap_object(version, id, &row.bytes("wrapped_key")?)?;
         let (version, wrapped) = keys.wrap_object(&key, id)?;
-        query("UPDATE blob SET key_version = $2, wrapped_key = $3 WHERE id = $1")
-            .bind(id.as_slice())
-            .bind(version)
-            .bind(wrapped)
-            .execute(&mut *db)
-            .await?;
+        let update = "UPDATE blob SET key_version = $2, wrapped_key = $3 WHERE id = $1";
+        db.execute(update, &[(&id).into(), version.into(), (&wrapped).into()]).await?;
         changed += 1;
     }
-    let left: i64 = query_scalar("SELECT count(*) FROM blob WHERE key_version <> $1").bind(keys.version()).fetch_one(db).await?;
-    Ok((changed, u64::try_from(left).map_err(Error::internal)?))
+    let left = db.one("SELECT count(*) FROM blob WHERE key_version <> $1", &[keys.version().into()]).await?.number(0)?;
+    Ok((changed, left))
 }
 
-pub(super) async fn outbox_insert(db: &mut SqliteConnection, generation: u64, entry: &[u8]) -> Result<()> {
-    query("INSERT INTO outbox (generation, entry) VALUES ($1, $2)").bind(as_i64(generation)?).bind(entry).execute(db).await?;
-    Ok(())
+pub(super) async fn outbox_insert(mut db: Sql<'_>, codec: &Codec, generation: u64, entry: &[u8]) -> Result<()> {
+    let entry = codec.entry(generation, entry)?;
+    db.execute("INSERT INTO outbox (generation, entry) VALUES ($1, $2)", &[as_i64(generation)?.into(), (&entry).into()]).await.map(drop)
 }
 
-pub(super) async fn outbox_pending(db: &mut SqliteConnection, limit: u32) -> Result<Vec<(u64, Vec<u8>)>> {
-    let rows: Vec<(i64, Vec<u8>)> =
-        query_as("SELECT generation, entry FROM outbox ORDER BY generation LIMIT $1").bind(limit).fetch_all(db).await?;
-    rows.into_iter().map(|(generation, entry)| Ok((u64::try_from(generation).map_err(Error::internal)?, entry))).collect()
+pub(super) async fn outbox_pending(mut db: Sql<'_>, codec: &Codec, limit: u32) -> Result<Vec<(u64, Vec<u8>)>> {
+    let rows = db.all("SELECT generation, entry FROM outbox ORDER BY generation LIMIT $1", &[limit.into()]).await?;
+    let opened = |row: &Row| {
+        let generation = row.number("generation")?;
+        Ok((generation, codec.entry_opened(generation, row.bytes("entry")?)?))
+    };
+    rows.iter().map(opened).collect()
 }
 
-pub(super) async fn outbox_prune(db: &mut SqliteConnection, up_to_generation: u64) -> Result<u64> {
+pub(super) async fn outbox_prune(mut db: Sql<'_>, up_to_generation: u64) -> Result<u64> {
     let up_to = i64::try_from(up_to_generation).unwrap_or(i64::MAX);
-    Ok(query("DELETE FROM outbox WHERE generation <= $1").bind(up_to).execute(db).await?.rows_affected())
+    db.execute("DELETE FROM outbox WHERE generation <= $1", &[up_to.into()]).await
 }
 
-/// A record as it is stored.
-struct Encoded {
-    key: String,
-    value: Vec<u8>,
-    fields: Vec<(&'static str, String)>,
-}
-
-impl Encoded {
-    fn new<R: Record>(record: &R) -> Result<Self> {
-        let (key, fields) = (record.key(), record.fields());
-        let value = serde_json::to_vec(record).map_err(Error::internal)?;
-        let fits = |text: &str| text.len() <= KEY_BYTES_MAX && !text.contains(KEY_END);
-        if key.is_empty() || !fits(&key) {
-            return Err(Error::Invalid(format!("the key of a {} has 1 to {KEY_BYTES_MAX} bytes", R::KIND)));
-        }
-        if value.len() > VALUE_BYTES_MAX || fields.len() > FIELDS_MAX || !fields.iter().all(|(_, value)| fits(value)) {
-            return Err(Error::Invalid(format!("the {} `{key}` is too large to be stored", R::KIND)));
-        }
-        Ok(Self { key, value, fields })
+fn encode<R: Record>(record: &R) -> Result<(String, Content)> {
+    let (key, fields) = (record.key(), record.fields());
+    let value = serde_json::to_vec(record).map_err(Error::internal)?;
+    let fits = |text: &str| text.len() <= KEY_BYTES_MAX && !text.contains([KEY_END, '\0']);
+    if key.is_empty() || !fits(&key) {
+        return Err(Error::Invalid(format!("the key of a {} has 1 to {KEY_BYTES_MAX} bytes", R::KIND)));
     }
+    if value.len() > VALUE_BYTES_MAX || fields.len() > FIELDS_MAX || !fields.iter().all(|(_, value)| fits(value)) {
+        return Err(Error::Invalid(format!("the {} `{key}` is too large to be stored", R::KIND)));
+    }
+    let mut fields: Vec<_> = fields.into_iter().map(|(field, value)| (field.to_owned(), value)).collect();
+    fields.sort_unstable();
+    fields.dedup();
+    Ok((key, Content { value, fields }))
 }
 
-async fn fields_insert<R: Record>(db: &mut SqliteConnection, encoded: &Encoded) -> Result<()> {
-    for (field, value) in &encoded.fields {
-        query("INSERT INTO field (kind, field, value, key) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING")
-            .bind(R::KIND)
-            .bind(*field)
-            .bind(value)
-            .bind(&encoded.key)
-            .execute(&mut *db)
-            .await?;
+async fn fields_insert(db: &mut Sql<'_>, codec: &Codec, kind: &str, key: &str, fields: &[(String, String)]) -> Result<()> {
+    for (field, value) in fields {
+        let value = codec.lookup(kind, field, value);
+        let insert = "INSERT INTO field (kind, field, value, key) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING";
+        db.execute(insert, &[kind.into(), field.into(), (&value).into(), key.into()]).await?;
     }
     Ok(())
 }
 
-async fn fields_delete<R: Record>(db: &mut SqliteConnection, key: &str) -> Result<()> {
-    query("DELETE FROM field WHERE kind = $1 AND key = $2").bind(R::KIND).bind(key).execute(db).await?;
-    Ok(())
+async fn fields_delete(db: &mut Sql<'_>, kind: &str, key: &str) -> Result<()> {
+    db.execute("DELETE FROM field WHERE kind = $1 AND key = $2", &[kind.into(), key.into()]).await.map(drop)
 }
 
-fn decode<R: Record>(value: &[u8]) -> Result<R> {
-    serde_json::from_slice(value).map_err(|error| Error::internal(format!("a stored {} does not parse: {error}", R::KIND)))
+fn decode_all<R: Record>(codec: &Codec, rows: &[Row]) -> Result<Vec<R>> {
+    rows.iter().map(|row| decode(codec, &row.text("key")?, row.bytes("value")?)).collect()
+}
+
+fn decode<R: Record>(codec: &Codec, key: &str, stored: Vec<u8>) -> Result<R> {
+    let json = codec.json(R::KIND, key, stored)?;
+    serde_json::from_slice(&json).map_err(|error| Error::internal(format!("a stored {} does not parse: {error}", R::KIND)))
+}
+
+fn blob_id(row: &Row) -> Result<BlobId> {
+    let id: [u8; 16] = row.bytes("id")?.try_into().map_err(|_| Error::integrity("an object's id is malformed"))?;
+    Ok(BlobId(id))
+}
+
+fn blob(row: &Row) -> Result<BlobRow> {
+    let damaged = || Error::integrity("an object's row is malformed");
+    Ok(BlobRow {
+        key_version: u32::try_from(row.number("key_version")?).map_err(|_| damaged())?,
+        wrapped_key: row.bytes("wrapped_key")?,
+        commitment: row.bytes("commitment")?.try_into().map_err(|_| damaged())?,
+        bytes: row.number("bytes")?,
+        sha256: row.bytes("sha256")?.try_into().map_err(|_| damaged())?,
+    })
 }
 
 fn usage_name(name: &str) -> String {

@@ -113,9 +113,7 @@ impl Sql<'_> {
     /// All rows.
     pub(crate) async fn all(&mut self, sql: &'static str, params: &[Param<'_>]) -> Result<Vec<Row>> {
         Ok(match self {
-            Self::Sqlite(connection) => {
-                bind_sqlite(sql, params).fetch_all(&mut **connection).await?.into_iter().map(Row::Sqlite).collect()
-            }
+            Self::Sqlite(connection) => bind_sqlite(sql, params).fetch_all(&mut **connection).await?.into_iter().map(Row::Sqlite).collect(),
             Self::Postgres(connection, prepared) => {
                 bind_postgres(sql, params, *prepared).fetch_all(&mut **connection).await?.into_iter().map(Row::Postgres).collect()
             }

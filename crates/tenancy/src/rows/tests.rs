@@ -46,11 +46,11 @@ pub(crate) struct Island {
 
 impl Island {
     pub(crate) async fn create(&self) -> Store {
-        Store::create(&self.dir, Arc::clone(&self.keys), self.anchor()).await.unwrap()
+        Store::create(&self.dir, crate::rows::Place::File, Arc::clone(&self.keys), self.anchor()).await.unwrap()
     }
 
     pub(crate) async fn open(&self) -> Result<Store> {
-        Store::open(&self.dir, Arc::clone(&self.keys), self.anchor()).await
+        Store::open(&self.dir, crate::rows::Place::File, Arc::clone(&self.keys), self.anchor()).await
     }
 
     fn anchor(&self) -> AnchorSlot {

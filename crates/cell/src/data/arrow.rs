@@ -11,7 +11,7 @@ use arrow_ipc::{MessageHeader, root_as_message};
 use bytes::{Bytes, BytesMut};
 use wire::{ColumnKind, Fail, FailCode};
 
-use super::{Head, Limits, Sink, Source, batch, check_names, pull};
+use super::{Limits, Sink, Source, batch, pull};
 
 /// Longest header of a message in bytes.
 const HEADER_BYTES_MAX: u32 = 16 << 20;
@@ -72,7 +72,8 @@ pub(super) fn read(source: &mut dyn Source, window: Range<u64>, limits: Limits, 
             if kinds.is_none()
                 && let Some(schema) = decoder.schema()
             {
-                kinds = Some(announce(&schema, limits, sink)?);
+                limits.columns(schema.fields().len())?;
+                kinds = Some(batch::announce(&schema, sink)?);
             }
             let Some(decoded) = decoded else { continue };
             let rows = decoded.num_rows() as u64;
@@ -92,19 +93,6 @@ pub(super) fn read(source: &mut dyn Source, window: Range<u64>, limits: Limits, 
         return Err(damaged());
     }
     Ok(())
-}
-
-fn announce(schema: &arrow_schema::Schema, limits: Limits, sink: &mut dyn Sink) -> Result<Vec<ColumnKind>, Fail> {
-    limits.columns(schema.fields().len())?;
-    check_names(schema.fields().iter().map(|field| field.name().as_str()))?;
-    let kinds: Vec<ColumnKind> = schema.fields().iter().map(|field| batch::kind(field.data_type())).collect();
-    let heads: Vec<Head> =
-        schema.fields().iter().zip(&kinds).map(|(field, &kind)| Head { name: field.name().clone(), kind: Some(kind) }).collect();
-    if heads.is_empty() {
-        return Err(Fail::new(FailCode::Invalid, "the data set has no columns"));
-    }
-    sink.columns(&heads)?;
-    Ok(kinds)
 }
 
 /// The next message: its header with prefix, the length of its body, what it is. `None` at the end.

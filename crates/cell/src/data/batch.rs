@@ -9,10 +9,10 @@ use arrow_array::types::{
 };
 use arrow_array::{Array, ArrayRef};
 use arrow_cast::display::{ArrayFormatter, FormatOptions};
-use arrow_schema::{DataType, TimeUnit};
+use arrow_schema::{DataType, Schema, TimeUnit};
 use wire::{ColumnKind, Fail, FailCode};
 
-use super::{Cell, Sink, TEXT_BYTES_MAX};
+use super::{Cell, Head, Sink, TEXT_BYTES_MAX, check_names};
 
 /// What a type holds.
 pub(super) fn kind(data_type: &DataType) -> ColumnKind {
@@ -28,6 +28,19 @@ pub(super) fn kind(data_type: &DataType) -> ColumnKind {
         T::Date32 | T::Date64 | T::Time32(_) | T::Time64(_) | T::Timestamp(..) => ColumnKind::Time,
         _ => ColumnKind::Other,
     }
+}
+
+/// Tells the sink the columns and returns what they hold. How many there may be is the caller's to ask first.
+pub(super) fn announce(schema: &Schema, sink: &mut dyn Sink) -> Result<Vec<ColumnKind>, Fail> {
+    check_names(schema.fields().iter().map(|field| field.name().as_str()))?;
+    let kinds: Vec<ColumnKind> = schema.fields().iter().map(|field| kind(field.data_type())).collect();
+    let heads: Vec<Head> =
+        schema.fields().iter().zip(&kinds).map(|(field, &kind)| Head { name: field.name().clone(), kind: Some(kind) }).collect();
+    if heads.is_empty() {
+        return Err(Fail::new(FailCode::Invalid, "the data set has no columns"));
+    }
+    sink.columns(&heads)?;
+    Ok(kinds)
 }
 
 /// Runs a decoder of a columnar format: its panics on damaged files become errors.

@@ -18,7 +18,7 @@ use arrow_schema::{DataType, Field, Schema};
 use bytes::Bytes;
 use wire::{ColumnKind, Fail, FailCode};
 
-use super::{Head, Limits, Sink, Source, batch, check_names, pull, thrift};
+use super::{Limits, Sink, Source, batch, pull, thrift};
 
 /// Longest index at the end of the file in bytes.
 const FOOTER_BYTES_MAX: u32 = 16 << 20;
@@ -40,7 +40,7 @@ pub(super) fn read(source: &mut dyn Source, window: Range<u64>, limits: Limits, 
     limits.columns(schema.fields().len())?;
     let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true).with_schema(Arc::new(schema.clone()));
     let reader = batch::guarded("Parquet", || ArrowReaderMetadata::try_new(Arc::clone(&metadata), options))?;
-    let kinds = announce(&schema, sink)?;
+    let kinds = batch::announce(&schema, sink)?;
 
     let mut row = 0_u64;
     for (group, row_group) in metadata.row_groups().iter().enumerate() {
@@ -66,18 +66,6 @@ pub(super) fn read(source: &mut dyn Source, window: Range<u64>, limits: Limits, 
         return Err(damaged());
     }
     Ok(())
-}
-
-fn announce(schema: &Schema, sink: &mut dyn Sink) -> Result<Vec<ColumnKind>, Fail> {
-    check_names(schema.fields().iter().map(|field| field.name().as_str()))?;
-    let kinds: Vec<ColumnKind> = schema.fields().iter().map(|field| batch::kind(field.data_type())).collect();
-    let heads: Vec<Head> =
-        schema.fields().iter().zip(&kinds).map(|(field, &kind)| Head { name: field.name().clone(), kind: Some(kind) }).collect();
-    if heads.is_empty() {
-        return Err(Fail::new(FailCode::Invalid, "the data set has no columns"));
-    }
-    sink.columns(&heads)?;
-    Ok(kinds)
 }
 
 /// The same schema with texts as views.

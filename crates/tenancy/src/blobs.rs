@@ -1,18 +1,16 @@
-//! A tenant's sealed objects: one file each, written once, read in pieces, in parallel.
+//! A tenant's sealed objects: written once, read in pieces, in parallel.
 //!
 //! Every object has a random key of its own, wrapped under the tenant's key in the row that knows the object. From it and the
 //! object's id come the encryption key and a 32-byte *commitment*, which lies in the row and is compared before anything is
-//! decrypted (a wrong key cannot be made to decrypt to something else). The file is a run of chunks of 64 KiB, each sealed
+//! decrypted (a wrong key cannot be made to decrypt to something else). What is stored is a run of chunks of 64 KiB, each sealed
 //! with AES-256-GCM; nonce and associated data name tenant, object, format, chunk number and whether it is the last one. So a
 //! chunk that is changed, moved, dropped or taken from another object or tenant does not open.
 //! The pattern is C2SP chunked-encryption.
 //!
-//! A file exists before its row does. One without a row was left by a crash, and is swept away.
+//! The stored bytes lie in [`Objects`]. They are there before their row is; without a row they were left by a crash, and are swept away.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+mod objects;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -28,6 +26,8 @@ use crate::keyring::Keyring;
 use crate::name::{TenantId, hex, unhex};
 use crate::rows::db::blocking;
 use crate::seal::{self, Key, TAG_BYTES, same};
+pub(crate) use objects::Objects;
+use objects::{Draft, Sink, Source};
 
 /// Plaintext bytes of every chunk but the last.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -85,36 +85,25 @@ pub(crate) struct BlobWriter {
     key: Key,
     commitment: [u8; 32],
     tenant: TenantId,
-    id: BlobId,
-    leftover: Leftover,
+    draft: Draft,
 }
 
 impl BlobWriter {
-    /// Begins an object in the tenant's folder of objects.
-    pub(crate) fn create(dir: &Path, tenant: TenantId) -> Result<Self> {
+    /// Begins an object in the tenant's place.
+    pub(crate) fn create(objects: &Objects, tenant: TenantId) -> Result<Self> {
         let (id, key) = (BlobId(seal::random()?), Key::random()?);
-        let path = path(dir, id);
-        let folder = path.parent().ok_or_else(|| Error::internal("an object without a folder"))?;
-        if let Err(error) = DirBuilder::new().mode(0o700).create(folder) {
-            if error.kind() != std::io::ErrorKind::AlreadyExists {
-                return Err(error.into());
-            }
-        } else {
-            File::open(dir)?.sync_all()?;
-        }
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        let (draft, sink) = objects.begin(id)?;
         let (chunks, commitment) = Chunks::new(&key, tenant, id)?;
         let (buffer, digest) = (Zeroizing::new(Vec::new()), digest::Context::new(&digest::SHA256));
         Ok(Self {
-            sealer: Some(Sealer { file, chunks, next: 0, buffer, digest }),
+            sealer: Some(Sealer { sink, chunks, next: 0, buffer, digest }),
             waiting: Vec::new(),
             waiting_bytes: 0,
             bytes: 0,
             key,
             commitment,
             tenant,
-            id,
-            leftover: Leftover(Some(path)),
+            draft,
         })
     }
 
@@ -149,18 +138,13 @@ impl BlobWriter {
     /// [`Error::Internal`] when the disk fails; the object is lost then.
     pub(crate) async fn finish(mut self) -> Result<SealedBlob> {
         let (mut sealer, waiting) = self.take()?;
-        let folder = self.leftover.0.as_deref().and_then(Path::parent).map(Path::to_owned);
         let sha256 = blocking(move || {
             waiting.iter().try_for_each(|piece| sealer.push(piece))?;
-            let sha256 = sealer.finish()?;
-            if let Some(folder) = folder {
-                File::open(folder)?.sync_all()?;
-            }
-            Ok(sha256)
+            sealer.finish()
         });
         let sha256 = sha256.await?;
-        let Self { tenant, bytes, key, commitment, id, leftover, .. } = self;
-        Ok(SealedBlob { tenant, id, bytes, sha256, key, commitment, leftover })
+        let Self { tenant, bytes, key, commitment, draft, .. } = self;
+        Ok(SealedBlob { tenant, bytes, sha256, key, commitment, draft })
     }
 
     fn take(&mut self) -> Result<(Sealer, Vec<Bytes>)> {
@@ -173,19 +157,18 @@ impl BlobWriter {
 /// A written, durable object which no record knows yet. Dropped, nothing is left of it; `Tx::attach` keeps it.
 pub struct SealedBlob {
     tenant: TenantId,
-    id: BlobId,
     bytes: u64,
     sha256: [u8; 32],
     key: Key,
     commitment: [u8; 32],
-    leftover: Leftover,
+    draft: Draft,
 }
 
 impl SealedBlob {
     /// Its id.
     #[must_use]
     pub fn id(&self) -> BlobId {
-        self.id
+        self.draft.id()
     }
 
     /// Plaintext length in bytes.
@@ -210,15 +193,14 @@ impl SealedBlob {
 
     /// Reads it back before any record knows it.
     pub(crate) async fn open(&self) -> Result<BlobReader> {
-        let (chunks, _) = Chunks::new(&self.key, self.tenant, self.id)?;
-        let path = self.leftover.0.clone().ok_or_else(|| Error::internal("an object without a file"))?;
-        let (bytes, sha256) = (self.bytes, self.sha256);
-        blocking(move || Ok(BlobReader(Arc::new(Opened { file: File::open(path)?, chunks, bytes, sha256, cut: Arc::default() })))).await
+        let (chunks, _) = Chunks::new(&self.key, self.tenant, self.id())?;
+        let source = self.draft.open(sealed_bytes(self.bytes)).await?;
+        Ok(BlobReader(Arc::new(Opened { source, chunks, bytes: self.bytes, sha256: self.sha256, cut: Arc::default() })))
     }
 
-    /// From now on the rows decide whether the file stays.
-    pub(crate) fn keep(mut self) {
-        self.leftover.0 = None;
+    /// From now on the rows decide whether it stays.
+    pub(crate) fn keep(self) {
+        self.draft.keep();
     }
 }
 
@@ -227,7 +209,7 @@ impl SealedBlob {
 pub struct BlobReader(Arc<Opened>);
 
 struct Opened {
-    file: File,
+    source: Source,
     chunks: Chunks,
     bytes: u64,
     sha256: [u8; 32],
@@ -237,18 +219,14 @@ struct Opened {
 
 impl BlobReader {
     /// Opens the object's key, compares commitment and length.
-    pub(crate) fn open(dir: &Path, id: BlobId, row: &BlobRow, keys: &Keyring, cut: Arc<AtomicBool>) -> Result<Self> {
+    pub(crate) async fn open(objects: &Objects, id: BlobId, row: &BlobRow, keys: &Keyring, cut: Arc<AtomicBool>) -> Result<Self> {
         let key = keys.unwrap_object(row.key_version, id.0, &row.wrapped_key)?;
         let (chunks, commitment) = Chunks::new(&key, keys.tenant(), id)?;
         if !same(&commitment, &row.commitment) {
             return Err(Error::integrity(format!("object {id}: the key is not the one it was sealed with")));
         }
-        let file = File::open(path(dir, id)).map_err(|error| Error::integrity(format!("object {id}: {error}")))?;
-        let (found, expected) = (file.metadata()?.len(), sealed_bytes(row.bytes));
-        if found != expected {
-            return Err(Error::integrity(format!("object {id}: the file has {found} bytes instead of {expected}")));
-        }
-        Ok(Self(Arc::new(Opened { file, chunks, bytes: row.bytes, sha256: row.sha256, cut })))
+        let source = objects.open(id, sealed_bytes(row.bytes)).await?;
+        Ok(Self(Arc::new(Opened { source, chunks, bytes: row.bytes, sha256: row.sha256, cut })))
     }
 
     /// Plaintext length in bytes.
@@ -305,7 +283,7 @@ impl Opened {
             let plain_bytes = (self.bytes - start).min(CHUNK_BYTES as u64);
             let within = |at: u64| usize::try_from(at.clamp(start, start + plain_bytes) - start).map_err(Error::internal);
             sealed.resize(usize::try_from(plain_bytes).map_err(Error::internal)? + TAG_BYTES, 0);
-            self.file.read_exact_at(&mut sealed, number * SEALED_CHUNK_BYTES as u64).map_err(|_| self.chunks.refused(number))?;
+            self.source.read_exact_at(&mut sealed, number * SEALED_CHUNK_BYTES as u64).map_err(|_| self.chunks.refused(number))?;
             let plain = self.chunks.open(number, start + plain_bytes == self.bytes, &mut sealed)?;
             out.extend_from_slice(plain.get(within(offset)?..within(end)?).ok_or_else(|| self.chunks.refused(number))?);
         }
@@ -313,9 +291,9 @@ impl Opened {
     }
 }
 
-/// Seals an object chunk by chunk into its file.
+/// Seals an object chunk by chunk.
 struct Sealer {
-    file: File,
+    sink: Sink,
     chunks: Chunks,
     next: u64,
     /// Plaintext not sealed yet: one chunk at most, since only the end shows which chunk is the last.
@@ -341,13 +319,13 @@ impl Sealer {
 
     fn finish(mut self) -> Result<[u8; 32]> {
         self.chunk(true)?;
-        self.file.sync_all()?;
+        self.sink.finish()?;
         self.digest.finish().as_ref().try_into().map_err(Error::internal)
     }
 
     fn chunk(&mut self, last: bool) -> Result<()> {
         self.chunks.seal(self.next, last, &mut self.buffer)?;
-        self.file.write_all(&self.buffer)?;
+        self.sink.write(&self.buffer)?;
         self.buffer.clear();
         self.next += 1;
         Ok(())
@@ -397,42 +375,9 @@ impl Chunks {
     }
 }
 
-/// Where an object lies.
-pub(crate) fn path(dir: &Path, id: BlobId) -> PathBuf {
-    let name = id.to_string();
-    dir.join(name.get(..2).unwrap_or_default()).join(name)
-}
-
-/// Removes the files of objects that are not `known`.
-pub(crate) fn sweep(dir: &Path, known: impl Fn(BlobId) -> bool) -> Result<()> {
-    for folder in fs::read_dir(dir)? {
-        for file in fs::read_dir(folder?.path())? {
-            let file = file?;
-            let id = file.file_name().to_str().and_then(unhex).map(BlobId);
-            if !id.is_some_and(&known) {
-                fs::remove_file(file.path())?;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// File length of an object.
+/// Stored length of an object.
 fn sealed_bytes(plain: u64) -> u64 {
     plain.saturating_add(plain.div_ceil(CHUNK_BYTES as u64).max(1).saturating_mul(TAG_BYTES as u64))
-}
-
-/// Removes the file when dropped, unless it was kept.
-struct Leftover(Option<PathBuf>);
-
-impl Drop for Leftover {
-    fn drop(&mut self) {
-        if let Some(path) = self.0.take()
-            && let Err(error) = fs::remove_file(path)
-        {
-            tracing::warn!(%error, "an unfinished object could not be removed; the next sweep will");
-        }
-    }
 }
 
 #[cfg(test)]

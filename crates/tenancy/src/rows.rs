@@ -27,18 +27,18 @@ pub(crate) mod sql;
 pub(crate) mod sqlite;
 
 use std::collections::HashSet;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::anchor::AnchorSlot;
-use crate::blobs::{self, BlobId, BlobReader, BlobRow, BlobWriter, SealedBlob};
+use crate::blobs::{BlobId, BlobReader, BlobRow, BlobWriter, Objects, SealedBlob};
 use crate::error::{Error, Result};
 use crate::keyring::Keyring;
 use codec::Codec;
-use db::{Db, PostgresDb, Txn, blocking};
+use db::{Db, PostgresDb, Txn};
 use parking_lot::RwLock;
 use postgres::PgRows;
 use serde::Serialize;
@@ -74,7 +74,7 @@ pub(crate) enum Place {
 pub(crate) struct Store {
     db: Db,
     codec: Codec,
-    blobs: PathBuf,
+    objects: Objects,
     keys: RwLock<Arc<Keyring>>,
     /// Set when the tenant is frozen: also a download that is on its way ends.
     cut: Arc<AtomicBool>,
@@ -85,9 +85,8 @@ pub(crate) struct Store {
 impl Store {
     /// Makes `dir` (which must not exist) with an empty `rows.db` and `blobs/`; a place on a server was made before.
     pub(crate) async fn create(dir: &Path, place: Place, keys: Arc<Keyring>, anchor: AnchorSlot) -> Result<Self> {
-        let mut private = DirBuilder::new();
-        private.mode(0o700).create(dir)?;
-        private.create(dir.join(BLOBS))?;
+        DirBuilder::new().mode(0o700).create(dir)?;
+        let objects = Objects::create_folder(&dir.join(BLOBS))?;
         let (db, codec) = match place {
             Place::File => {
                 let db = SqliteDb::open(&dir.join(ROWS), keys.rows_key(), anchor, MIGRATIONS, Expect::Absent).await?;
@@ -96,7 +95,7 @@ impl Store {
             Place::Postgres(rows, fence) => (Db::Postgres(PostgresDb::open(rows, anchor, fence).await?), Codec::sealed(&keys)),
         };
         File::open(dir)?.sync_all()?;
-        Ok(Self::new(dir, keys, db, codec))
+        Ok(Self::new(objects, keys, db, codec))
     }
 
     /// Opens what [`Store::create`] made.
@@ -117,20 +116,20 @@ impl Store {
                 (db.was_clean(), Db::Postgres(db), Codec::sealed(&keys))
             }
         };
-        let store = Self::new(dir, keys, db, codec);
+        let store = Self::new(Objects::folder(&dir.join(BLOBS)), keys, db, codec);
         if !clean {
             store.sweep().await?;
         }
         Ok(store)
     }
 
-    fn new(dir: &Path, keys: Arc<Keyring>, db: Db, codec: Codec) -> Self {
-        Self { db, codec, blobs: dir.join(BLOBS), keys: RwLock::new(keys), cut: Arc::default(), unseen: AtomicU64::new(0) }
+    fn new(objects: Objects, keys: Arc<Keyring>, db: Db, codec: Codec) -> Self {
+        Self { db, codec, objects, keys: RwLock::new(keys), cut: Arc::default(), unseen: AtomicU64::new(0) }
     }
 
     /// Checkpoints, closes and leaves the hash of the file in the anchor. Everything asked later is refused.
     pub(crate) async fn close(&self) -> Result<()> {
-        if self.unseen.swap(0, Ordering::AcqRel) > 0 {
+        if self.unseen.swap(0, Ordering::AcqRel) > 0 || self.objects.littered() {
             self.sweep().await?;
         }
         self.db.close().await
@@ -148,7 +147,7 @@ impl Store {
 
     /// Begins a blob.
     pub(crate) fn blob_writer(&self) -> Result<BlobWriter> {
-        BlobWriter::create(&self.blobs, self.keys.read().tenant())
+        BlobWriter::create(&self.objects, self.keys.read().tenant())
     }
 
     /// Open objects give nothing more.
@@ -198,11 +197,10 @@ impl Store {
         Ok(())
     }
 
-    /// Removes object files that no row knows: left-overs of a crash.
+    /// Removes objects that no row knows: left-overs of a crash.
     async fn sweep(&self) -> Result<()> {
         let known: HashSet<BlobId> = records::blob_ids(self.db.read().await?.sql()?).await?.into_iter().collect();
-        let dir = self.blobs.clone();
-        blocking(move || blobs::sweep(&dir, |id| known.contains(&id))).await
+        self.objects.sweep(known).await
     }
 }
 
@@ -255,8 +253,7 @@ impl Rows<'_> {
     pub async fn blob(&self, id: BlobId) -> Result<BlobReader> {
         let row = records::blob_row(self.store.db.read().await?.sql()?, id).await?.ok_or(Error::NotFound("object"))?;
         let keys = self.store.keyring()?;
-        let (dir, cut) = (self.store.blobs.clone(), Arc::clone(&self.store.cut));
-        blocking(move || BlobReader::open(&dir, id, &row, &keys, cut)).await
+        BlobReader::open(&self.store.objects, id, &row, &keys, Arc::clone(&self.store.cut)).await
     }
 }
 
@@ -333,7 +330,7 @@ impl Tx<'_> {
         Ok(id)
     }
 
-    /// Removes a blob: its key now, its file after the commit. Returns its size in bytes, or `None` if it was not there.
+    /// Removes a blob: its key now, its bytes after the commit. Returns its size in bytes, or `None` if it was not there.
     pub async fn detach(&mut self, id: BlobId) -> Result<Option<u64>> {
         let result = records::blob_delete(self.txn.enter()?, id).await;
         let bytes = self.txn.leave(result)?;
@@ -383,13 +380,7 @@ impl Tx<'_> {
             self.attached.drain(..).for_each(SealedBlob::keep);
         }
         let generation = self.txn.commit().await?;
-        for id in &self.detached {
-            let path = blobs::path(&self.store.blobs, *id);
-            if let Err(error) = fs::remove_file(&path) {
-                // Its key is gone, so it is unreadable; the next sweep takes it away.
-                tracing::warn!(%error, "a deleted object's file could not be removed");
-            }
-        }
+        self.store.objects.remove(&self.detached);
         if objects {
             self.store.unseen.fetch_sub(1, Ordering::AcqRel);
         }

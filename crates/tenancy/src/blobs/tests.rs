@@ -1,5 +1,9 @@
+use std::fs;
+use std::path::PathBuf;
+
 use futures_util::TryStreamExt;
 
+use super::objects::path;
 use super::*;
 use crate::rows::Store;
 use crate::rows::tests::{Island, Place};
@@ -133,7 +137,7 @@ async fn every_part_of_the_place_is_bound() {
     let store = tenant.create().await;
     foreign.create().await;
     let id = stored(&store, &content(2 * CHUNK_BYTES)).await;
-    let dir = tenant.dir.join("blobs");
+    let objects = Objects::folder(&tenant.dir.join("blobs"));
     let row = {
         let key = Key::random().unwrap();
         let (key_version, wrapped_key) = tenant.keys.wrap_object(&key, id.0).unwrap();
@@ -144,13 +148,16 @@ async fn every_part_of_the_place_is_bound() {
         Err(other) => panic!("{other:?}"),
         Ok(_) => panic!("opened"),
     };
-    assert!(context(BlobReader::open(&dir, id, &row, &tenant.keys, Arc::default())).contains("key is not the one"), "commitment first");
     assert!(
-        context(BlobReader::open(&dir, id, &row, &foreign.keys, Arc::default())).contains("does not open"),
+        context(BlobReader::open(&objects, id, &row, &tenant.keys, Arc::default()).await).contains("key is not the one"),
+        "commitment first"
+    );
+    assert!(
+        context(BlobReader::open(&objects, id, &row, &foreign.keys, Arc::default()).await).contains("does not open"),
         "wrapped for another tenant"
     );
     assert!(
-        context(BlobReader::open(&dir, BlobId([9; 16]), &row, &tenant.keys, Arc::default())).contains("does not open"),
+        context(BlobReader::open(&objects, BlobId([9; 16]), &row, &tenant.keys, Arc::default()).await).contains("does not open"),
         "wrapped for another object"
     );
     // The same key and bytes under another tenant's or object's name do not open either.

@@ -1,5 +1,7 @@
 use std::collections::HashMap;
+use std::fs;
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::task::Poll;
 use std::time::{Duration, Instant};

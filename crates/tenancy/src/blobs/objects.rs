@@ -1,0 +1,216 @@
+//! Where a tenant's sealed objects lie. Here they are only bytes under an id: written once, read in ranges, removed.
+
+use std::collections::HashSet;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::BlobId;
+use crate::error::{Error, Result};
+use crate::name::unhex;
+use crate::rows::db::blocking;
+
+/// A place for objects; cheap to clone.
+#[derive(Clone)]
+pub(crate) enum Objects {
+    /// A file each, in 256 folders of this one.
+    Folder(Arc<Path>),
+}
+
+impl Objects {
+    /// Makes an empty folder of objects; its parent is there and is synced by the caller.
+    pub(crate) fn create_folder(dir: &Path) -> Result<Self> {
+        DirBuilder::new().mode(0o700).create(dir)?;
+        Ok(Self::folder(dir))
+    }
+
+    /// What [`Objects::create_folder`] made.
+    pub(crate) fn folder(dir: &Path) -> Self {
+        Self::Folder(dir.into())
+    }
+
+    /// Begins an object. Nothing is left of it if [`Draft`] is dropped before [`Draft::keep`].
+    pub(crate) fn begin(&self, id: BlobId) -> Result<(Draft, Sink)> {
+        let sink = match self {
+            Self::Folder(dir) => Sink::File { file: file_create(dir, id)?, folder: folder_of(dir, id) },
+        };
+        Ok((Draft { objects: self.clone(), id, kept: false }, sink))
+    }
+
+    /// Opens an object for reading in ranges.
+    ///
+    /// # Errors
+    /// [`Error::Integrity`] if it is gone or has another length than `bytes`.
+    pub(crate) async fn open(&self, id: BlobId, bytes: u64) -> Result<Source> {
+        match self {
+            Self::Folder(dir) => {
+                let path = path(dir, id);
+                blocking(move || file_open(&path, id, bytes).map(Source::File)).await
+            }
+        }
+    }
+
+    /// Removes objects whose rows and keys are gone. One that could not be removed is unreadable, and is swept later.
+    pub(crate) fn remove(&self, ids: &[BlobId]) {
+        match self {
+            Self::Folder(dir) => {
+                for error in ids.iter().filter_map(|id| fs::remove_file(path(dir, *id)).err()) {
+                    tracing::warn!(%error, "a deleted object's file could not be removed; the next sweep will");
+                }
+            }
+        }
+    }
+
+    /// Whether something is left behind that only a sweep removes.
+    pub(crate) fn littered(&self) -> bool {
+        match self {
+            Self::Folder(_) => false,
+        }
+    }
+
+    /// Removes everything that is not `known`: left-overs of a crash. Nothing is being written meanwhile.
+    pub(crate) async fn sweep(&self, known: HashSet<BlobId>) -> Result<()> {
+        match self {
+            Self::Folder(dir) => {
+                let dir = Arc::clone(dir);
+                blocking(move || folder_sweep(&dir, &known)).await
+            }
+        }
+    }
+
+    /// Removes all of them and the place itself. Idempotent.
+    #[allow(dead_code, reason = "erasure is about to use it")]
+    pub(crate) async fn remove_all(&self) -> Result<()> {
+        match self {
+            Self::Folder(dir) => {
+                let dir = Arc::clone(dir);
+                blocking(move || match fs::remove_dir_all(&dir) {
+                    Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
+                    _ => Ok(()),
+                })
+                .await
+            }
+        }
+    }
+}
+
+/// An object that no row knows yet. Dropped, nothing is left of it.
+pub(crate) struct Draft {
+    objects: Objects,
+    id: BlobId,
+    kept: bool,
+}
+
+impl Draft {
+    /// Its id.
+    pub(crate) fn id(&self) -> BlobId {
+        self.id
+    }
+
+    /// Opens it before a row knows it, as [`Objects::open`].
+    pub(crate) async fn open(&self, bytes: u64) -> Result<Source> {
+        self.objects.open(self.id, bytes).await
+    }
+
+    /// From now on the rows decide whether it stays.
+    pub(crate) fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        match &self.objects {
+            Objects::Folder(dir) => {
+                if let Err(error) = fs::remove_file(path(dir, self.id)) {
+                    tracing::warn!(%error, "an unfinished object could not be removed; the next sweep will");
+                }
+            }
+        }
+    }
+}
+
+/// Where the sealed bytes of one object go. Its methods do file work: call them off the async threads.
+pub(crate) enum Sink {
+    /// Straight into the file.
+    File { file: File, folder: PathBuf },
+}
+
+impl Sink {
+    /// Appends.
+    pub(crate) fn write(&mut self, sealed: &[u8]) -> Result<()> {
+        match self {
+            Self::File { file, .. } => Ok(file.write_all(sealed)?),
+        }
+    }
+
+    /// What was written is durable, as far as it lies here.
+    pub(crate) fn finish(&mut self) -> Result<()> {
+        match self {
+            Self::File { file, folder } => {
+                file.sync_all()?;
+                Ok(File::open(folder)?.sync_all()?)
+            }
+        }
+    }
+}
+
+/// One object, open for reading.
+pub(crate) enum Source {
+    /// A file that is read in place; it stays readable after its removal.
+    File(File),
+}
+
+impl Source {
+    /// Fills `sealed` from `offset`. Whoever calls it is off the async threads.
+    pub(crate) fn read_exact_at(&self, sealed: &mut [u8], offset: u64) -> Result<()> {
+        match self {
+            Self::File(file) => Ok(file.read_exact_at(sealed, offset)?),
+        }
+    }
+}
+
+/// Where an object lies in its folder.
+pub(super) fn path(dir: &Path, id: BlobId) -> PathBuf {
+    folder_of(dir, id).join(id.to_string())
+}
+
+fn folder_of(dir: &Path, id: BlobId) -> PathBuf {
+    dir.join(id.to_string().get(..2).unwrap_or_default())
+}
+
+fn file_create(dir: &Path, id: BlobId) -> Result<File> {
+    match DirBuilder::new().mode(0o700).create(folder_of(dir, id)) {
+        Ok(()) => File::open(dir)?.sync_all()?,
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(OpenOptions::new().write(true).create_new(true).mode(0o600).open(path(dir, id))?)
+}
+
+fn file_open(path: &Path, id: BlobId, bytes: u64) -> Result<File> {
+    let file = File::open(path).map_err(|error| Error::integrity(format!("object {id}: {error}")))?;
+    let found = file.metadata()?.len();
+    if found != bytes {
+        return Err(Error::integrity(format!("object {id}: the file has {found} bytes instead of {bytes}")));
+    }
+    Ok(file)
+}
+
+fn folder_sweep(dir: &Path, known: &HashSet<BlobId>) -> Result<()> {
+    for folder in fs::read_dir(dir)? {
+        for file in fs::read_dir(folder?.path())? {
+            let file = file?;
+            let id = file.file_name().to_str().and_then(unhex).map(BlobId);
+            if !id.is_some_and(|id| known.contains(&id)) {
+                fs::remove_file(file.path())?;
+            }
+        }
+    }
+    Ok(())
+}

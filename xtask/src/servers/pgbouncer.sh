@@ -7,7 +7,7 @@
 # roles that are made later work at once. Debian 12 has PgBouncer 1.18, which keeps no named prepared statements in this mode.
 set -eu
 # Refuses to run as root, as PostgreSQL does.
-[ "$(id -u)" -ne 0 ] || exec unshare --user --map-user=1000 --map-group=1000 -- sh "$0" "$@"
+[ "$(id -u)" -ne 0 ] || exec unshare --user --map-user=postgres --map-group=postgres -- sh "$0" "$@"
 dir=$1 port=$2 postgres=$3
 umask 077
 mkdir -p "$dir"

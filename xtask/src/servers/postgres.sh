@@ -6,8 +6,8 @@
 # DIR (absolute) is made by the first start and used again by the next. The superuser is `postgres`; over TCP on 127.0.0.1 and on the
 # socket in DIR it needs the password. Options are PostgreSQL's own, as in `-c log_statement=all`.
 set -eu
-# PostgreSQL refuses to run as root. In a user namespace it runs as nobody in particular, while the files stay ours.
-[ "$(id -u)" -ne 0 ] || exec unshare --user --map-user=1000 --map-group=1000 -- sh "$0" "$@"
+# PostgreSQL refuses to run as root. In a user namespace it runs as `postgres`, while the files stay ours.
+[ "$(id -u)" -ne 0 ] || exec unshare --user --map-user=postgres --map-group=postgres -- sh "$0" "$@"
 dir=$1 port=$2
 shift 2
 bin=${INSULA_PG_BIN:-/usr/lib/postgresql/15/bin}

@@ -14,8 +14,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, query, query_scalar};
 
 use crate::anchor::{AnchorSlot, Anchors};
 use crate::error::{Error, Result};
@@ -23,15 +21,19 @@ use crate::keyring::{DataKeyRow, KeyRows, TenantKeyRow, rewrap};
 use crate::name::{Name, TenantId};
 use crate::root::RootStore;
 use crate::rows::db::{Db, as_i64};
+use crate::rows::sql::Row;
 use crate::rows::sqlite::{Expect, Migrations, SqliteDb};
 use crate::seal::Key;
 use protected::{ControlTxn, Verifier};
 
-const MIGRATIONS: Migrations = &[include_str!("../migrations/control/0001.sql")];
+const MIGRATIONS: Migrations =
+    &[include_str!("../migrations/control/sqlite/0001.sql"), include_str!("../migrations/control/sqlite/0002.sql")];
 /// Tenants a page holds.
 const PAGE_MAX: u32 = 1000;
 /// Credentials whose last use waits to be written.
 const TOUCHED_MAX: usize = 100_000;
+/// Last uses written in one transaction.
+const TOUCHED_BATCH: usize = 500;
 /// Stands for the service itself among the anchors.
 const SERVICE: TenantId = TenantId([0; 16]);
 
@@ -172,7 +174,7 @@ impl Control {
         let db = Db::Sqlite(SqliteDb::open(path, &key, anchor, MIGRATIONS, expect).await?);
         let control = Self { db, verifier: Verifier::new(root.control_key()), touched: Mutex::default() };
         if before.clean.is_none() {
-            control.verifier.verify_all(control.db.read().await?.connection()?).await?;
+            control.verifier.verify_all(control.db.read().await?.sql()?).await?;
         }
         Ok(control)
     }
@@ -196,20 +198,15 @@ impl Control {
     /// [`Error::Conflict`] if the name is taken.
     pub(crate) async fn tenant_insert(&self, row: &TenantRow, keys: &KeyRows, first: Option<&CredentialRow>) -> Result<TenantRow> {
         let mut tx = self.begin().await?;
-        let taken: Option<i64> = query_scalar("SELECT 1 FROM tenant WHERE name = $1 AND state <> 'erased'")
-            .bind(row.name.as_str())
-            .fetch_optional(tx.db()?)
-            .await?;
-        if taken.is_some() {
+        let next = "UPDATE state SET value = value + 1 WHERE name = 'slot_next' RETURNING value";
+        let slot = tx.sql()?.one(next, &[]).await?.number(0)?.saturating_sub(1);
+        let row = TenantRow { slot, epoch_generation: 1, ..row.clone() };
+        if !tx.tenant_add(&row).await? {
             return Err(Error::Conflict(format!("a tenant named `{}` exists already", row.name)));
         }
-        let slot: i64 =
-            query_scalar("UPDATE state SET value = value + 1 WHERE name = 'slot_next' RETURNING value - 1").fetch_one(tx.db()?).await?;
-        let row = TenantRow { slot: u64::try_from(slot).map_err(Error::internal)?, epoch_generation: 1, ..row.clone() };
-        tx.tenant_write(None, &row).await?;
         tx.keys_write(row.id, keys).await?;
         if let Some(first) = first {
-            tx.credential_write(None, first).await?;
+            self.credential_added(&mut tx, first).await?;
         }
         tx.commit().await?;
         Ok(row)
@@ -218,26 +215,23 @@ impl Control {
     /// By name; never an erased one.
     pub(crate) async fn tenant_by_name(&self, name: &Name) -> Result<Option<TenantRow>> {
         let mut reading = self.db.read().await?;
-        let row = query("SELECT * FROM tenant WHERE name = $1 AND state <> 'erased'").bind(name.as_str());
-        let row = row.fetch_optional(reading.connection()?).await?;
+        let sql = "SELECT * FROM tenant WHERE name = $1 AND state <> 'erased'";
+        let row = reading.sql()?.optional(sql, &[name.as_str().into()]).await?;
         row.map(|row| self.verifier.read(&row)).transpose()
     }
 
     /// By id.
     pub(crate) async fn tenant_by_id(&self, id: TenantId) -> Result<Option<TenantRow>> {
         let mut reading = self.db.read().await?;
-        let row = query("SELECT * FROM tenant WHERE id = $1").bind(id.0.as_slice()).fetch_optional(reading.connection()?).await?;
+        let row = reading.sql()?.optional("SELECT * FROM tenant WHERE id = $1", &[(&id.0).into()]).await?;
         row.map(|row| self.verifier.read(&row)).transpose()
     }
 
     /// At most `limit` (and 1,000) tenants after the name `after`, ordered by name; without erased ones.
     pub(crate) async fn tenants_page(&self, after: Option<&Name>, limit: u32) -> Result<Vec<TenantRow>> {
         let mut reading = self.db.read().await?;
-        let rows = query("SELECT * FROM tenant WHERE state <> 'erased' AND name > $1 ORDER BY name LIMIT $2")
-            .bind(after.map_or("", Name::as_str))
-            .bind(limit.min(PAGE_MAX))
-            .fetch_all(reading.connection()?)
-            .await?;
+        let sql = "SELECT * FROM tenant WHERE state <> 'erased' AND name > $1 ORDER BY name LIMIT $2";
+        let rows = reading.sql()?.all(sql, &[after.map_or("", Name::as_str).into(), limit.min(PAGE_MAX).into()]).await?;
         rows.iter().map(|row| self.verifier.read(row)).collect()
     }
 
@@ -245,8 +239,7 @@ impl Control {
     #[cfg(test)]
     pub(crate) async fn tenants_count(&self) -> Result<u64> {
         let mut reading = self.db.read().await?;
-        let count: i64 = query_scalar("SELECT count(*) FROM tenant WHERE state <> 'erased'").fetch_one(reading.connection()?).await?;
-        u64::try_from(count).map_err(Error::internal)
+        reading.sql()?.one("SELECT count(*) FROM tenant WHERE state <> 'erased'", &[]).await?.number(0)
     }
 
     /// Sets the state. An erased tenant's name goes with it.
@@ -256,7 +249,7 @@ impl Control {
     pub(crate) async fn tenant_set_state(&self, id: TenantId, state: TenantState) -> Result<()> {
         self.tenant_change(id, |row| {
             let leaving = matches!(row.state, TenantState::Erasing | TenantState::Erased);
-            if leaving && matches!(state, TenantState::Active | TenantState::Suspended) {
+            if state != row.state && (row.state == TenantState::Erased || leaving && state != TenantState::Erased) {
                 return Err(Error::Conflict("the tenant is being erased".to_owned()));
             }
             row.state = state;
@@ -273,6 +266,18 @@ impl Control {
     pub(crate) async fn tenant_set_limits(&self, id: TenantId, limits: &str) -> Result<()> {
         self.tenant_change(id, |row| {
             limits.clone_into(&mut row.limits);
+            row.epoch_generation += 1;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Sets where the tenant lives (JSON).
+    #[cfg_attr(not(test), expect(dead_code, reason = "for whoever moves a tenant"))]
+    pub(crate) async fn tenant_set_placement(&self, id: TenantId, placement: &str) -> Result<()> {
+        self.tenant_change(id, |row| {
+            placement.clone_into(&mut row.placement);
+            row.epoch_generation += 1;
             Ok(())
         })
         .await
@@ -283,7 +288,7 @@ impl Control {
         let (old, mac) = tx.tenant(id).await?;
         let mut new = old;
         change(&mut new)?;
-        tx.tenant_write(Some(mac), &new).await?;
+        tx.tenant_replace(mac, &new).await?;
         tx.commit().await
     }
 
@@ -292,10 +297,10 @@ impl Control {
     /// A tenant's stored keys.
     pub(crate) async fn keys_of(&self, tenant: TenantId) -> Result<KeyRows> {
         let mut reading = self.db.read().await?;
-        let versions = query("SELECT * FROM tenant_key WHERE tenant = $1 ORDER BY version").bind(tenant.0.as_slice());
-        let versions = versions.fetch_all(reading.connection()?).await?;
-        let data = query("SELECT * FROM data_key WHERE tenant = $1 ORDER BY purpose, n").bind(tenant.0.as_slice());
-        let data = data.fetch_all(reading.connection()?).await?;
+        let sql = "SELECT * FROM tenant_key WHERE tenant = $1 ORDER BY version";
+        let versions = reading.sql()?.all(sql, &[(&tenant.0).into()]).await?;
+        let sql = "SELECT * FROM data_key WHERE tenant = $1 ORDER BY purpose, n";
+        let data = reading.sql()?.all(sql, &[(&tenant.0).into()]).await?;
         let versions = versions.iter().map(|row| Ok(self.verifier.read::<Owned<TenantKeyRow>>(row)?.row));
         let data = data.iter().map(|row| Ok(self.verifier.read::<Owned<DataKeyRow>>(row)?.row));
         Ok(KeyRows { tenant: versions.collect::<Result<_>>()?, data: data.collect::<Result<_>>()? })
@@ -306,7 +311,7 @@ impl Control {
         let mut tx = self.begin().await?;
         let (mut row, mac) = tx.tenant(tenant).await?;
         row.epoch_generation += 1;
-        tx.tenant_write(Some(mac), &row).await?;
+        tx.tenant_replace(mac, &row).await?;
         tx.keys_delete(tenant).await?;
         tx.keys_write(tenant, keys).await?;
         tx.commit().await
@@ -320,14 +325,16 @@ impl Control {
         Ok(gone > 0)
     }
 
-    /// Re-wraps every tenant key that is not under `epoch` yet, in one transaction; returns how many.
+    /// Re-wraps every tenant key that is not under `epoch` yet, in one transaction; returns how many. From then on a key under
+    /// an older epoch is not stored: another node may still have the old root in memory when that epoch is destroyed.
     pub(crate) async fn rewrap_all(&self, root: &RootStore, epoch: u64) -> Result<u64> {
         let kek = |epoch| root.epoch_key(epoch).ok_or_else(|| Error::integrity(format!("key epoch {epoch} was destroyed")));
         let new = kek(epoch)?;
         let mut old: HashMap<u64, Key> = HashMap::new();
         let mut tx = self.begin().await?;
-        let rows =
-            query("SELECT * FROM tenant_key WHERE epoch <> $1 AND state <> 'retired'").bind(as_i64(epoch)?).fetch_all(tx.db()?).await?;
+        tx.epoch_begin(epoch).await?;
+        let sql = "SELECT * FROM tenant_key WHERE epoch <> $1 AND state <> 'retired'";
+        let rows = tx.sql()?.all(sql, &[as_i64(epoch)?.into()]).await?;
         let mut rewrapped = 0;
         for row in &rows {
             let (mut key, mac) = self.verifier.read_with_mac::<Owned<TenantKeyRow>>(row)?;
@@ -349,17 +356,20 @@ impl Control {
     /// By id.
     pub(crate) async fn credential_by_id(&self, id: &str) -> Result<Option<CredentialRow>> {
         let mut reading = self.db.read().await?;
-        let row = query("SELECT * FROM credential WHERE id = $1").bind(id).fetch_optional(reading.connection()?).await?;
+        let row = reading.sql()?.optional("SELECT * FROM credential WHERE id = $1", &[id.into()]).await?;
         row.map(|row| self.verifier.read(&row)).transpose()
     }
 
     /// All of a tenant's, newest first; `None` for the operator's.
     pub(crate) async fn credentials_of(&self, tenant: Option<TenantId>) -> Result<Vec<CredentialRow>> {
         let mut reading = self.db.read().await?;
-        let rows = query("SELECT * FROM credential WHERE tenant IS $1 ORDER BY created_at DESC, id")
-            .bind(tenant.map(|tenant| tenant.0.to_vec()))
-            .fetch_all(reading.connection()?)
-            .await?;
+        let rows = match tenant {
+            Some(tenant) => {
+                let sql = "SELECT * FROM credential WHERE tenant = $1 ORDER BY created_at DESC, id";
+                reading.sql()?.all(sql, &[(&tenant.0).into()]).await?
+            }
+            None => reading.sql()?.all("SELECT * FROM credential WHERE tenant IS NULL ORDER BY created_at DESC, id", &[]).await?,
+        };
         rows.iter().map(|row| self.verifier.read(row)).collect()
     }
 
@@ -369,32 +379,30 @@ impl Control {
     /// [`Error::Conflict`] if the id is taken.
     pub(crate) async fn credential_insert(&self, row: &CredentialRow) -> Result<()> {
         let mut tx = self.begin().await?;
-        let taken: Option<i64> = query_scalar("SELECT 1 FROM credential WHERE id = $1").bind(&row.id).fetch_optional(tx.db()?).await?;
-        if taken.is_some() {
-            return Err(Error::Conflict("the credential exists already".into()));
-        }
-        tx.credential_write(None, row).await?;
+        self.credential_added(&mut tx, row).await?;
         tx.commit().await
     }
 
     /// Adds a credential and spends a one-time secret for it, together or not at all; whether the secret was still there.
     pub(crate) async fn credential_insert_spending(&self, secret: &str, row: &CredentialRow) -> Result<bool> {
         let mut tx = self.begin().await?;
-        let spent = query("DELETE FROM state WHERE name = $1").bind(meta_name(secret)).execute(tx.db()?).await?.rows_affected();
-        if spent == 0 {
+        if tx.execute("DELETE FROM meta WHERE name = $1", &[(&meta_name(secret)).into()]).await? == 0 {
             return Ok(false);
         }
-        tx.credential_write(None, row).await?;
+        self.credential_added(&mut tx, row).await?;
         tx.commit().await?;
         Ok(true)
+    }
+
+    async fn credential_added(&self, tx: &mut ControlTxn<'_>, row: &CredentialRow) -> Result<()> {
+        if tx.credential_add(row).await? { Ok(()) } else { Err(Error::Conflict("the credential exists already".to_owned())) }
     }
 
     /// How many of a tenant's are not revoked.
     pub(crate) async fn credentials_alive(&self, tenant: TenantId) -> Result<u64> {
         let mut reading = self.db.read().await?;
-        let count = query_scalar("SELECT count(*) FROM credential WHERE tenant = $1 AND revoked_at IS NULL").bind(tenant.0.as_slice());
-        let count: i64 = count.fetch_one(reading.connection()?).await?;
-        u64::try_from(count).map_err(Error::internal)
+        let sql = "SELECT count(*) FROM credential WHERE tenant = $1 AND revoked_at IS NULL";
+        reading.sql()?.one(sql, &[(&tenant.0).into()]).await?.number(0)
     }
 
     /// Where the service's own generation and ledger are anchored.
@@ -405,30 +413,25 @@ impl Control {
     /// Revokes one of this tenant's (`None`: of the operator's); whether it was there and not revoked yet.
     pub(crate) async fn credential_revoke(&self, tenant: Option<TenantId>, id: &str, now: i64) -> Result<bool> {
         let mut tx = self.begin().await?;
-        let rows = query("SELECT * FROM credential WHERE id = $1 AND tenant IS $2 AND revoked_at IS NULL")
-            .bind(id)
-            .bind(tenant.map(|tenant| tenant.0.to_vec()))
-            .fetch_all(tx.db()?)
-            .await?;
+        let sql = "SELECT * FROM credential WHERE id = $1 AND tenant IS NOT DISTINCT FROM $2 AND revoked_at IS NULL";
+        let tenant = tenant.as_ref().map(|tenant| tenant.0.as_slice());
+        let rows = tx.sql()?.all(sql, &[id.into(), tenant.into()]).await?;
         Ok(self.revoke(tx, &rows, now).await? > 0)
     }
 
     /// Revokes all of a principal's; how many.
     pub(crate) async fn credentials_revoke_of(&self, tenant: TenantId, principal: &str, now: i64) -> Result<u64> {
         let mut tx = self.begin().await?;
-        let rows = query("SELECT * FROM credential WHERE tenant = $1 AND principal = $2 AND revoked_at IS NULL")
-            .bind(tenant.0.as_slice())
-            .bind(principal)
-            .fetch_all(tx.db()?)
-            .await?;
+        let sql = "SELECT * FROM credential WHERE tenant = $1 AND principal = $2 AND revoked_at IS NULL";
+        let rows = tx.sql()?.all(sql, &[(&tenant.0).into(), principal.into()]).await?;
         self.revoke(tx, &rows, now).await
     }
 
-    async fn revoke(&self, mut tx: ControlTxn<'_>, rows: &[SqliteRow], now: i64) -> Result<u64> {
+    async fn revoke(&self, mut tx: ControlTxn<'_>, rows: &[Row], now: i64) -> Result<u64> {
         for row in rows {
             let (mut credential, mac) = self.verifier.read_with_mac::<CredentialRow>(row)?;
             credential.revoked_at = Some(now);
-            tx.credential_write(Some(mac), &credential).await?;
+            tx.credential_revoked(mac, &credential).await?;
         }
         if !rows.is_empty() {
             tx.commit().await?;
@@ -439,7 +442,7 @@ impl Control {
     /// Removes all of a tenant's (erasure); how many.
     pub(crate) async fn credentials_destroy(&self, tenant: TenantId) -> Result<u64> {
         let mut tx = self.begin().await?;
-        let gone = query("DELETE FROM credential WHERE tenant = $1 RETURNING *").bind(tenant.0.as_slice()).fetch_all(tx.db()?).await?;
+        let gone = tx.sql()?.all("DELETE FROM credential WHERE tenant = $1 RETURNING *", &[(&tenant.0).into()]).await?;
         let gone = tx.forget(gone)?;
         tx.commit().await?;
         Ok(gone)
@@ -457,19 +460,16 @@ impl Control {
 
     /// Stores noted uses. Call it each few seconds; close does it too.
     pub(crate) async fn flush(&self) -> Result<()> {
-        let touched = std::mem::take(&mut *self.touched.lock());
-        if touched.is_empty() {
-            return Ok(());
+        let touched: Vec<(String, i64)> = std::mem::take(&mut *self.touched.lock()).into_iter().collect();
+        for batch in touched.chunks(TOUCHED_BATCH) {
+            let mut tx = self.begin().await?;
+            for (id, at) in batch {
+                let sql = "UPDATE credential SET last_used_at = $2 WHERE id = $1 AND (last_used_at IS NULL OR last_used_at < $2)";
+                tx.execute(sql, &[id.into(), (*at).into()]).await?;
+            }
+            tx.commit().await?;
         }
-        let mut tx = self.begin().await?;
-        for (id, at) in touched {
-            query("UPDATE credential SET last_used_at = max(coalesce(last_used_at, 0), $2) WHERE id = $1")
-                .bind(id)
-                .bind(at)
-                .execute(tx.db()?)
-                .await?;
-        }
-        tx.commit().await
+        Ok(())
     }
 
     // Tickets.
@@ -477,27 +477,25 @@ impl Control {
     /// Adds a ticket.
     pub(crate) async fn ticket_insert(&self, row: &TicketRow) -> Result<()> {
         let mut tx = self.begin().await?;
-        query("INSERT INTO ticket (id, tenant, kind, principal, created_at, claimed_by, attempts) VALUES ($1, $2, $3, $4, $5, $6, $7)")
-            .bind(&row.id)
-            .bind(row.tenant.0.as_slice())
-            .bind(&row.kind)
-            .bind(&row.principal)
-            .bind(row.created_at)
-            .bind(&row.claimed_by)
-            .bind(row.attempts)
-            .execute(tx.db()?)
-            .await?;
+        let params = [
+            (&row.id).into(),
+            (&row.tenant.0).into(),
+            (&row.kind).into(),
+            (&row.principal).into(),
+            row.created_at.into(),
+            row.claimed_by.as_deref().into(),
+            row.attempts.into(),
+        ];
+        let sql = "INSERT INTO ticket (id, tenant, kind, principal, created_at, claimed_by, attempts) VALUES ($1, $2, $3, $4, $5, $6, $7)";
+        tx.execute(sql, &params).await?;
         tx.commit().await
     }
 
     /// Claims a ticket nobody has, and counts the attempt; `None` if it is gone or somebody has it.
     pub(crate) async fn ticket_claim(&self, id: &str, by: &str) -> Result<Option<TicketRow>> {
         let mut tx = self.begin().await?;
-        let row = query("UPDATE ticket SET claimed_by = $2, attempts = attempts + 1 WHERE id = $1 AND claimed_by IS NULL RETURNING *")
-            .bind(id)
-            .bind(by)
-            .fetch_optional(tx.db()?)
-            .await?;
+        let sql = "UPDATE ticket SET claimed_by = $2, attempts = attempts + 1 WHERE id = $1 AND claimed_by IS NULL RETURNING *";
+        let row = tx.sql()?.optional(sql, &[id.into(), by.into()]).await?;
         let Some(row) = row else { return Ok(None) };
         tx.commit().await?;
         ticket(&row).map(Some)
@@ -506,14 +504,15 @@ impl Control {
     /// Gives a claimed ticket back.
     pub(crate) async fn ticket_release(&self, id: &str) -> Result<()> {
         let mut tx = self.begin().await?;
-        query("UPDATE ticket SET claimed_by = NULL WHERE id = $1").bind(id).execute(tx.db()?).await?;
+        tx.execute("UPDATE ticket SET claimed_by = NULL WHERE id = $1", &[id.into()]).await?;
         tx.commit().await
     }
 
-    /// Gives all claimed tickets back: at start, when no claimer can be alive; how many.
-    pub(crate) async fn tickets_release_all(&self) -> Result<u64> {
+    /// Gives back what this node had claimed, or with `None` what anybody had: at start, when no such claimer can be alive; how many.
+    pub(crate) async fn tickets_release_of(&self, node: Option<&str>) -> Result<u64> {
         let mut tx = self.begin().await?;
-        let released = query("UPDATE ticket SET claimed_by = NULL WHERE claimed_by IS NOT NULL").execute(tx.db()?).await?.rows_affected();
+        let sql = "UPDATE ticket SET claimed_by = NULL WHERE claimed_by = coalesce($1, claimed_by)";
+        let released = tx.execute(sql, &[node.into()]).await?;
         tx.commit().await?;
         Ok(released)
     }
@@ -521,7 +520,7 @@ impl Control {
     /// Removes a ticket; whether it was there.
     pub(crate) async fn ticket_delete(&self, id: &str) -> Result<bool> {
         let mut tx = self.begin().await?;
-        let gone = query("DELETE FROM ticket WHERE id = $1").bind(id).execute(tx.db()?).await?.rows_affected();
+        let gone = tx.execute("DELETE FROM ticket WHERE id = $1", &[id.into()]).await?;
         tx.commit().await?;
         Ok(gone > 0)
     }
@@ -529,61 +528,62 @@ impl Control {
     /// The oldest ticket nobody has of each tenant, oldest first: however many one tenant queues, it does not hide another's.
     pub(crate) async fn tickets_waiting(&self, limit: u32) -> Result<Vec<TicketRow>> {
         let mut reading = self.db.read().await?;
-        let rows = query(
-            "SELECT * FROM (SELECT *, row_number() OVER (PARTITION BY tenant ORDER BY created_at, id) AS place FROM ticket
-             WHERE claimed_by IS NULL) AS waiting WHERE place = 1 ORDER BY created_at, id LIMIT $1",
-        )
-        .bind(limit);
-        rows.fetch_all(reading.connection()?).await?.iter().map(ticket).collect()
+        let sql = "SELECT * FROM (SELECT *, row_number() OVER (PARTITION BY tenant ORDER BY created_at, id) AS place FROM ticket
+             WHERE claimed_by IS NULL) AS waiting WHERE place = 1 ORDER BY created_at, id LIMIT $1";
+        reading.sql()?.all(sql, &[limit.into()]).await?.iter().map(ticket).collect()
     }
 
     /// Removes a tenant's tickets; how many.
     pub(crate) async fn tickets_destroy(&self, tenant: TenantId) -> Result<u64> {
         let mut tx = self.begin().await?;
-        let gone = query("DELETE FROM ticket WHERE tenant = $1").bind(tenant.0.as_slice()).execute(tx.db()?).await?.rows_affected();
+        let gone = tx.execute("DELETE FROM ticket WHERE tenant = $1", &[(&tenant.0).into()]).await?;
         tx.commit().await?;
         Ok(gone)
     }
 
     // Erasure.
 
-    /// Adds or replaces a tenant's erasure.
-    pub(crate) async fn erasure_put(&self, row: &ErasureRow) -> Result<()> {
+    /// Moves a tenant's erasure on from the state `from`; `None`: there is none yet.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] if somebody else moved it meanwhile.
+    pub(crate) async fn erasure_put(&self, from: Option<&str>, row: &ErasureRow) -> Result<()> {
         let mut tx = self.begin().await?;
-        tx.erasure_write(row).await?;
+        let old = tx.erasure(row.tenant).await?;
+        if old.as_ref().map(|(old, _)| old.state.as_str()) != from {
+            return Err(Error::Conflict("the erasure was moved on by somebody else".to_owned()));
+        }
+        tx.erasure_write(old.map(|(_, mac)| mac), row).await?;
         tx.commit().await
     }
 
     /// A tenant's erasure.
     pub(crate) async fn erasure_of(&self, tenant: TenantId) -> Result<Option<ErasureRow>> {
         let mut reading = self.db.read().await?;
-        let row = query("SELECT * FROM erasure WHERE tenant = $1").bind(tenant.0.as_slice()).fetch_optional(reading.connection()?).await?;
+        let row = reading.sql()?.optional("SELECT * FROM erasure WHERE tenant = $1", &[(&tenant.0).into()]).await?;
         row.map(|row| self.verifier.read(&row)).transpose()
     }
 
     /// All erasures, oldest first.
     pub(crate) async fn erasures(&self) -> Result<Vec<ErasureRow>> {
         let mut reading = self.db.read().await?;
-        let rows = query("SELECT * FROM erasure ORDER BY requested_at, tenant").fetch_all(reading.connection()?).await?;
+        let rows = reading.sql()?.all("SELECT * FROM erasure ORDER BY requested_at, tenant", &[]).await?;
         rows.iter().map(|row| self.verifier.read(row)).collect()
     }
 
-    /// Stores a certificate (JSON).
+    /// Stores a certificate (JSON). One that is there stays as it is.
     pub(crate) async fn certificate_put(&self, tenant: TenantId, json: &str) -> Result<()> {
         let mut tx = self.begin().await?;
-        query("INSERT INTO certificate (tenant, json) VALUES ($1, $2) ON CONFLICT DO UPDATE SET json = excluded.json")
-            .bind(tenant.0.as_slice())
-            .bind(json)
-            .execute(tx.db()?)
-            .await?;
+        let sql = "INSERT INTO certificate (tenant, json) VALUES ($1, $2) ON CONFLICT DO NOTHING";
+        tx.execute(sql, &[(&tenant.0).into(), json.into()]).await?;
         tx.commit().await
     }
 
     /// A stored certificate.
     pub(crate) async fn certificate_of(&self, tenant: TenantId) -> Result<Option<String>> {
         let mut reading = self.db.read().await?;
-        let json = query_scalar("SELECT json FROM certificate WHERE tenant = $1").bind(tenant.0.as_slice());
-        Ok(json.fetch_optional(reading.connection()?).await?)
+        let row = reading.sql()?.optional("SELECT json FROM certificate WHERE tenant = $1", &[(&tenant.0).into()]).await?;
+        row.map(|row| row.text(0)).transpose()
     }
 
     // Small values of the service's own.
@@ -591,18 +591,18 @@ impl Control {
     /// A small value.
     pub(crate) async fn meta(&self, key: &str) -> Result<Option<Vec<u8>>> {
         let mut reading = self.db.read().await?;
-        let value = query_scalar("SELECT value FROM state WHERE name = $1").bind(meta_name(key));
-        Ok(value.fetch_optional(reading.connection()?).await?)
+        let row = reading.sql()?.optional("SELECT value FROM meta WHERE name = $1", &[(&meta_name(key)).into()]).await?;
+        row.map(|row| row.bytes(0)).transpose()
     }
 
     /// Sets it.
     pub(crate) async fn meta_set(&self, key: &str, value: &[u8]) -> Result<()> {
         let mut tx = self.begin().await?;
-        query("INSERT INTO state (name, value) VALUES ($1, $2) ON CONFLICT DO UPDATE SET value = excluded.value")
-            .bind(meta_name(key))
-            .bind(value)
-            .execute(tx.db()?)
-            .await?;
+        let name = meta_name(key);
+        let params = [(&name).into(), value.into()];
+        if tx.execute("UPDATE meta SET value = $2 WHERE name = $1", &params).await? == 0 {
+            tx.execute("INSERT INTO meta (name, value) VALUES ($1, $2)", &params).await?;
+        }
         tx.commit().await
     }
 }
@@ -617,15 +617,15 @@ fn meta_name(key: &str) -> String {
     format!("meta/{key}")
 }
 
-fn ticket(row: &SqliteRow) -> Result<TicketRow> {
+fn ticket(row: &Row) -> Result<TicketRow> {
     Ok(TicketRow {
-        id: row.try_get("id")?,
+        id: row.text("id")?,
         tenant: protected::id(row, "tenant")?,
-        kind: row.try_get("kind")?,
-        principal: row.try_get("principal")?,
-        created_at: row.try_get("created_at")?,
-        claimed_by: row.try_get("claimed_by")?,
-        attempts: row.try_get("attempts")?,
+        kind: row.text("kind")?,
+        principal: row.text("principal")?,
+        created_at: row.int("created_at")?,
+        claimed_by: row.opt_text("claimed_by")?,
+        attempts: protected::small(row, "attempts")?,
     })
 }
 

@@ -184,14 +184,26 @@ pub(crate) async fn request(kernel: &Kernel, tenant: TenantId, by: &str) -> Resu
         let row = kernel.0.control.tenant_by_id(tenant).await?.ok_or(Error::NotFound("tenant"))?;
         let detail = Detail { name: row.name.to_string(), ..Detail::default() };
         let now = now_micros();
-        put(kernel, tenant, ErasureState::Requested, now, by, &detail).await?;
+        match put(kernel, tenant, None, ErasureState::Requested, now, by, &detail).await {
+            // Ordered twice at once.
+            Err(Error::Conflict(_)) => {}
+            result => result?,
+        }
         kernel.0.control.tenant_set_state(tenant, TenantState::Erasing).await?;
         kernel.island_freeze(tenant).await?;
     }
     info(kernel, &tenant.hex()).await
 }
 
-async fn put(kernel: &Kernel, tenant: TenantId, state: ErasureState, requested_at: i64, by: &str, detail: &Detail) -> Result<()> {
+async fn put(
+    kernel: &Kernel,
+    tenant: TenantId,
+    from: Option<ErasureState>,
+    state: ErasureState,
+    requested_at: i64,
+    by: &str,
+    detail: &Detail,
+) -> Result<()> {
     let row = ErasureRow {
         tenant,
         state: state.name().to_owned(),
@@ -200,7 +212,7 @@ async fn put(kernel: &Kernel, tenant: TenantId, state: ErasureState, requested_a
         updated_at: now_micros(),
         detail: serde_json::to_string(detail).map_err(Error::internal)?,
     };
-    kernel.0.control.erasure_put(&row).await
+    kernel.0.control.erasure_put(from.map(ErasureState::name), &row).await
 }
 
 /// How far it is.
@@ -245,7 +257,7 @@ impl Kernel {
                 detail =
                     Detail { epoch_destroyed_before: detail.epoch_destroyed_before, shredded_at: detail.shredded_at, ..Detail::default() };
             }
-            put(self, row.tenant, next, row.requested_at, &row.requested_by, &detail).await?;
+            put(self, row.tenant, Some(state), next, row.requested_at, &row.requested_by, &detail).await?;
             tracing::info!(erasure = %row.tenant.hex(), state = next.name(), "erasure moved");
             return Ok(true);
         }

@@ -3,14 +3,12 @@
 //! The sum (exclusive or) of MACs is a set hash: it can be kept up to date by each write alone, and whoever cannot compute the
 //! MACs cannot find another set of rows with the same sum.
 
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
-use sqlx::{Row, query, query_scalar};
-
 use super::{CredentialKind, CredentialRow, ErasureRow, Owned, TenantRow, TenantState};
 use crate::error::{Error, Result};
 use crate::keyring::{DataKeyRow, KeyRows, KeyState, Purpose, TenantKeyRow};
 use crate::name::TenantId;
 use crate::rows::db::{Db, Txn, as_i64};
+use crate::rows::sql::{Param, Row, Sql};
 use crate::seal::{Key, mac, same};
 
 /// HMAC-SHA256 of a row.
@@ -21,7 +19,7 @@ pub(super) trait Protected: Sized {
     const TABLE: &'static str;
     /// All fields, each as bytes; the order is part of the format.
     fn parts(&self) -> Vec<Vec<u8>>;
-    fn from_row(row: &SqliteRow) -> Result<Self>;
+    fn from_row(row: &Row) -> Result<Self>;
 }
 
 /// Checks rows against their MACs.
@@ -33,15 +31,15 @@ impl Verifier {
     }
 
     /// The row, if its MAC holds.
-    pub(super) fn read<P: Protected>(&self, row: &SqliteRow) -> Result<P> {
+    pub(super) fn read<P: Protected>(&self, row: &Row) -> Result<P> {
         Ok(self.read_with_mac(row)?.0)
     }
 
     /// The row and its MAC, if it holds.
-    pub(super) fn read_with_mac<P: Protected>(&self, row: &SqliteRow) -> Result<(P, Mac)> {
+    pub(super) fn read_with_mac<P: Protected>(&self, row: &Row) -> Result<(P, Mac)> {
         let parsed = P::from_row(row)?;
-        let stored: Vec<u8> = row.try_get("mac")?;
-        let expected = self.mac(&parsed, row.try_get("seq")?);
+        let stored = row.bytes("mac")?;
+        let expected = self.mac(&parsed, row.int("seq")?);
         if !same(&expected, &stored) {
             return Err(Error::integrity(format!(
                 "a row of `{}` in the control database was changed; restore it from your backup",
@@ -52,27 +50,28 @@ impl Verifier {
     }
 
     /// Reads every protected row and compares the sum.
-    pub(super) async fn verify_all(&self, db: &mut SqliteConnection) -> Result<()> {
-        let mut sum = stored_sum(db).await?;
-        self.take_off::<TenantRow>(&mut sum, query("SELECT * FROM tenant").fetch_all(&mut *db).await?)?;
-        self.take_off::<Owned<TenantKeyRow>>(&mut sum, query("SELECT * FROM tenant_key").fetch_all(&mut *db).await?)?;
-        self.take_off::<Owned<DataKeyRow>>(&mut sum, query("SELECT * FROM data_key").fetch_all(&mut *db).await?)?;
-        self.take_off::<CredentialRow>(&mut sum, query("SELECT * FROM credential").fetch_all(&mut *db).await?)?;
-        self.take_off::<ErasureRow>(&mut sum, query("SELECT * FROM erasure").fetch_all(&mut *db).await?)?;
+    pub(super) async fn verify_all(&self, mut sql: Sql<'_>) -> Result<()> {
+        let mut sum = stored_sum(&mut sql).await?;
+        self.take_off::<TenantRow>(&mut sum, sql.all("SELECT * FROM tenant", &[]).await?)?;
+        self.take_off::<Owned<TenantKeyRow>>(&mut sum, sql.all("SELECT * FROM tenant_key", &[]).await?)?;
+        self.take_off::<Owned<DataKeyRow>>(&mut sum, sql.all("SELECT * FROM data_key", &[]).await?)?;
+        self.take_off::<CredentialRow>(&mut sum, sql.all("SELECT * FROM credential", &[]).await?)?;
+        self.take_off::<ErasureRow>(&mut sum, sql.all("SELECT * FROM erasure", &[]).await?)?;
         if sum == Mac::default() {
             return Ok(());
         }
         Err(Error::integrity("the rows of the control database do not add up: some were removed or put back; restore the newest copy"))
     }
 
-    fn take_off<P: Protected>(&self, sum: &mut Mac, rows: Vec<SqliteRow>) -> Result<()> {
+    fn take_off<P: Protected>(&self, sum: &mut Mac, rows: Vec<Row>) -> Result<()> {
         for row in &rows {
             add(sum, &self.read_with_mac::<P>(row)?.1);
         }
         Ok(())
     }
 
-    fn mac<P: Protected>(&self, row: &P, seq: i64) -> Mac {
+    /// The MAC of a row written in generation `seq`.
+    pub(super) fn mac<P: Protected>(&self, row: &P, seq: i64) -> Mac {
         let parts = row.parts();
         let (table, seq) = (P::TABLE.as_bytes(), seq.to_be_bytes());
         let all: Vec<&[u8]> = [table, &seq].into_iter().chain(parts.iter().map(Vec::as_slice)).collect();
@@ -85,6 +84,7 @@ pub(super) struct ControlTxn<'a> {
     txn: Txn<'a>,
     verifier: &'a Verifier,
     sum: Mac,
+    sum_stored: Mac,
     seq: i64,
 }
 
@@ -92,113 +92,171 @@ impl<'a> ControlTxn<'a> {
     pub(super) async fn begin(db: &'a Db, verifier: &'a Verifier) -> Result<Self> {
         let mut txn = db.begin().await?;
         let seq = as_i64(txn.generation())?;
-        let sum = stored_sum(txn.connection()?).await?;
-        Ok(Self { txn, verifier, sum, seq })
+        // Read after the generation is locked: no other node changes it before this transaction ends.
+        let sum = stored_sum(&mut txn.sql()?).await?;
+        Ok(Self { txn, verifier, sum, sum_stored: sum, seq })
     }
 
-    /// The connection, for tables without MACs.
-    pub(super) fn db(&mut self) -> Result<&mut SqliteConnection> {
-        self.txn.connection()
+    /// The connection.
+    pub(super) fn sql(&mut self) -> Result<Sql<'_>> {
+        self.txn.sql()
+    }
+
+    /// Runs a statement on a table without MACs; how many rows it changed.
+    pub(super) async fn execute(&mut self, sql: &'static str, params: &[Param<'_>]) -> Result<u64> {
+        self.sql()?.execute(sql, params).await
     }
 
     pub(super) async fn commit(mut self) -> Result<()> {
-        query("UPDATE state SET value = $1 WHERE name = 'digest'").bind(self.sum.as_slice()).execute(self.txn.connection()?).await?;
+        let sum = self.sum;
+        if sum != self.sum_stored {
+            there(self.execute("UPDATE meta SET value = $1 WHERE name = 'digest'", &[(&sum).into()]).await?)?;
+        }
         self.txn.commit().await.map(drop)
     }
 
     pub(super) async fn tenant(&mut self, id: TenantId) -> Result<(TenantRow, Mac)> {
-        let row = query("SELECT * FROM tenant WHERE id = $1").bind(id.0.as_slice()).fetch_optional(self.db()?).await?;
+        let row = self.sql()?.optional("SELECT * FROM tenant WHERE id = $1", &[(&id.0).into()]).await?;
         self.verifier.read_with_mac(&row.ok_or(Error::NotFound("tenant"))?)
     }
 
-    /// Adds the row, or replaces the one with this MAC.
-    pub(super) async fn tenant_write(&mut self, old: Option<Mac>, row: &TenantRow) -> Result<()> {
-        let (seq, mac) = self.count(old, row);
-        query(
+    /// Adds the row; whether its name was free.
+    pub(super) async fn tenant_add(&mut self, row: &TenantRow) -> Result<bool> {
+        let (seq, mac) = self.count(None, row);
+        let params = [
+            (&row.id.0).into(),
+            row.name.as_str().into(),
+            row.state.name().into(),
+            row.created_at.into(),
+            as_i64(row.slot)?.into(),
+            (&row.limits).into(),
+            (&row.placement).into(),
+            as_i64(row.epoch_generation)?.into(),
+            seq.into(),
+            (&mac).into(),
+        ];
+        let added = self.execute(
             "INSERT INTO tenant (id, name, state, created_at, slot, limits, placement, epoch_generation, seq, mac)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (id) DO UPDATE SET
-             name = $2, state = $3, limits = $6, placement = $7, epoch_generation = $8, seq = $9, mac = $10",
-        )
-        .bind(row.id.0.as_slice())
-        .bind(row.name.as_str())
-        .bind(row.state.name())
-        .bind(row.created_at)
-        .bind(as_i64(row.slot)?)
-        .bind(&row.limits)
-        .bind(&row.placement)
-        .bind(as_i64(row.epoch_generation)?)
-        .bind(seq)
-        .bind(mac.as_slice())
-        .execute(self.db()?)
-        .await?;
-        Ok(())
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT DO NOTHING",
+            &params,
+        );
+        Ok(added.await? > 0)
     }
 
-    pub(super) async fn credential_write(&mut self, old: Option<Mac>, row: &CredentialRow) -> Result<()> {
-        let (seq, mac) = self.count(old, row);
-        query(
+    /// Replaces the row that has this MAC.
+    pub(super) async fn tenant_replace(&mut self, old: Mac, row: &TenantRow) -> Result<()> {
+        let (seq, mac) = self.count(Some(old), row);
+        let params = [
+            (&row.id.0).into(),
+            row.name.as_str().into(),
+            row.state.name().into(),
+            (&row.limits).into(),
+            (&row.placement).into(),
+            as_i64(row.epoch_generation)?.into(),
+            seq.into(),
+            (&mac).into(),
+        ];
+        let replaced = self.execute(
+            "UPDATE tenant SET name = $2, state = $3, limits = $4, placement = $5, epoch_generation = $6, seq = $7, mac = $8 WHERE id = $1",
+            &params,
+        );
+        there(replaced.await?)
+    }
+
+    /// Adds the row; whether its id was free.
+    pub(super) async fn credential_add(&mut self, row: &CredentialRow) -> Result<bool> {
+        let (seq, mac) = self.count(None, row);
+        let params = [
+            (&row.id).into(),
+            row.kind.name().into(),
+            row.tenant.as_ref().map(|tenant| tenant.0.as_slice()).into(),
+            (&row.principal).into(),
+            (&row.secret_mac).into(),
+            (&row.scopes).into(),
+            row.expires_at.into(),
+            row.created_at.into(),
+            (&row.created_by).into(),
+            row.revoked_at.into(),
+            row.last_used_at.into(),
+            (&row.name).into(),
+            seq.into(),
+            (&mac).into(),
+        ];
+        let added = self.execute(
             "INSERT INTO credential (id, kind, tenant, principal, secret_mac, scopes, expires_at, created_at, created_by,
              revoked_at, last_used_at, name, seq, mac) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
-             ON CONFLICT (id) DO UPDATE SET revoked_at = $10, seq = $13, mac = $14",
-        )
-        .bind(&row.id)
-        .bind(row.kind.name())
-        .bind(row.tenant.map(|tenant| tenant.0.to_vec()))
-        .bind(&row.principal)
-        .bind(row.secret_mac.as_slice())
-        .bind(&row.scopes)
-        .bind(row.expires_at)
-        .bind(row.created_at)
-        .bind(&row.created_by)
-        .bind(row.revoked_at)
-        .bind(row.last_used_at)
-        .bind(&row.name)
-        .bind(seq)
-        .bind(mac.as_slice())
-        .execute(self.db()?)
-        .await?;
-        Ok(())
+             ON CONFLICT DO NOTHING",
+            &params,
+        );
+        Ok(added.await? > 0)
     }
 
+    /// Revokes the credential that has this MAC.
+    pub(super) async fn credential_revoked(&mut self, old: Mac, row: &CredentialRow) -> Result<()> {
+        let (seq, mac) = self.count(Some(old), row);
+        let params = [(&row.id).into(), row.revoked_at.into(), seq.into(), (&mac).into()];
+        there(self.execute("UPDATE credential SET revoked_at = $2, seq = $3, mac = $4 WHERE id = $1", &params).await?)
+    }
+
+    /// From now on the newest epoch of the root key; refuses an older one than that.
+    pub(super) async fn epoch_begin(&mut self, epoch: u64) -> Result<()> {
+        self.epoch_is_newest(epoch).await?;
+        there(self.execute("UPDATE state SET value = $1 WHERE name = 'epoch'", &[as_i64(epoch)?.into()]).await?)
+    }
+
+    async fn epoch_is_newest(&mut self, epoch: u64) -> Result<()> {
+        let newest = self.sql()?.one("SELECT value FROM state WHERE name = 'epoch'", &[]).await?.number(0)?;
+        if epoch >= newest { Ok(()) } else { Err(Error::Unavailable("the root key has changed; try again")) }
+    }
+
+    /// Adds keys; refuses one that is wrapped under an epoch about to be destroyed, or destroyed.
     pub(super) async fn keys_write(&mut self, tenant: TenantId, keys: &KeyRows) -> Result<()> {
+        if let Some(oldest) = keys.tenant.iter().filter(|row| row.state != KeyState::Retired).map(|row| row.epoch).min() {
+            self.epoch_is_newest(oldest).await?;
+        }
         for row in &keys.tenant {
             let (seq, mac) = self.count(None, &Owned { tenant, row: row.clone() });
-            query(
+            let params = [
+                (&tenant.0).into(),
+                row.version.into(),
+                as_i64(row.epoch)?.into(),
+                (&row.wrapped).into(),
+                row.state.name().into(),
+                row.created_at.into(),
+                seq.into(),
+                (&mac).into(),
+            ];
+            self.execute(
                 "INSERT INTO tenant_key (tenant, version, epoch, wrapped, state, created_at, seq, mac)
                  VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+                &params,
             )
-            .bind(tenant.0.as_slice())
-            .bind(row.version)
-            .bind(as_i64(row.epoch)?)
-            .bind(&row.wrapped)
-            .bind(row.state.name())
-            .bind(row.created_at)
-            .bind(seq)
-            .bind(mac.as_slice())
-            .execute(self.db()?)
             .await?;
         }
         for row in &keys.data {
             let (seq, mac) = self.count(None, &Owned { tenant, row: row.clone() });
-            query("INSERT INTO data_key (tenant, purpose, n, version, wrapped, seq, mac) VALUES ($1, $2, $3, $4, $5, $6, $7)")
-                .bind(tenant.0.as_slice())
-                .bind(row.purpose.name())
-                .bind(row.n)
-                .bind(row.version)
-                .bind(&row.wrapped)
-                .bind(seq)
-                .bind(mac.as_slice())
-                .execute(self.db()?)
-                .await?;
+            let params = [
+                (&tenant.0).into(),
+                row.purpose.name().into(),
+                row.n.into(),
+                row.version.into(),
+                (&row.wrapped).into(),
+                seq.into(),
+                (&mac).into(),
+            ];
+            self.execute(
+                "INSERT INTO data_key (tenant, purpose, n, version, wrapped, seq, mac) VALUES ($1, $2, $3, $4, $5, $6, $7)",
+                &params,
+            )
+            .await?;
         }
         Ok(())
     }
 
-    /// How many rows there were.
+    /// How many data keys there were.
     pub(super) async fn keys_delete(&mut self, tenant: TenantId) -> Result<u64> {
-        let versions =
-            query("DELETE FROM tenant_key WHERE tenant = $1 RETURNING *").bind(tenant.0.as_slice()).fetch_all(self.db()?).await?;
-        let data = query("DELETE FROM data_key WHERE tenant = $1 RETURNING *").bind(tenant.0.as_slice()).fetch_all(self.db()?).await?;
+        let versions = self.sql()?.all("DELETE FROM tenant_key WHERE tenant = $1 RETURNING *", &[(&tenant.0).into()]).await?;
+        let data = self.sql()?.all("DELETE FROM data_key WHERE tenant = $1 RETURNING *", &[(&tenant.0).into()]).await?;
         self.verifier.take_off::<Owned<TenantKeyRow>>(&mut self.sum, versions)?;
         let gone = data.len() as u64;
         self.verifier.take_off::<Owned<DataKeyRow>>(&mut self.sum, data)?;
@@ -207,42 +265,54 @@ impl<'a> ControlTxn<'a> {
 
     pub(super) async fn tenant_key_rewrapped(&mut self, old: Mac, key: &Owned<TenantKeyRow>) -> Result<()> {
         let (seq, mac) = self.count(Some(old), key);
-        query("UPDATE tenant_key SET epoch = $3, wrapped = $4, seq = $5, mac = $6 WHERE tenant = $1 AND version = $2")
-            .bind(key.tenant.0.as_slice())
-            .bind(key.row.version)
-            .bind(as_i64(key.row.epoch)?)
-            .bind(&key.row.wrapped)
-            .bind(seq)
-            .bind(mac.as_slice())
-            .execute(self.db()?)
+        let params = [
+            (&key.tenant.0).into(),
+            key.row.version.into(),
+            as_i64(key.row.epoch)?.into(),
+            (&key.row.wrapped).into(),
+            seq.into(),
+            (&mac).into(),
+        ];
+        let rewrapped = self
+            .execute("UPDATE tenant_key SET epoch = $3, wrapped = $4, seq = $5, mac = $6 WHERE tenant = $1 AND version = $2", &params)
             .await?;
-        Ok(())
+        there(rewrapped)
     }
 
-    pub(super) async fn erasure_write(&mut self, row: &ErasureRow) -> Result<()> {
-        let old = query("SELECT * FROM erasure WHERE tenant = $1").bind(row.tenant.0.as_slice()).fetch_optional(self.db()?).await?;
-        let old = old.map(|old| self.verifier.read_with_mac::<ErasureRow>(&old)).transpose()?.map(|(_, mac)| mac);
+    /// A tenant's erasure and its MAC.
+    pub(super) async fn erasure(&mut self, tenant: TenantId) -> Result<Option<(ErasureRow, Mac)>> {
+        let row = self.sql()?.optional("SELECT * FROM erasure WHERE tenant = $1", &[(&tenant.0).into()]).await?;
+        row.map(|row| self.verifier.read_with_mac(&row)).transpose()
+    }
+
+    /// Adds the row, or replaces the one that has this MAC.
+    pub(super) async fn erasure_write(&mut self, old: Option<Mac>, row: &ErasureRow) -> Result<()> {
         let (seq, mac) = self.count(old, row);
-        query(
-            "INSERT INTO erasure (tenant, state, requested_at, requested_by, updated_at, detail, seq, mac)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (tenant) DO UPDATE SET
-             state = $2, requested_at = $3, requested_by = $4, updated_at = $5, detail = $6, seq = $7, mac = $8",
-        )
-        .bind(row.tenant.0.as_slice())
-        .bind(&row.state)
-        .bind(row.requested_at)
-        .bind(&row.requested_by)
-        .bind(row.updated_at)
-        .bind(&row.detail)
-        .bind(seq)
-        .bind(mac.as_slice())
-        .execute(self.db()?)
-        .await?;
-        Ok(())
+        let params = [
+            (&row.tenant.0).into(),
+            (&row.state).into(),
+            row.requested_at.into(),
+            (&row.requested_by).into(),
+            row.updated_at.into(),
+            (&row.detail).into(),
+            seq.into(),
+            (&mac).into(),
+        ];
+        let written = match old {
+            None => {
+                "INSERT INTO erasure (tenant, state, requested_at, requested_by, updated_at, detail, seq, mac)
+                     VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"
+            }
+            Some(_) => {
+                "UPDATE erasure SET state = $2, requested_at = $3, requested_by = $4, updated_at = $5, detail = $6, seq = $7,
+                        mac = $8 WHERE tenant = $1"
+            }
+        };
+        there(self.execute(written, &params).await?)
     }
 
     /// Takes deleted credentials off the sum; how many.
-    pub(super) fn forget(&mut self, credentials: Vec<SqliteRow>) -> Result<u64> {
+    pub(super) fn forget(&mut self, credentials: Vec<Row>) -> Result<u64> {
         let gone = credentials.len() as u64;
         self.verifier.take_off::<CredentialRow>(&mut self.sum, credentials)?;
         Ok(gone)
@@ -259,33 +329,42 @@ impl<'a> ControlTxn<'a> {
     }
 }
 
-async fn stored_sum(db: &mut SqliteConnection) -> Result<Mac> {
-    let sum: Vec<u8> = query_scalar("SELECT value FROM state WHERE name = 'digest'").fetch_one(db).await?;
+async fn stored_sum(sql: &mut Sql<'_>) -> Result<Mac> {
+    let sum = sql.one("SELECT value FROM meta WHERE name = 'digest'", &[]).await?.bytes(0)?;
     sum.try_into().map_err(|_| Error::integrity("the sum of the control rows is malformed"))
 }
 
+/// A row that was read under the lock is still there.
+fn there(changed: u64) -> Result<()> {
+    if changed == 1 { Ok(()) } else { Err(Error::integrity("a control row went away while it was changed")) }
+}
+
 /// Adding twice is taking off.
-fn add(sum: &mut Mac, mac: &Mac) {
+pub(super) fn add(sum: &mut Mac, mac: &Mac) {
     for (byte, other) in sum.iter_mut().zip(mac) {
         *byte ^= other;
     }
 }
 
 /// A 16-byte id in a column.
-pub(super) fn id(row: &SqliteRow, column: &'static str) -> Result<TenantId> {
+pub(super) fn id(row: &Row, column: &'static str) -> Result<TenantId> {
     bytes(row, column).map(TenantId)
 }
 
-fn bytes<const N: usize>(row: &SqliteRow, column: &'static str) -> Result<[u8; N]> {
-    row.try_get::<Vec<u8>, _>(column)?.try_into().map_err(|_| malformed(column))
+fn bytes<const N: usize>(row: &Row, column: &'static str) -> Result<[u8; N]> {
+    row.bytes(column)?.try_into().map_err(|_| malformed(column))
 }
 
-fn number(row: &SqliteRow, column: &'static str) -> Result<u64> {
-    u64::try_from(row.try_get::<i64, _>(column)?).map_err(|_| malformed(column))
+fn number(row: &Row, column: &'static str) -> Result<u64> {
+    u64::try_from(row.int(column)?).map_err(|_| malformed(column))
 }
 
-fn word<T>(row: &SqliteRow, column: &'static str, parse: impl FnOnce(&str) -> Option<T>) -> Result<T> {
-    parse(row.try_get(column)?).ok_or_else(|| malformed(column))
+pub(super) fn small(row: &Row, column: &'static str) -> Result<u32> {
+    u32::try_from(row.int(column)?).map_err(|_| malformed(column))
+}
+
+fn word<T>(row: &Row, column: &'static str, parse: impl FnOnce(&str) -> Option<T>) -> Result<T> {
+    parse(&row.text(column)?).ok_or_else(|| malformed(column))
 }
 
 fn malformed(column: &str) -> Error {
@@ -313,15 +392,15 @@ impl Protected for TenantRow {
         ]
     }
 
-    fn from_row(row: &SqliteRow) -> Result<Self> {
+    fn from_row(row: &Row) -> Result<Self> {
         Ok(Self {
             id: id(row, "id")?,
             name: word(row, "name", |name| name.parse().ok())?,
             state: word(row, "state", TenantState::parse)?,
-            created_at: row.try_get("created_at")?,
+            created_at: row.int("created_at")?,
             slot: number(row, "slot")?,
-            limits: row.try_get("limits")?,
-            placement: row.try_get("placement")?,
+            limits: row.text("limits")?,
+            placement: row.text("placement")?,
             epoch_generation: number(row, "epoch_generation")?,
         })
     }
@@ -346,22 +425,21 @@ impl Protected for CredentialRow {
         ]
     }
 
-    fn from_row(row: &SqliteRow) -> Result<Self> {
-        let tenant: Option<Vec<u8>> = row.try_get("tenant")?;
-        let tenant = tenant.map(|tenant| tenant.try_into().map(TenantId).map_err(|_| malformed("tenant"))).transpose()?;
+    fn from_row(row: &Row) -> Result<Self> {
+        let tenant = row.opt_bytes("tenant")?.map(|tenant| tenant.try_into().map(TenantId).map_err(|_| malformed("tenant"))).transpose()?;
         Ok(Self {
-            id: row.try_get("id")?,
+            id: row.text("id")?,
             kind: word(row, "kind", CredentialKind::parse)?,
             tenant,
-            principal: row.try_get("principal")?,
+            principal: row.text("principal")?,
             secret_mac: bytes(row, "secret_mac")?,
-            scopes: row.try_get("scopes")?,
-            expires_at: row.try_get("expires_at")?,
-            created_at: row.try_get("created_at")?,
-            created_by: row.try_get("created_by")?,
-            revoked_at: row.try_get("revoked_at")?,
-            last_used_at: row.try_get("last_used_at")?,
-            name: row.try_get("name")?,
+            scopes: row.text("scopes")?,
+            expires_at: row.opt_int("expires_at")?,
+            created_at: row.int("created_at")?,
+            created_by: row.text("created_by")?,
+            revoked_at: row.opt_int("revoked_at")?,
+            last_used_at: row.opt_int("last_used_at")?,
+            name: row.text("name")?,
         })
     }
 }
@@ -380,13 +458,13 @@ impl Protected for Owned<TenantKeyRow> {
         ]
     }
 
-    fn from_row(row: &SqliteRow) -> Result<Self> {
+    fn from_row(row: &Row) -> Result<Self> {
         let key = TenantKeyRow {
-            version: row.try_get("version")?,
+            version: small(row, "version")?,
             epoch: number(row, "epoch")?,
-            wrapped: row.try_get("wrapped")?,
+            wrapped: row.bytes("wrapped")?,
             state: word(row, "state", KeyState::parse)?,
-            created_at: row.try_get("created_at")?,
+            created_at: row.int("created_at")?,
         };
         Ok(Self { tenant: id(row, "tenant")?, row: key })
     }
@@ -405,12 +483,12 @@ impl Protected for Owned<DataKeyRow> {
         ]
     }
 
-    fn from_row(row: &SqliteRow) -> Result<Self> {
+    fn from_row(row: &Row) -> Result<Self> {
         let key = DataKeyRow {
             purpose: word(row, "purpose", Purpose::parse)?,
-            n: row.try_get("n")?,
-            version: row.try_get("version")?,
-            wrapped: row.try_get("wrapped")?,
+            n: small(row, "n")?,
+            version: small(row, "version")?,
+            wrapped: row.bytes("wrapped")?,
         };
         Ok(Self { tenant: id(row, "tenant")?, row: key })
     }
@@ -430,14 +508,14 @@ impl Protected for ErasureRow {
         ]
     }
 
-    fn from_row(row: &SqliteRow) -> Result<Self> {
+    fn from_row(row: &Row) -> Result<Self> {
         Ok(Self {
             tenant: id(row, "tenant")?,
-            state: row.try_get("state")?,
-            requested_at: row.try_get("requested_at")?,
-            requested_by: row.try_get("requested_by")?,
-            updated_at: row.try_get("updated_at")?,
-            detail: row.try_get("detail")?,
+            state: row.text("state")?,
+            requested_at: row.int("requested_at")?,
+            requested_by: row.text("requested_by")?,
+            updated_at: row.int("updated_at")?,
+            detail: row.text("detail")?,
         })
     }
 }

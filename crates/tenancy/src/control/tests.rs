@@ -58,7 +58,7 @@ async fn insert(place: &Place, control: &Control, text: &str) -> (TenantRow, Key
 /// Runs a statement as somebody who can write the open file but knows no MAC key.
 async fn vandal(control: &Control, sql: &'static str) {
     let mut txn = control.db.begin().await.unwrap();
-    assert!(query(sql).execute(txn.connection().unwrap()).await.unwrap().rows_affected() > 0, "{sql}");
+    assert!(txn.sql().unwrap().execute(sql, &[]).await.unwrap() > 0, "{sql}");
     txn.commit().await.unwrap();
 }
 
@@ -104,13 +104,18 @@ async fn tenants_come_and_go() {
     control.tenant_set_limits(blue.id, "{\"objects\":1}").await.unwrap();
     control.tenant_set_state(blue.id, TenantState::Suspended).await.unwrap();
     let changed = control.tenant_by_id(blue.id).await.unwrap().unwrap();
-    assert_eq!((changed.state, changed.epoch_generation), (TenantState::Suspended, blue.epoch_generation + 1));
+    assert_eq!((changed.state, changed.epoch_generation), (TenantState::Suspended, blue.epoch_generation + 2));
     assert_eq!((changed.limits.as_str(), changed.placement.as_str()), ("{\"objects\":1}", blue.placement.as_str()));
+    control.tenant_set_placement(blue.id, "{\"rows\":\"pooled\"}").await.unwrap();
+    let moved = control.tenant_by_id(blue.id).await.unwrap().unwrap();
+    assert_eq!((moved.placement.as_str(), moved.epoch_generation), ("{\"rows\":\"pooled\"}", blue.epoch_generation + 3));
 
     control.tenant_set_state(blue.id, TenantState::Erasing).await.unwrap();
     assert!(control.tenant_set_state(blue.id, TenantState::Active).await.is_err(), "there is no way back");
+    assert_eq!(control.credentials_destroy(blue.id).await.unwrap(), 1);
     control.tenant_set_state(blue.id, TenantState::Erased).await.unwrap();
     assert!(!control.tenant_by_id(blue.id).await.unwrap().unwrap().name.as_str().contains("blue"), "the name is gone too");
+    assert!(control.tenant_set_state(blue.id, TenantState::Erasing).await.is_err(), "nor from the end");
     assert!(control.tenant_by_name(&name("blue")).await.unwrap().is_none());
     assert_eq!(control.tenants_count().await.unwrap(), 1);
     let (again, _) = insert(&place, &control, "blue").await;
@@ -173,7 +178,7 @@ async fn tickets_are_claimed_once() {
     assert_eq!(control.tickets_waiting(9).await.unwrap().len(), 1);
     control.ticket_release("first").await.unwrap();
     assert_eq!(control.ticket_claim("first", "again").await.unwrap().unwrap().attempts, 2);
-    assert_eq!(control.tickets_release_all().await.unwrap(), 1);
+    assert_eq!(control.tickets_release_of(None).await.unwrap(), 1);
     assert!(control.ticket_delete("first").await.unwrap() && !control.ticket_delete("first").await.unwrap());
     assert_eq!(control.tickets_destroy(blue.id).await.unwrap(), 1);
 }
@@ -191,9 +196,11 @@ async fn erasures_certificates_and_small_values() {
         updated_at: 1,
         detail: "{}".into(),
     };
-    control.erasure_put(&erasure).await.unwrap();
+    control.erasure_put(None, &erasure).await.unwrap();
     erasure.state = "frozen".into();
-    control.erasure_put(&erasure).await.unwrap();
+    assert!(matches!(control.erasure_put(None, &erasure).await, Err(Error::Conflict(_))), "ordered once");
+    assert!(matches!(control.erasure_put(Some("stopped"), &erasure).await, Err(Error::Conflict(_))), "moved from where it is");
+    control.erasure_put(Some("requested"), &erasure).await.unwrap();
     assert_eq!(control.erasure_of(blue.id).await.unwrap().unwrap(), erasure);
     assert_eq!(control.erasures().await.unwrap(), [erasure]);
     control.certificate_put(blue.id, "{}").await.unwrap();
@@ -206,6 +213,72 @@ async fn erasures_certificates_and_small_values() {
     assert!(control.credential_by_id("late").await.unwrap().is_none());
     assert!(control.meta("generation").await.unwrap().is_none(), "the file's own values are out of reach");
     assert!(reopen_unclean(&place, control).await.is_ok());
+}
+
+#[tokio::test]
+async fn keys_under_an_older_epoch_are_not_stored() {
+    let place = Place::new();
+    let control = control(&place).await;
+    let (blue, blue_keys) = insert(&place, &control, "blue").await;
+    let late = tenant("late");
+    let (_, late_keys) = Keyring::create(&place.root, late.id, 1).unwrap();
+    // Another node moves to a new epoch while this one still has the old root in memory.
+    let epoch = place.root.begin_epoch().unwrap();
+    control.rewrap_all(&place.root, epoch).await.unwrap();
+    let refused = |result: Result<()>| matches!(result, Err(Error::Unavailable(_)));
+    assert!(refused(control.tenant_insert(&late, &late_keys, None).await.map(drop)), "a new tenant's");
+    assert!(control.tenant_by_id(late.id).await.unwrap().is_none(), "nothing of it");
+    assert!(refused(control.keys_replace(blue.id, &blue_keys).await), "a rotation's");
+    assert!(refused(control.rewrap_all(&place.root, epoch - 1).await.map(drop)), "a re-wrapping back");
+    place.root.destroy_epochs_before(epoch).unwrap();
+    let stored = control.keys_of(blue.id).await.unwrap();
+    let keyring = Keyring::load(&place.root, blue.id, &stored).unwrap();
+    let (keyring, stored) = keyring.next_version(&place.root, &stored, 2).unwrap();
+    let (_, mut stored) = keyring.retire(&place.root, &stored, 1).unwrap();
+    stored.tenant[0].epoch = epoch - 1;
+    control.keys_replace(blue.id, &stored).await.unwrap();
+    let (_, late_keys) = Keyring::create(&place.root, late.id, 1).unwrap();
+    control.tenant_insert(&late, &late_keys, None).await.unwrap();
+}
+
+/// Files made before there was a second store hold the sum and the small values beside the numbers.
+#[tokio::test]
+async fn a_file_of_the_first_version_is_brought_up_to_date() {
+    let place = Place::new();
+    let verifier = Verifier::new(place.root.control_key());
+    let blue = TenantRow { slot: 4, epoch_generation: 2, ..tenant("blue") };
+    let key = credential("first-blue", Some(blue.id));
+    let (blue_mac, key_mac) = (verifier.mac(&blue, 1), verifier.mac(&key, 1));
+    let mut sum = blue_mac;
+    protected::add(&mut sum, &key_mac);
+    let old = {
+        let path = file(&place);
+        let cipher = place.root.control_key().derive("control.db", &[]);
+        Db::Sqlite(SqliteDb::open(&path, &cipher, place.anchors.slot(0, SERVICE).unwrap(), &MIGRATIONS[..1], Expect::Absent).await.unwrap())
+    };
+    let mut txn = old.begin().await.unwrap();
+    let mut sql = txn.sql().unwrap();
+    let statement = "INSERT INTO tenant VALUES ($1, 'blue', 'active', 1, 4, '{}', '{}', 2, 1, $2)";
+    sql.execute(statement, &[(&blue.id.0).into(), (&blue_mac).into()]).await.unwrap();
+    let statement =
+        "INSERT INTO credential VALUES ('first-blue', 'member', $1, 'ann', $2, '[]', 99, 2, 'operator', NULL, NULL, 'laptop', 1, $3)";
+    sql.execute(statement, &[(&blue.id.0).into(), (&[7; 32]).into(), (&key_mac).into()]).await.unwrap();
+    sql.execute("UPDATE state SET value = $1 WHERE name = 'digest'", &[(&sum).into()]).await.unwrap();
+    sql.execute("UPDATE state SET value = 5 WHERE name = 'slot_next'", &[]).await.unwrap();
+    sql.execute("INSERT INTO state VALUES ('meta/bootstrap', $1)", &[b"once".into()]).await.unwrap();
+    let generation = txn.commit().await.unwrap();
+    place.anchors.sync().unwrap();
+    old.close().await.unwrap();
+    drop(old);
+
+    let control = control(&place).await;
+    assert_eq!(control.db.generation(), generation);
+    assert_eq!(control.tenant_by_id(blue.id).await.unwrap().unwrap(), blue);
+    assert_eq!(control.credential_by_id("first-blue").await.unwrap().unwrap(), key);
+    assert_eq!(control.meta("bootstrap").await.unwrap().unwrap(), b"once");
+    assert_eq!(insert(&place, &control, "amber").await.0.slot, 5);
+    assert!(control.credential_insert_spending("bootstrap", &credential("op", None)).await.unwrap());
+    assert!(reopen_unclean(&place, control).await.is_ok(), "the sum came along");
 }
 
 #[tokio::test]
@@ -236,7 +309,7 @@ async fn edited_rows_are_refused() {
             updated_at: 1,
             detail: "{}".into(),
         };
-        control.erasure_put(&erasure).await.unwrap();
+        control.erasure_put(None, &erasure).await.unwrap();
         vandal(&control, sql).await;
         let seen = integrity(control.tenant_by_id(blue.id).await)
             || integrity(control.keys_of(blue.id).await)
@@ -300,7 +373,7 @@ async fn ten_thousand_tenants_are_rewrapped_and_the_old_epoch_destroyed() {
     for slot in 2..=TENANTS {
         let row = TenantRow { slot, ..tenant(&format!("t{slot}")) };
         let (_, keys) = Keyring::create(&place.root, row.id, 1).unwrap();
-        tx.tenant_write(None, &row).await.unwrap();
+        assert!(tx.tenant_add(&row).await.unwrap());
         tx.keys_write(row.id, &keys).await.unwrap();
         one = Some((row.id, keys));
     }

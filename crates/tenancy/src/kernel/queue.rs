@@ -64,7 +64,7 @@ impl Kernel {
     /// # Errors
     /// [`Error::Internal`] when the control store fails.
     pub async fn tickets_reset(&self) -> Result<u64> {
-        self.0.control.tickets_release_all().await
+        self.0.control.tickets_release_of(None).await
     }
 
     /// Wakes when a ticket was added or a job ended.

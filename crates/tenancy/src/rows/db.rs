@@ -224,7 +224,8 @@ pub(crate) enum Reading<'a> {
 }
 
 impl Reading<'_> {
-    /// For the control rows until they speak both.
+    /// The file's own.
+    #[cfg(test)]
     pub(crate) fn connection(&mut self) -> Result<&mut sqlx::sqlite::SqliteConnection> {
         match self {
             Self::Sqlite(held) => held.connection(),
@@ -268,7 +269,8 @@ impl Txn<'_> {
         })
     }
 
-    /// For the control rows until they speak both.
+    /// The file's own.
+    #[cfg(test)]
     pub(crate) fn connection(&mut self) -> Result<&mut sqlx::sqlite::SqliteConnection> {
         match &mut self.inner {
             Inner::Sqlite(_, held) => held.connection(),

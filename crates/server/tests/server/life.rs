@@ -47,6 +47,23 @@ async fn a_stop_finishes_what_was_accepted_and_loses_nothing() {
     assert_eq!(again.get("/v1/datasets/flowers/versions/1/content", &admin).await.expect(200).body, rows());
 }
 
+/// Without a stop. What still works on a file when the process exits meets the clean-up of the library that encrypts it.
+#[test]
+fn a_service_that_is_dropped_has_let_go_of_its_files() {
+    for _ in 0..5 {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let dir = runtime.block_on(async {
+            let insula = Insula::start().await;
+            insula.tenant("alpha").await;
+            insula.dir.clone()
+        });
+        drop(runtime);
+        let open = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok());
+        let ours: Vec<_> = open.filter(|file| file.starts_with(dir.path())).collect();
+        assert!(ours.is_empty(), "{ours:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_buys_a_token_that_is_narrower() {
     let insula = Insula::start().await;

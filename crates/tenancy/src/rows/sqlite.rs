@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use aws_lc_rs::digest;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteLockingMode, SqliteSynchronous};
+use futures_executor::block_on;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions, Connection, query, query_scalar, raw_sql};
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
 
@@ -19,8 +20,17 @@ use crate::anchor::AnchorSlot;
 use crate::error::{Error, Result};
 use crate::seal::Key;
 
-/// Page cache of one connection in KiB.
-const CACHE_KIB_MAX: &str = "-1024";
+/// What a connection starts with. A negative size of the page cache is in KiB.
+const SETTINGS: &str = "
+    PRAGMA locking_mode = EXCLUSIVE;
+    PRAGMA foreign_keys = ON;
+    PRAGMA secure_delete = ON;
+    PRAGMA temp_store = MEMORY;
+    PRAGMA mmap_size = 0;
+    PRAGMA trusted_schema = OFF;
+    PRAGMA cell_size_check = ON;
+    PRAGMA cache_size = -1024;
+";
 const HASH_PIECE_BYTES: usize = 1024 * 1024;
 /// SQLite's code for a file that does not decrypt.
 const NOT_A_DATABASE: &str = "26";
@@ -37,6 +47,16 @@ pub(crate) enum Expect {
     Present,
 }
 
+impl Expect {
+    fn settings(self) -> &'static str {
+        match self {
+            // A new file is worth nothing before its schema is whole: sync once, when it is.
+            Self::Absent => "PRAGMA synchronous = OFF",
+            Self::Present => "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL",
+        }
+    }
+}
+
 /// An open file.
 pub(crate) struct SqliteDb {
     path: PathBuf,
@@ -45,11 +65,44 @@ pub(crate) struct SqliteDb {
     connection: Mutex<Guarded>,
 }
 
+/// A connection that is over when this is.
+///
+/// It lives in a thread of its own, which by itself closes the file some time after the drop. When the process exits, SQLCipher
+/// frees its memory, keys and locks whoever still uses them: a thread that is closing or writing just then crashes, or writes with
+/// a wiped key. So whoever drops this waits for the thread. Opening and closing run on the blocking pool, where they come to their
+/// end when the future that asked is dropped, and which a runtime waits for when it ends.
+#[derive(Default)]
 struct Guarded {
     /// `None` once closed.
     connection: Option<SqliteConnection>,
     /// A transaction was begun and its end was not seen.
     unfinished: bool,
+}
+
+impl Guarded {
+    async fn open(options: SqliteConnectOptions) -> Result<Self> {
+        blocking(move || Ok(Self { connection: Some(block_on(options.connect())?), unfinished: false })).await
+    }
+
+    async fn close(mut self) -> Result<()> {
+        blocking(move || self.end()).await
+    }
+
+    fn end(&mut self) -> Result<()> {
+        self.connection.take().map_or(Ok(()), |connection| Ok(block_on(connection.close())?))
+    }
+
+    fn connection(&mut self) -> Result<&mut SqliteConnection> {
+        self.connection.as_mut().ok_or(Error::Unavailable(CLOSED))
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            tracing::error!(context = error.private(), "a connection did not end well");
+        }
+    }
 }
 
 impl SqliteDb {
@@ -65,20 +118,13 @@ impl SqliteDb {
         if let Some(hash) = before.clean {
             unchanged_since_close(path, hash).await?;
         }
-        let mut connection = connect(path, key, expect).await?;
-        let generation = match checked(&mut connection, path, migrations, expect, before.generation).await {
-            Ok(generation) => generation,
-            Err(refusal) => {
-                // Waits until the file is let go, so that it can be put right and opened again.
-                connection.close().await?;
-                return Err(refusal);
-            }
-        };
+        let mut guarded = connect(path, key, expect).await?;
+        // A refusal waits, by the end of `guarded`, until the file is let go: it can be put right and opened again.
+        let generation = checked(guarded.connection()?, path, migrations, expect, before.generation).await?;
         if generation > before.generation {
             anchor.generation(generation)?;
         }
-        let connection = Mutex::new(Guarded { connection: Some(connection), unfinished: false });
-        Ok(Self { path: path.to_owned(), anchor, generation: AtomicU64::new(generation), connection })
+        Ok(Self { path: path.to_owned(), anchor, generation: AtomicU64::new(generation), connection: Mutex::new(guarded) })
     }
 
     /// Generation of the last commit.
@@ -142,9 +188,9 @@ impl SqliteDb {
             Err(Error::Unavailable(CLOSED)) => return Ok(()),
             held => held?,
         };
-        let Some(mut connection) = held.0.connection.take() else { return Ok(()) };
-        query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut connection).await?;
-        connection.close().await?;
+        let mut last = std::mem::take(&mut *held.0);
+        query("PRAGMA wal_checkpoint(TRUNCATE)").execute(last.connection()?).await?;
+        last.close().await?;
         if self.anchor.now().clean.is_none() {
             let hash = file_hash(&self.path).await?;
             self.anchor.clean(self.generation(), hash)?;
@@ -160,7 +206,7 @@ pub(crate) struct Held<'a>(MutexGuard<'a, Guarded>);
 impl Held<'_> {
     /// The connection.
     pub(crate) fn connection(&mut self) -> Result<&mut SqliteConnection> {
-        self.0.connection.as_mut().ok_or(Error::Unavailable(CLOSED))
+        self.0.connection()
     }
 }
 
@@ -192,45 +238,37 @@ async fn unchanged_since_close(path: &Path, hash: [u8; 32]) -> Result<()> {
     Ok(())
 }
 
-async fn connect(path: &Path, key: &Key, expect: Expect) -> Result<SqliteConnection> {
+async fn connect(path: &Path, key: &Key, expect: Expect) -> Result<Guarded> {
     silence().await?;
     let quoted = zeroize::Zeroizing::new(format!("\"x'{}'\"", key.hex().as_str()));
-    // The options keep a copy of the key which cannot be wiped; they live no longer than this function, and are never shown.
+    // The options keep a copy of the key which cannot be wiped; they live no longer than the opening, and are never shown.
     let options = SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(expect == Expect::Absent)
         .pragma("key", String::clone(&quoted))
-        .locking_mode(SqliteLockingMode::Exclusive)
-        .foreign_keys(true)
-        .pragma("secure_delete", "ON")
-        .pragma("temp_store", "MEMORY")
-        .pragma("mmap_size", "0")
-        .pragma("trusted_schema", "OFF")
-        .pragma("cell_size_check", "ON")
-        .pragma("cache_size", CACHE_KIB_MAX)
         .thread_name(|_| "rows".to_owned())
         .disable_statement_logging();
-    let options = match expect {
-        // A new file is worth nothing before its schema is whole: sync once, when it is.
-        Expect::Absent => options.synchronous(SqliteSynchronous::Off),
-        Expect::Present => options.journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Full),
-    };
-    options.connect().await.map_err(|error| match &error {
-        sqlx::Error::Database(inner) if inner.code().as_deref() == Some(NOT_A_DATABASE) => {
-            Error::integrity(format!("{}: does not decrypt with its key", path.display()))
-        }
-        _ => error.into(),
-    })
+    let mut guarded = Guarded::open(options).await?;
+    // Not among the options, where one that fails, as with a wrong key, would leave a connection that nobody waits for.
+    for settings in [SETTINGS, expect.settings()] {
+        raw_sql(settings).execute(guarded.connection()?).await.map_err(|error| match &error {
+            sqlx::Error::Database(inner) if inner.code().as_deref() == Some(NOT_A_DATABASE) => {
+                Error::integrity(format!("{}: does not decrypt with its key", path.display()))
+            }
+            _ => error.into(),
+        })?;
+    }
+    Ok(guarded)
 }
 
 /// Two switches for the whole process, before the first connection: SQLCipher does not write about wrong keys to standard error, and
-/// its OpenSSL does not clean up at exit, which crashes when the thread of a connection still runs then.
+/// its OpenSSL does not clean up at exit: the thread of a connection that is over may still be clearing away what OpenSSL keeps in it.
 async fn silence() -> Result<()> {
     static SILENT: OnceCell<()> = OnceCell::const_new();
     let silent = SILENT.get_or_try_init(|| async {
         openssl_sys::init();
         let options = SqliteConnectOptions::new().in_memory(true).pragma("cipher_log_level", "NONE").disable_statement_logging();
-        options.connect().await?.close().await
+        Guarded::open(options).await?.close().await
     });
     silent.await?;
     Ok(())

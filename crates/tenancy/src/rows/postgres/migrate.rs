@@ -26,7 +26,7 @@ pub(crate) type Steps = &'static [(&'static str, &'static str)];
 /// Of tenants' rows.
 pub(crate) const ROWS: Steps = &[("rows/0001", include_str!("../../../migrations/rows/postgres/0001.sql"))];
 /// Of the service's own rows.
-pub(crate) const CONTROL: Steps = &[];
+pub(crate) const CONTROL: Steps = &[("control/0001", include_str!("../../../migrations/control/postgres/0001.sql"))];
 
 /// Held while a place is changed. A number of ours among the advisory locks of a database.
 const LOCK: i64 = 0x696e_7375_6c61_0001;

@@ -327,9 +327,14 @@ fn not_connected(error: sqlx::Error, what: &str) -> Error {
     match &error {
         // 28: authorization; 3D000: no such database; 42501: no CONNECT.
         sqlx::Error::Database(inner) if inner.code().is_some_and(|code| code.starts_with("28") || code == "3D000" || code == "42501") => {
-            Error::Invalid(format!("{what}: the server refuses the connection: {}; is the URL right, and did `insula migrate` run?", inner.message()))
+            Error::Invalid(format!(
+                "{what}: the server refuses the connection: {}; is the URL right, and did `insula migrate` run?",
+                inner.message()
+            ))
         }
-        sqlx::Error::Tls(inner) => Error::Invalid(format!("{what}: no TLS connection: {inner}; see `sslmode` and `sslrootcert` of the URL")),
+        sqlx::Error::Tls(inner) => {
+            Error::Invalid(format!("{what}: no TLS connection: {inner}; see `sslmode` and `sslrootcert` of the URL"))
+        }
         sqlx::Error::Configuration(inner) => Error::Invalid(format!("{what}: {inner}")),
         _ => error.into(),
     }

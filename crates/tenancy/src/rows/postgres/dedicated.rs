@@ -100,7 +100,8 @@ impl Dedicated {
     /// Closes the pool that is idle the longest, if one is. Its place is free when its connections are closed.
     fn make_room(&self) {
         let mut open = self.open.lock();
-        let idle = open.pools.iter().filter(|(_, entry)| usize::try_from(entry.pool.size()).is_ok_and(|size| size == entry.pool.num_idle()));
+        let idle =
+            open.pools.iter().filter(|(_, entry)| usize::try_from(entry.pool.size()).is_ok_and(|size| size == entry.pool.num_idle()));
         let Some(oldest) = idle.min_by_key(|(_, entry)| entry.used).map(|(own, _)| own.clone()) else { return };
         if let Some(Entry { pool, place, .. }) = open.pools.remove(&oldest) {
             tokio::spawn(async move {

@@ -89,7 +89,9 @@ pub(super) fn built<S>(sql: S) -> sqlx::AssertSqlSafe<S> {
 /// [`Error::Invalid`] for a password that is empty or not of printable ASCII: what others mean different things by.
 pub(super) fn scram(password: &str, what: &str) -> Result<String> {
     if password.is_empty() || !password.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(Error::Invalid(format!("{what}: the role is to be made, but has no password of printable ASCII characters without spaces")));
+        return Err(Error::Invalid(format!(
+            "{what}: the role is to be made, but has no password of printable ASCII characters without spaces"
+        )));
     }
     let salt: [u8; SCRAM_SALT_BYTES] = random()?;
     let mut salted = zeroize::Zeroizing::new([0u8; SCRAM_KEY_BYTES]);

@@ -198,7 +198,8 @@ pub(super) fn known(place: &str, steps: Steps, applied: &[(String, String)]) -> 
         match steps.get(at) {
             Some((ours, sql)) if ours == name && sha256(sql) == *hash => {}
             Some((ours, _)) if ours == name => {
-                let text = format!("`{place}`: the migration `{name}` was changed after it was applied; run the released version of the service");
+                let text =
+                    format!("`{place}`: the migration `{name}` was changed after it was applied; run the released version of the service");
                 return Err(Error::Invalid(text));
             }
             _ => {
@@ -294,7 +295,8 @@ fn sha256(text: &str) -> String {
 
 /// Parses a URL's options, for [`options`].
 pub(super) fn parsed(url: &str, what: &str) -> Result<PgConnectOptions> {
-    PgConnectOptions::from_str(url).map_err(|_| Error::Invalid(format!("{what}: this is no URL of PostgreSQL (`postgres://role:password@host:port/database`)")))
+    PgConnectOptions::from_str(url)
+        .map_err(|_| Error::Invalid(format!("{what}: this is no URL of PostgreSQL (`postgres://role:password@host:port/database`)")))
 }
 
 #[cfg(test)]

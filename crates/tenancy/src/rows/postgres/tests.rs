@@ -5,7 +5,7 @@ use crate::name::hex;
 use crate::seal::random;
 
 use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, raw_sql};
+use sqlx::raw_sql;
 
 /// A database of its own with an owner and two service roles that are no superusers, dropped at the end.
 pub(crate) struct Scratch {
@@ -34,7 +34,7 @@ impl Scratch {
             format!("CREATE ROLE {name}_owner LOGIN CREATEROLE CREATEDB PASSWORD '{password}'"),
             format!("CREATE DATABASE {name} OWNER {name}_owner TEMPLATE template0"),
         ] {
-            raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+            raw_sql(built(sql)).execute(&mut connection).await.unwrap();
         }
         connection.close().await.unwrap();
         let (_, server) = url.rsplit_once('@').unwrap();
@@ -61,7 +61,7 @@ impl Scratch {
     /// Runs SQL in the database as a superuser.
     pub(crate) async fn plant(&self, sql: &str) {
         let mut connection = self.superuser.clone().database(&self.name).connect().await.unwrap();
-        raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+        raw_sql(built(sql)).execute(&mut connection).await.unwrap();
         connection.close().await.unwrap();
     }
 
@@ -75,16 +75,16 @@ impl Scratch {
         let mut connection = self.superuser.connect().await.unwrap();
         let name = &self.name;
         let own = format!("SELECT datname::text FROM pg_database WHERE datdba = '{name}_owner'::regrole ORDER BY datname <> '{name}'");
-        let databases: Vec<String> = sqlx::query_scalar(AssertSqlSafe(own)).fetch_all(&mut connection).await.unwrap();
+        let databases: Vec<String> = sqlx::query_scalar(built(own)).fetch_all(&mut connection).await.unwrap();
         let grants = format!(
             "SELECT role.rolname::text FROM pg_auth_members JOIN pg_roles role ON role.oid = roleid WHERE member = '{name}_owner'::regrole"
         );
-        let members: Vec<String> = sqlx::query_scalar(AssertSqlSafe(grants)).fetch_all(&mut connection).await.unwrap();
+        let members: Vec<String> = sqlx::query_scalar(built(grants)).fetch_all(&mut connection).await.unwrap();
         for database in databases {
-            raw_sql(AssertSqlSafe(format!("DROP DATABASE {database} WITH (FORCE)"))).execute(&mut connection).await.unwrap();
+            raw_sql(built(format!("DROP DATABASE {database} WITH (FORCE)"))).execute(&mut connection).await.unwrap();
         }
         for role in members.into_iter().chain(["rows", "control", "owner"].map(|role| format!("{name}_{role}"))) {
-            raw_sql(AssertSqlSafe(format!("DROP ROLE IF EXISTS {role}"))).execute(&mut connection).await.unwrap();
+            raw_sql(built(format!("DROP ROLE IF EXISTS {role}"))).execute(&mut connection).await.unwrap();
         }
     }
 }
@@ -153,7 +153,11 @@ async fn a_role_that_could_do_more_does_not_serve() {
         scratch.plant(&format!("ALTER ROLE {name}_{role} {remedy}")).await;
     }
     for (fault, remedy, message) in [
-        (format!("GRANT pg_read_all_data TO {name}_rows"), format!("REVOKE pg_read_all_data FROM {name}_rows"), "member of pg_read_all_data"),
+        (
+            format!("GRANT pg_read_all_data TO {name}_rows"),
+            format!("REVOKE pg_read_all_data FROM {name}_rows"),
+            "member of pg_read_all_data",
+        ),
         (
             format!("ALTER TABLE insula.record OWNER TO {name}_rows"),
             format!("ALTER TABLE insula.record OWNER TO {name}_owner"),

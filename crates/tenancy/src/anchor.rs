@@ -5,6 +5,9 @@
 //! A store whose generation lies behind its anchor was rolled back. A store that was closed cleanly also leaves the hash of
 //! its file, which catches a single page put back.
 //!
+//! Several nodes share the file without waiting for each other: a tenant is open on one of them at a time, and a record is one write.
+//! What a node that lost a tenant still writes can only be lower, and is never taken for more than it is.
+//!
 //! Records are written after every commit without waiting for the disk, and synced each second and at close: after a power cut
 //! the anchor may be up to a second older than the store, never newer, so an honest crash never looks like an attack.
 
@@ -41,24 +44,49 @@ pub(crate) struct Anchor {
     pub(crate) clean: Option<[u8; 32]>,
 }
 
-/// The file of anchors. One service at a time: it is locked while open.
+/// Whose keystore it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sharing {
+    /// One service alone.
+    Alone,
+    /// The nodes of one service.
+    Nodes,
+}
+
+/// The file of anchors. Locked while open: for one service, or for its nodes against a service that takes itself for alone.
 pub(crate) struct Anchors {
     file: File,
+    sharing: Sharing,
     key: Key,
     unsynced: AtomicBool,
     open_slots: Mutex<HashMap<u64, TenantId>>,
 }
 
 impl Anchors {
-    /// Opens or makes the file in the keystore and locks it.
+    /// Opens or makes the file in the keystore, for one service.
     pub(crate) fn open(root: &RootStore) -> Result<Arc<Self>> {
+        Self::open_for(root, Sharing::Alone)
+    }
+
+    /// Opens or makes the file in the keystore, for one of several nodes.
+    #[allow(dead_code, reason = "its user is being moved over")]
+    pub(crate) fn open_shared(root: &RootStore) -> Result<Arc<Self>> {
+        Self::open_for(root, Sharing::Nodes)
+    }
+
+    fn open_for(root: &RootStore, sharing: Sharing) -> Result<Arc<Self>> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(root.dir().join(FILE))?;
-        file.try_lock().map_err(|error| match error {
+        let locked = match sharing {
+            Sharing::Alone => file.try_lock(),
+            Sharing::Nodes => file.try_lock_shared(),
+        };
+        locked.map_err(|error| match error {
             TryLockError::WouldBlock => Error::Unavailable("another service uses this keystore"),
             TryLockError::Error(error) => error.into(),
         })?;
         Ok(Arc::new(Self {
             file,
+            sharing,
             key: root.control_key().derive("anchors", &[]),
             unsynced: AtomicBool::new(false),
             open_slots: Mutex::new(HashMap::new()),
@@ -212,6 +240,12 @@ impl AnchorSlot {
         if self.released.load(Ordering::Acquire) {
             return Err(Error::Unavailable("the store is closed"));
         }
+        if self.anchors.sharing == Sharing::Nodes {
+            // Others may have written since. Never lower what they wrote.
+            let theirs = self.anchors.read(self.slot, self.id)?;
+            now.generation = now.generation.max(theirs.generation);
+            now.ledger_size = now.ledger_size.max(theirs.ledger_size);
+        }
         let mut next = *now;
         change(&mut next);
         if next != *now {
@@ -291,7 +325,25 @@ mod tests {
         let (_dir, root) = keystore();
         let first = Anchors::open(&root).unwrap();
         assert!(matches!(Anchors::open(&root), Err(Error::Unavailable(_))));
+        assert!(Anchors::open_shared(&root).is_err(), "nodes do not join a service that is alone");
         drop(first);
         assert!(Anchors::open(&root).is_ok());
+    }
+
+    #[test]
+    fn nodes_share_a_file_and_never_lower_each_other() {
+        let (_dir, root) = keystore();
+        let (one, two) = (Anchors::open_shared(&root).unwrap(), Anchors::open_shared(&root).unwrap());
+        assert!(Anchors::open(&root).is_err(), "nobody alone beside them");
+        let old = one.slot(3, ID).unwrap();
+        old.generation(5).unwrap();
+        old.ledger_size(7).unwrap();
+        let new = two.slot(3, ID).unwrap();
+        assert_eq!(new.now(), Anchor { generation: 5, ledger_size: 7, clean: None }, "as the other left it");
+        new.generation(9).unwrap();
+        old.ledger_size(8).unwrap();
+        drop(old);
+        drop(new);
+        assert_eq!(one.slot(3, ID).unwrap().now(), Anchor { generation: 9, ledger_size: 8, clean: None }, "late words change nothing");
     }
 }

@@ -7,6 +7,9 @@
 //!
 //! The file is replaced atomically (temporary file, fsync, rename, fsync of the folder); a crash at any point leaves the old or
 //! the new one.
+//!
+//! Several nodes may share the folder. Each change takes the lock of the folder and begins with the file as it is, and whoever
+//! asks for an epoch looks first whether the file was replaced: what another node began is seen, what it destroyed is forgotten.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -14,7 +17,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
@@ -29,6 +32,8 @@ const FORMAT: u32 = 1;
 /// Epochs that may exist at once; each erasure leaves one behind only while survivors are re-wrapped.
 const EPOCHS_MAX: usize = 64;
 const FILE_BYTES_MAX: u64 = 64 * 1024;
+/// How often reading begins again because the file was replaced meanwhile.
+const READS_MAX: u32 = 16;
 
 /// Whether [`RootStore::open_or_create`] made a new root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +50,22 @@ pub(crate) struct RootStore {
     service_id: [u8; 16],
     control_key: Key,
     epochs: RwLock<BTreeMap<u64, Key>>,
+    /// The file the epochs were read from.
+    seen: Mutex<Option<Seen>>,
+}
+
+/// Tells a file from the one that replaced it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Seen {
+    inode: u64,
+    modified: (i64, i64),
+    bytes: u64,
+}
+
+impl Seen {
+    fn of(meta: &fs::Metadata) -> Self {
+        Self { inode: meta.ino(), modified: (meta.mtime(), meta.mtime_nsec()), bytes: meta.len() }
+    }
 }
 
 impl RootStore {
@@ -59,23 +80,31 @@ impl RootStore {
         }
         private_to_us(dir, 0o700)?;
         // Of two services that start at once for the first time, one makes the root and the other finds it.
-        let alone = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(dir.join(FILE_LOCK))?;
-        alone.lock()?;
+        let _alone = lock(dir)?;
         let path = dir.join(FILE);
         // A crash before the rename leaves a temporary file which was never the truth.
         wipe(&dir.join(FILE_TEMPORARY))?;
         if path.exists() {
             private_to_us(&path, 0o600)?;
-            return Ok((Self::read(dir, &path)?, Created::No));
+            let (root, seen) = read(&path)?;
+            let (service_id, control_key) = (root.service_id, root.control_key);
+            let (epochs, seen) = (RwLock::new(root.epochs), Mutex::new(Some(seen)));
+            return Ok((Self { dir: dir.to_owned(), service_id, control_key, epochs, seen }, Created::No));
         }
         let store = Self {
             dir: dir.to_owned(),
             service_id: seal::random()?,
             control_key: Key::random()?,
-            epochs: RwLock::new(BTreeMap::from([(1, Key::random()?)])),
+            epochs: RwLock::default(),
+            seen: Mutex::default(),
         };
-        store.write(&store.epochs.read())?;
+        store.write(BTreeMap::from([(1, Key::random()?)]))?;
         Ok((store, Created::Yes))
+    }
+
+    /// Only one at a time, on whatever node, holds what is returned. Waits for it.
+    pub(crate) fn alone(&self) -> Result<File> {
+        lock(&self.dir)
     }
 
     /// The keystore folder.
@@ -95,71 +124,80 @@ impl RootStore {
 
     /// The newest epoch.
     pub(crate) fn epoch(&self) -> u64 {
+        self.refresh();
         self.epochs.read().last_key_value().map_or(0, |(epoch, _)| *epoch)
     }
 
     /// Whether an older epoch was not destroyed yet.
     pub(crate) fn has_older_epoch(&self) -> bool {
+        self.refresh();
         self.epochs.read().len() > 1
     }
 
     /// Key of an epoch that still exists.
     pub(crate) fn epoch_key(&self, epoch: u64) -> Option<Key> {
-        self.epochs.read().get(&epoch).cloned()
+        self.refresh();
+        let known = self.epochs.read().get(&epoch).cloned();
+        known.or_else(|| {
+            // A shared folder may tell late that a file was replaced; opening it asks again.
+            self.reread().inspect_err(unreadable).ok()?;
+            self.epochs.read().get(&epoch).cloned()
+        })
     }
 
     /// Adds an epoch and returns its number; durable on return.
     pub(crate) fn begin_epoch(&self) -> Result<u64> {
-        let mut epochs = self.epochs.write();
+        let _alone = self.alone()?;
+        self.reread()?;
+        let mut epochs = self.epochs.read().clone();
         if epochs.len() >= EPOCHS_MAX {
             return Err(Error::Unavailable("too many unfinished key epochs"));
         }
         let next = epochs.last_key_value().map_or(1, |(epoch, _)| epoch + 1);
-        let mut with = epochs.clone();
-        with.insert(next, Key::random()?);
-        self.write(&with)?;
-        *epochs = with;
+        epochs.insert(next, Key::random()?);
+        self.write(epochs)?;
         Ok(next)
     }
 
     /// Destroys all epochs before `epoch`; durable on return. What is wrapped under them never opens again.
     pub(crate) fn destroy_epochs_before(&self, epoch: u64) -> Result<()> {
-        let mut epochs = self.epochs.write();
+        let _alone = self.alone()?;
+        self.reread()?;
+        let mut epochs = self.epochs.read().clone();
         if !epochs.contains_key(&epoch) {
             return Err(Error::internal(format!("epoch {epoch} does not exist")));
         }
-        let mut left = epochs.clone();
-        left.retain(|number, _| *number >= epoch);
-        self.write(&left)?;
-        *epochs = left;
+        epochs.retain(|number, _| *number >= epoch);
+        self.write(epochs)
+    }
+
+    /// Takes up what another node changed. What this node knows stays in force should the file not be readable just now: a key
+    /// wrapped under an epoch that is gone is refused where it is stored.
+    pub(crate) fn refresh(&self) {
+        let changed = match fs::metadata(self.dir.join(FILE)) {
+            Ok(meta) => *self.seen.lock() != Some(Seen::of(&meta)),
+            Err(_) => true,
+        };
+        if changed {
+            let _ = self.reread().inspect_err(unreadable);
+        }
+    }
+
+    fn reread(&self) -> Result<()> {
+        // Held over the reading, so that of two who read, the later file wins.
+        let mut seen = self.seen.lock();
+        let (root, file) = read(&self.dir.join(FILE))?;
+        if root.service_id != self.service_id || !seal::same(root.control_key.bytes(), self.control_key.bytes()) {
+            return Err(Error::integrity("the root key was replaced by another service's"));
+        }
+        *self.epochs.write() = root.epochs;
+        *seen = Some(file);
         Ok(())
     }
 
-    fn read(dir: &Path, path: &Path) -> Result<Self> {
-        let mut text = Zeroizing::new(Vec::new());
-        File::open(path)?.take(FILE_BYTES_MAX).read_to_end(&mut text)?;
-        let damaged = |why: &str| Error::integrity(format!("{}: {why}; restore this file from your copy of the keystore", path.display()));
-        let raw: RawRoot = serde_json::from_slice(&text).map_err(|_| damaged("not a root key file"))?;
-        if raw.version != FORMAT {
-            return Err(damaged("written by another version"));
-        }
-        let mut epochs = BTreeMap::new();
-        for entry in &raw.epochs {
-            epochs.insert(entry.epoch, Key::from_hex(&entry.key).ok_or_else(|| damaged("an epoch key is not 64 hex digits"))?);
-        }
-        if epochs.is_empty() {
-            return Err(damaged("no epoch"));
-        }
-        Ok(Self {
-            dir: dir.to_owned(),
-            service_id: unhex(&raw.service_id).ok_or_else(|| damaged("the service id is not 32 hex digits"))?,
-            control_key: Key::from_hex(&raw.control_key).ok_or_else(|| damaged("the control key is not 64 hex digits"))?,
-            epochs: RwLock::new(epochs),
-        })
-    }
-
     /// Replaces the file atomically, then overwrites the bytes of the old one as far as the file system lets us.
-    fn write(&self, epochs: &BTreeMap<u64, Key>) -> Result<()> {
+    fn write(&self, epochs: BTreeMap<u64, Key>) -> Result<()> {
+        let mut seen = self.seen.lock();
         let raw = RawRoot {
             version: FORMAT,
             service_id: hex(&self.service_id),
@@ -175,11 +213,69 @@ impl RootStore {
         let old = OpenOptions::new().write(true).open(&path).ok();
         fs::rename(&temporary, &path)?;
         File::open(&self.dir)?.sync_all()?;
+        *self.epochs.write() = epochs;
+        *seen = Some(Seen::of(&file.metadata()?));
         if let Some(old) = old {
             overwrite(&old)?;
         }
         Ok(())
     }
+}
+
+/// What the file holds.
+struct Root {
+    service_id: [u8; 16],
+    control_key: Key,
+    epochs: BTreeMap<u64, Key>,
+}
+
+/// The file at `path`, whole: one that is replaced while it is read is read again.
+fn read(path: &Path) -> Result<(Root, Seen)> {
+    let mut reads = 0;
+    loop {
+        let file = File::open(path)?;
+        let seen = Seen::of(&file.metadata()?);
+        let mut text = Zeroizing::new(Vec::new());
+        file.take(FILE_BYTES_MAX).read_to_end(&mut text)?;
+        reads += 1;
+        match parse(&text) {
+            Ok(root) => return Ok((root, seen)),
+            // Who replaces the file overwrites the old one.
+            Err(_) if reads < READS_MAX && fs::metadata(path).is_ok_and(|meta| Seen::of(&meta).inode != seen.inode) => {}
+            Err(why) => {
+                let path = path.display();
+                return Err(Error::integrity(format!("{path}: {why}; restore this file from your copy of the keystore")));
+            }
+        }
+    }
+}
+
+fn parse(text: &[u8]) -> Result<Root, &'static str> {
+    let raw: RawRoot = serde_json::from_slice(text).map_err(|_| "not a root key file")?;
+    if raw.version != FORMAT {
+        return Err("written by another version");
+    }
+    let mut epochs = BTreeMap::new();
+    for entry in &raw.epochs {
+        epochs.insert(entry.epoch, Key::from_hex(&entry.key).ok_or("an epoch key is not 64 hex digits")?);
+    }
+    if epochs.is_empty() {
+        return Err("no epoch");
+    }
+    let service_id = unhex(&raw.service_id).ok_or("the service id is not 32 hex digits")?;
+    let control_key = Key::from_hex(&raw.control_key).ok_or("the control key is not 64 hex digits")?;
+    Ok(Root { service_id, control_key, epochs })
+}
+
+fn unreadable(error: &Error) {
+    tracing::warn!(context = error.private(), "the root key could not be read again");
+}
+
+/// Waits until nobody else holds the lock of the folder.
+fn lock(dir: &Path) -> Result<File> {
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(dir.join(FILE_LOCK))?;
+    file.lock()?;
+    Ok(file)
 }
 
 /// As in the file; wiped when dropped.
@@ -289,6 +385,52 @@ mod tests {
         let mut bytes = Vec::new();
         (&inode).read_to_end(&mut bytes).unwrap();
         assert!(!bytes.is_empty() && bytes.iter().all(|byte| *byte == 0), "the replaced file's bytes are overwritten");
+    }
+
+    #[test]
+    fn nodes_that_share_a_folder_see_each_others_epochs() {
+        let (_dir, keystore) = fresh();
+        let (one, _) = RootStore::open_or_create(&keystore).unwrap();
+        let (two, _) = RootStore::open_or_create(&keystore).unwrap();
+        assert_eq!(one.begin_epoch().unwrap(), 2);
+        assert_eq!(two.epoch(), 2, "begun elsewhere");
+        assert_eq!(two.epoch_key(2).unwrap().bytes(), one.epoch_key(2).unwrap().bytes());
+        one.destroy_epochs_before(2).unwrap();
+        assert!(two.epoch_key(1).is_none(), "destroyed elsewhere: not in this memory either");
+        assert_eq!(two.begin_epoch().unwrap(), 3, "begins with the file as it is");
+        assert!(one.epoch_key(2).is_some() && one.epoch_key(3).is_some());
+        two.destroy_epochs_before(3).unwrap();
+        assert!(one.destroy_epochs_before(2).is_err(), "who slept meanwhile brings nothing back");
+        assert_eq!((one.epoch(), two.epoch()), (3, 3));
+    }
+
+    #[test]
+    fn of_many_that_start_at_once_one_makes_the_root_and_readers_never_see_half_a_file() {
+        let (_dir, keystore) = fresh();
+        let stores: Vec<_> = std::thread::scope(|scope| {
+            let starting: Vec<_> = (0..8).map(|_| scope.spawn(|| RootStore::open_or_create(&keystore).unwrap())).collect();
+            starting.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_eq!(stores.iter().filter(|(_, created)| *created == Created::Yes).count(), 1);
+        assert!(stores.iter().all(|(root, _)| root.service_id() == stores[0].0.service_id()));
+        let (writer, readers) = stores.split_first().unwrap();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for (reader, _) in readers {
+                scope.spawn(|| {
+                    while !done.load(std::sync::atomic::Ordering::Acquire) {
+                        reader.reread().unwrap();
+                        assert!(reader.epoch() > 0);
+                    }
+                });
+            }
+            for _ in 0..100 {
+                let epoch = writer.0.begin_epoch().unwrap();
+                writer.0.destroy_epochs_before(epoch).unwrap();
+            }
+            done.store(true, std::sync::atomic::Ordering::Release);
+        });
+        assert!(readers.iter().all(|(reader, _)| reader.epoch() == 101));
     }
 
     #[test]

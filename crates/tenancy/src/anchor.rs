@@ -196,6 +196,12 @@ impl AnchorSlot {
         *self.now.lock()
     }
 
+    /// What is anchored, also by other nodes.
+    pub(crate) fn refreshed(&self) -> Result<Anchor> {
+        self.change(|_| {})?;
+        Ok(self.now())
+    }
+
     /// Says, durably, that the file is about to change. Called before the first write after opening; free afterwards.
     pub(crate) fn unclean(&self) -> Result<()> {
         if self.now.lock().clean.is_none() {
@@ -342,6 +348,7 @@ mod tests {
         assert_eq!(new.now(), Anchor { generation: 5, ledger_size: 7, clean: None }, "as the other left it");
         new.generation(9).unwrap();
         old.ledger_size(8).unwrap();
+        assert_eq!(new.refreshed().unwrap().ledger_size, 8);
         drop(old);
         drop(new);
         assert_eq!(one.slot(3, ID).unwrap().now(), Anchor { generation: 9, ledger_size: 8, clean: None }, "late words change nothing");

@@ -50,6 +50,9 @@ const WANT_WAIT_MAX: Duration = Duration::from_secs(15);
 const WANT_LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Races lost before [`Cluster::acquire`] gives up.
 const TRIES_MAX: u32 = 4;
+/// Longest wait for what is being closed here.
+const LEAVING_WAIT_MAX: Duration = Duration::from_secs(5);
+const LEAVING_LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Locks that keep one node from taking one tenant twice at once.
 const TAKING_LOCKS: usize = 64;
 /// Entries that wait for the leader; more are not kept.
@@ -91,6 +94,8 @@ pub(crate) struct Hold {
     fence: u64,
     pulse: Arc<Pulse>,
     lost: AtomicBool,
+    /// It is being closed: nobody begins anything by it.
+    leaving: AtomicBool,
     /// Generation of the tenant's row that was taken up here.
     generation: AtomicU64,
 }
@@ -120,13 +125,23 @@ impl Hold {
         }
     }
 
+    /// Nobody begins anything by it from now on; whether this is the first to say so.
+    pub(crate) fn begin_leaving(&self) -> bool {
+        !self.leaving.swap(true, Ordering::AcqRel)
+    }
+
+    fn lose(&self) -> bool {
+        self.leaving.store(true, Ordering::Release);
+        !self.lost.swap(true, Ordering::AcqRel)
+    }
+
     /// The tenant's row as of this generation is in force here.
     pub(crate) fn taken_up(&self, generation: u64) {
         self.generation.fetch_max(generation, Ordering::AcqRel);
     }
 }
 
-/// What a renewal found.
+/// What a renewal found. What is lost or idle stays in the way of a new lease until [`Cluster::forget`] or [`Cluster::release`].
 #[derive(Default)]
 pub(crate) struct Renewed {
     /// Homes that are here no more.
@@ -174,7 +189,7 @@ impl Cluster {
 
     /// The tenant's home, if it is here.
     pub(crate) fn holding(&self, tenant: TenantId) -> Option<Arc<Hold>> {
-        self.held.lock().get(&tenant).filter(|hold| hold.alive()).map(Arc::clone)
+        self.held.lock().get(&tenant).filter(|hold| hold.alive() && !hold.leaving.load(Ordering::Acquire)).map(Arc::clone)
     }
 
     /// Becomes home to the tenant, or stays it. `gained` runs before anybody can see that this node is home now.
@@ -187,12 +202,13 @@ impl Cluster {
         }
         let lock = tenant.0.last().copied().map_or(0, usize::from) % TAKING_LOCKS;
         let _one = self.taking.get(lock).ok_or_else(|| Error::internal("no lock"))?.lock().await;
-        if self.pulse.left().is_zero() {
-            return Err(Error::Unavailable("this node lost touch with the database: try again"));
-        }
+        self.left_alone(tenant).await?;
         for _ in 0..TRIES_MAX {
             if let Some(hold) = self.holding(tenant) {
                 return Ok(hold);
+            }
+            if self.pulse.left().is_zero() {
+                return Err(Error::Unavailable("this node lost touch with the database: try again"));
             }
             match self.pool.home(tenant, &self.node.name).await? {
                 Found::Node(row) => return Err(Error::Elsewhere(Box::new(self.verified(row)?))),
@@ -205,14 +221,27 @@ impl Cluster {
                     tenant,
                     fence,
                     pulse: Arc::clone(&self.pulse),
-                    lost: AtomicBool::new(false),
-                    generation: AtomicU64::new(0),
+                    lost: AtomicBool::default(),
+                    leaving: AtomicBool::default(),
+                    generation: AtomicU64::default(),
                 });
                 self.held.lock().insert(tenant, Arc::clone(&hold));
                 return Ok(hold);
             }
         }
         Err(Error::Unavailable("the tenant is changing its node: try again"))
+    }
+
+    /// Waits until what this node had of the tenant is closed.
+    async fn left_alone(&self, tenant: TenantId) -> Result<()> {
+        let began = now_nanos();
+        while self.held.lock().get(&tenant).is_some_and(|hold| hold.leaving.load(Ordering::Acquire)) {
+            if now_nanos().saturating_sub(began) > nanos(LEAVING_WAIT_MAX) {
+                return Err(Error::Unavailable("the tenant is changing its node: try again"));
+            }
+            tokio::time::sleep(LEAVING_LOOK_EVERY).await;
+        }
+        Ok(())
     }
 
     /// Becomes home to the tenant, asking whoever is home now to let go.
@@ -247,8 +276,8 @@ impl Cluster {
     }
 
     /// It is not home here any more, whatever the database says.
-    fn forget(&self, hold: &Arc<Hold>) {
-        hold.lost.store(true, Ordering::Release);
+    pub(crate) fn forget(&self, hold: &Arc<Hold>) {
+        hold.lose();
         let mut held = self.held.lock();
         if held.get(&hold.tenant).is_some_and(|known| Arc::ptr_eq(known, hold)) {
             held.remove(&hold.tenant);
@@ -259,7 +288,8 @@ impl Cluster {
     /// [`Cluster::expired`].
     pub(crate) async fn renew(&self) -> Result<Renewed> {
         let began = now_nanos();
-        let holds: Vec<_> = self.held.lock().values().map(Arc::clone).collect();
+        let not_lost = |hold: &&Arc<Hold>| !hold.lost.load(Ordering::Acquire);
+        let holds: Vec<_> = self.held.lock().values().filter(not_lost).map(Arc::clone).collect();
         let leases: Vec<_> = holds.iter().map(|hold| (hold.tenant, hold.fence)).collect();
         let renewing = self.pool.renew(&self.node.name, &leases);
         let rows = tokio::time::timeout(RENEW_WAIT_MAX, renewing)
@@ -269,10 +299,14 @@ impl Cluster {
         let mut renewed = Renewed::default();
         for hold in &holds {
             let Some(row) = rows.get(&hold.tenant) else {
-                self.forget(hold);
-                renewed.lost.push(Arc::clone(hold));
+                if hold.lose() {
+                    renewed.lost.push(Arc::clone(hold));
+                }
                 continue;
             };
+            if hold.leaving.load(Ordering::Acquire) {
+                continue;
+            }
             if row.wanted {
                 renewed.wanted.push(Arc::clone(hold));
             } else if row.generation.is_some_and(|generation| generation > hold.generation.load(Ordering::Acquire)) {
@@ -281,10 +315,10 @@ impl Cluster {
         }
         self.pulse.renewed(began);
         drop(holds);
-        let mut held = self.held.lock();
+        let held = self.held.lock();
         // Whoever serves by one holds it.
-        let unused: Vec<_> = held.values().filter(|hold| Arc::strong_count(hold) == 1).map(|hold| hold.tenant).collect();
-        renewed.idle = unused.iter().filter_map(|tenant| held.remove(tenant)).collect();
+        let unused = held.values().filter(|hold| Arc::strong_count(hold) == 1 && hold.begin_leaving());
+        renewed.idle = unused.map(Arc::clone).collect();
         Ok(renewed)
     }
 
@@ -295,9 +329,7 @@ impl Cluster {
 
     /// Everything that is held, as lost: no renewal came in time.
     pub(crate) fn expired(&self) -> Vec<Arc<Hold>> {
-        let holds: Vec<_> = self.held.lock().drain().map(|(_, hold)| hold).collect();
-        holds.iter().for_each(|hold| hold.lost.store(true, Ordering::Release));
-        holds
+        self.held.lock().values().filter(|hold| hold.lose()).map(Arc::clone).collect()
     }
 
     /// Which of these tenants have their home on another node.
@@ -308,6 +340,7 @@ impl Cluster {
     /// Leaves: everything held is free at once, and nobody waits for this node.
     pub(crate) async fn leave(&self) -> Result<()> {
         self.expired();
+        self.held.lock().clear();
         self.pool.leave(&self.node.name).await
     }
 

@@ -107,6 +107,9 @@ impl fmt::Display for ErasureState {
 pub trait Compute: Send + Sync {
     /// Returns when nothing of this island lives.
     fn stop(&self, island: IslandToken) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+
+    /// The island may run again: its home came back to this node after it was stopped for another one.
+    fn enter(&self, _island: IslandToken) {}
 }
 
 /// An erasure as shown. Times in Unix microseconds.
@@ -182,6 +185,8 @@ struct Certificate {
 pub(crate) async fn request(kernel: &Kernel, tenant: TenantId, by: &str) -> Result<ErasureInfo> {
     if kernel.0.control.erasure_of(tenant).await?.is_none() {
         let row = kernel.0.control.tenant_by_id(tenant).await?.ok_or(Error::NotFound("tenant"))?;
+        // From here on no other node serves it.
+        let _home = kernel.seize(tenant).await?;
         let detail = Detail { name: row.name.to_string(), ..Detail::default() };
         let now = now_micros();
         match put(kernel, tenant, None, ErasureState::Requested, now, by, &detail).await {
@@ -230,11 +235,15 @@ pub(crate) async fn info(kernel: &Kernel, id: &str) -> Result<ErasureInfo> {
 }
 
 impl Kernel {
-    /// Moves the oldest unfinished erasure that can be moved by one state. Returns whether there was one.
+    /// Moves the oldest unfinished erasure that can be moved by one state. Returns whether there was one. Of several nodes only the
+    /// leader does.
     ///
     /// # Errors
     /// What the step ran into; it is done again at the next call.
     pub async fn erasure_step(&self, compute: &dyn Compute) -> Result<bool> {
+        if !self.0.leads() {
+            return Ok(false);
+        }
         let _one = self.0.erasing.lock().await;
         let mut stuck = None;
         for row in self.0.control.erasures().await? {
@@ -274,6 +283,8 @@ async fn step(
     compute: &dyn Compute,
 ) -> Result<ErasureState> {
     let control = &kernel.0.control;
+    // Whoever served it has closed it and stopped its cells, or is dead.
+    let home = if state < ErasureState::RowsGone { kernel.seize(tenant).await? } else { None };
     Ok(match state {
         ErasureState::Requested => {
             control.tenant_set_state(tenant, TenantState::Erasing).await?;
@@ -310,6 +321,9 @@ async fn step(
             kernel.credentials_forget(|credential| credential.tenant == Some(tenant));
             control.tenant_set_state(tenant, TenantState::Erased).await?;
             kernel.meter_forget(tenant);
+            if let Some(home) = &home {
+                kernel.bury(home).await?;
+            }
             ErasureState::RowsGone
         }
         ErasureState::RowsGone => {

@@ -13,6 +13,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::act::ResourceKind;
 use crate::clock::now_micros;
+use crate::cluster::Hold;
 use crate::error::{Error, Result};
 use crate::ledger::{Entry, Ledger};
 use crate::member::Member;
@@ -64,6 +65,8 @@ pub(crate) struct Island {
     commits: tokio::sync::Mutex<()>,
     /// A commit whose outcome nobody saw: its generation, and the entry it leaves if it did not happen.
     unsettled: Mutex<Option<(u64, Entry)>>,
+    /// With several nodes: what makes this one the tenant's home.
+    hold: Option<Arc<Hold>>,
     /// One rotation at a time.
     pub(crate) rotating: tokio::sync::Mutex<()>,
     /// Greatest outbox generation that is on disk in the ledger, and that was appended to it.
@@ -129,6 +132,7 @@ impl Island {
             flood: Mutex::default(),
             commits: tokio::sync::Mutex::new(()),
             unsettled: Mutex::default(),
+            hold: None,
             rotating: tokio::sync::Mutex::new(()),
             synced_generation: AtomicU64::new(0),
             appended_generation: AtomicU64::new(0),
@@ -141,6 +145,27 @@ impl Island {
             island.meter.seed(what, u64::try_from(rows.usage(name).await?).unwrap_or_default());
         }
         Ok(island)
+    }
+
+    /// Served only as long as this node is home.
+    pub(crate) fn held_by(mut self, hold: Option<Arc<Hold>>) -> Self {
+        self.hold = hold;
+        self
+    }
+
+    /// Whether this is what makes it served.
+    pub(crate) fn is_held_by(&self, hold: &Arc<Hold>) -> bool {
+        self.hold.as_ref().is_some_and(|held| Arc::ptr_eq(held, hold))
+    }
+
+    /// What makes this node the home.
+    pub(crate) fn hold(&self) -> Option<&Arc<Hold>> {
+        self.hold.as_ref()
+    }
+
+    /// Whether this node is certainly still home.
+    pub(crate) fn at_home(&self) -> bool {
+        self.hold.as_ref().is_none_or(|hold| hold.alive())
     }
 
     /// What was committed but had not reached the ledger when the service died reaches it now, in order.
@@ -268,9 +293,19 @@ impl Island {
         self.frozen.load(Ordering::Acquire)
     }
 
-    /// Refuses when frozen.
+    /// Refuses when frozen, and when another node may be home.
     pub(crate) fn thawed(&self) -> Result<()> {
+        self.hold.as_ref().map_or(Ok(()), |hold| hold.check())?;
         if self.frozen() { Err(Error::TenantState("not taking requests")) } else { Ok(()) }
+    }
+
+    /// Another node may have it open: nothing is closed properly, nothing can be written any more.
+    pub(crate) fn abandon(&self) {
+        self.freeze();
+        self.ledger.finish();
+        if let Ok(anchor) = self.store.anchor() {
+            anchor.release();
+        }
     }
 
     /// Puts the ledger on disk; signs a checkpoint too when asked. Blocking.

@@ -1,6 +1,7 @@
 //! The kernel, opened: where credentials become callers, callers become tenants, and everything reaches the disk.
 
 mod credentials;
+mod home;
 mod queue;
 
 use std::collections::HashMap;
@@ -15,8 +16,11 @@ use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedMutexGuard};
 use zeroize::Zeroizing;
 
+use home::{Home, Service};
+
 use crate::anchor::Anchors;
 use crate::clock::{now_micros, now_seconds};
+use crate::cluster::{Cluster, Hold};
 use crate::control::{Control, CredentialKind, CredentialRow, TenantRow, TenantState, TicketRow};
 use crate::credential::{self, CredentialId, Scope};
 use crate::error::{Error, Result};
@@ -127,7 +131,9 @@ pub(crate) struct Inner {
     policy: Arc<Policy>,
     tokens: Tokens,
     pub(crate) credential_key: Zeroizing<[u8; 32]>,
-    pub(crate) service: Ledger,
+    pub(crate) service: Service,
+    /// With several nodes.
+    pub(crate) home: Option<Home>,
     islands: Mutex<LruCache<TenantId, Arc<Island>>>,
     opening: Vec<Arc<AsyncMutex<()>>>,
     /// Logs that somebody still holds, also of islands that are closed: there is never a second one on the same files.
@@ -164,9 +170,11 @@ impl Kernel {
     /// [`Error::Unavailable`] when another service uses the folders.
     pub async fn open(config: KernelConfig) -> Result<(Self, FirstStart)> {
         let (root, created) = RootStore::open_or_create(&config.keystore_dir)?;
-        let anchors = Anchors::open(&root)?;
+        let several = config.stores.node.is_some();
+        let anchors = if several { Anchors::open_shared(&root)? } else { Anchors::open(&root)? };
         private_folder(&config.data_dir)?;
         private_folder(&config.data_dir.join("tenants"))?;
+        let folder = if several { Some(home::folder_taken(&config.data_dir)?) } else { None };
         let control = Control::open(&config.data_dir.join("control.db"), &root, &anchors).await?;
         let mut first = FirstStart::default();
         if created == Created::Yes {
@@ -175,17 +183,16 @@ impl Kernel {
         let key = root.control_key();
         let credential_key = Zeroizing::new(*key.derive("credentials", &[]).bytes());
         let token_seed = Zeroizing::new(*key.derive("tokens", &[]).bytes());
-        let service = service_ledger(&config.data_dir, &root)?;
-        let anchored = control.anchor().now().ledger_size;
-        if service.size() < anchored {
-            let size = service.size();
-            return Err(Error::integrity(format!("the service's ledger has {size} entries, {anchored} were anchored: it was rolled back")));
-        }
+        let home = match &config.stores.node {
+            Some(node) => Some(Home::new(Cluster::join(pool, node.clone(), root.control_key()).await?, folder)),
+            None => None,
+        };
         let inner = Inner {
             policy: Arc::new(Policy::platform()?),
             tokens: Tokens::new(&config.issuer, &config.issuer, &token_seed, None)?,
             credential_key,
-            service,
+            service: Service::default(),
+            home,
             islands: Mutex::new(LruCache::unbounded()),
             opening: (0..OPENING_LOCKS).map(|_| Arc::default()).collect(),
             ledgers: Mutex::default(),
@@ -207,6 +214,12 @@ impl Kernel {
             control,
         };
         let kernel = Self(Arc::new(inner));
+        match kernel.lead().await {
+            // The leader does what is the service's.
+            Ok(()) | Err(Error::Elsewhere(_)) => {}
+            Err(error) => return Err(error),
+        }
+        kernel.keep();
         first.bootstrap_secret = kernel.bootstrap_secret().await?;
         let stop = Arc::clone(&kernel.0.flusher_stop);
         *kernel.0.flusher.lock() = Some(tokio::spawn(flusher(Arc::downgrade(&kernel.0), stop)));
@@ -232,8 +245,9 @@ impl Kernel {
         for island in islands {
             result = result.and(island.close().await);
         }
-        result = result.and(self.0.refusals_told());
-        result = result.and(self.0.service.checkpoint().map(|_| ()));
+        result = result.and(self.0.refusals_told().await);
+        result = result.and(self.0.service_checkpoint());
+        result = result.and(self.leave().await);
         result.and(self.0.control.close().await).and(self.0.anchors.sync())
     }
 
@@ -292,21 +306,21 @@ impl Kernel {
 
     /// The tenant, opened; refuses one that takes no requests.
     pub(crate) async fn island(&self, id: TenantId) -> Result<Arc<Island>> {
-        if let Some(island) = self.0.islands.lock().get(&id) {
-            return Ok(Arc::clone(island));
+        if let Some(island) = self.island_held(id) {
+            return Ok(island);
         }
         let guard = self.opening(id)?.lock().await;
-        if let Some(island) = self.0.islands.lock().get(&id) {
-            return Ok(Arc::clone(island));
+        if let Some(island) = self.island_held(id) {
+            return Ok(island);
         }
-        let row = self.0.control.tenant_by_id(id).await?.ok_or(Error::Unauthenticated)?;
-        match row.state {
-            TenantState::Active => {}
-            TenantState::Suspended => return Err(Error::TenantState("suspended")),
-            TenantState::Erasing => return Err(Error::TenantState("being erased")),
-            TenantState::Erased => return Err(Error::Unauthenticated),
+        let mut row = self.tenant_active(id).await?;
+        let hold = self.home(id).await?;
+        if let Some(hold) = &hold {
+            // What was read before belonged to the home before.
+            row = self.tenant_active(id).await?;
+            hold.taken_up(row.epoch_generation);
         }
-        let island = Arc::new(self.island_open(&row).await?);
+        let island = Arc::new(self.island_open(&row, hold).await?);
         let evicted = self.island_keep(&island);
         drop(guard);
         if island.store.keyring()?.has_old_version() {
@@ -317,8 +331,24 @@ impl Kernel {
                 }
             });
         }
-        evicted.close().await;
+        evicted.close(self).await;
         Ok(island)
+    }
+
+    /// The island, if it is open and this node is its home.
+    fn island_held(&self, id: TenantId) -> Option<Arc<Island>> {
+        self.0.islands.lock().get(&id).filter(|island| island.at_home()).map(Arc::clone)
+    }
+
+    /// The tenant's row, if it takes requests.
+    async fn tenant_active(&self, id: TenantId) -> Result<TenantRow> {
+        let row = self.0.control.tenant_by_id(id).await?.ok_or(Error::Unauthenticated)?;
+        match row.state {
+            TenantState::Active => Ok(row),
+            TenantState::Suspended => Err(Error::TenantState("suspended")),
+            TenantState::Erasing => Err(Error::TenantState("being erased")),
+            TenantState::Erased => Err(Error::Unauthenticated),
+        }
     }
 
     /// Holds the island; returns those that must go for it. One that is in use stays, so the bound can be passed for a while.
@@ -360,7 +390,7 @@ impl Kernel {
         Ok(())
     }
 
-    async fn island_open(&self, row: &TenantRow) -> Result<Island> {
+    async fn island_open(&self, row: &TenantRow, hold: Option<Arc<Hold>>) -> Result<Island> {
         let dir = self.tenant_dir(row.id);
         let keyring = Keyring::load(&self.0.root, row.id, &self.0.control.keys_of(row.id).await?)?;
         let ledger = self.ledger_open(&dir, &keyring)?;
@@ -368,7 +398,7 @@ impl Kernel {
         let store = Store::open(&dir, Place::File, Arc::new(keyring), anchor).await?;
         let meter = self.meter(row)?;
         let keys_alive = self.0.control.credentials_alive(row.id).await?;
-        Island::new(row.id, row.name.clone(), store, ledger, keys_alive, meter, Arc::clone(&self.0.policy)).await
+        Ok(Island::new(row.id, row.name.clone(), store, ledger, keys_alive, meter, Arc::clone(&self.0.policy)).await?.held_by(hold))
     }
 
     /// The tenant's log: the one that somebody still holds, or opened. Under its opening lock.
@@ -407,7 +437,7 @@ impl Kernel {
     }
 
     /// The first member of a new tenant: an island that is made, filled and held.
-    pub(crate) async fn island_create(&self, row: &TenantRow, keyring: Keyring, admin: &Name) -> Result<()> {
+    pub(crate) async fn island_create(&self, row: &TenantRow, keyring: Keyring, admin: &Name, hold: Option<Arc<Hold>>) -> Result<()> {
         let dir = self.tenant_dir(row.id);
         let anchor = self.0.anchors.slot(row.slot, row.id)?;
         let keyring = Arc::new(keyring);
@@ -418,8 +448,9 @@ impl Kernel {
         tx.usage_add("members", 1).await?;
         tx.commit_with(None).await?;
         let meter = self.meter(row)?;
-        let island = Arc::new(Island::new(row.id, row.name.clone(), store, ledger, 1, meter, Arc::clone(&self.0.policy)).await?);
-        self.island_keep(&island).close().await;
+        let island = Island::new(row.id, row.name.clone(), store, ledger, 1, meter, Arc::clone(&self.0.policy)).await?;
+        let island = Arc::new(island.held_by(hold));
+        self.island_keep(&island).close(self).await;
         Ok(())
     }
 }
@@ -436,32 +467,53 @@ impl Inner {
         outcome: Outcome,
         reason: &str,
     ) -> Result<u64> {
-        let entry = Entry {
-            time: now_micros(),
-            request: request.to_string(),
-            actor: actor.to_owned(),
-            via: via.to_owned(),
-            act: act.to_owned(),
-            resource: resource.to_owned(),
-            outcome,
-            reason: reason.to_owned(),
-            detail: Default::default(),
-            generation: None,
-        };
-        let index = self.service.append(&entry)?;
-        self.service.sync()?;
-        self.control.anchor().ledger_size(index.saturating_add(1))?;
+        let (request, reason) = (request.to_string(), reason.to_owned());
+        let (actor, via, act, resource) = (actor.to_owned(), via.to_owned(), act.to_owned(), resource.to_owned());
+        let detail = Default::default();
+        self.written(&Entry { time: now_micros(), request, actor, via, act, resource, outcome, reason, detail, generation: None })
+    }
+
+    fn written(&self, entry: &Entry) -> Result<u64> {
+        let index = self.service()?.append(entry)?;
+        self.service_synced()?;
         Ok(index)
     }
 
+    /// What the service's ledger has is safe, whatever becomes of this node.
+    pub(crate) fn service_synced(&self) -> Result<()> {
+        let ledger = self.service()?;
+        let size = ledger.size();
+        ledger.sync()?;
+        self.control.anchor().ledger_size(size)
+    }
+
+    fn service_checkpoint(&self) -> Result<()> {
+        // Only the leader has one.
+        self.service().map_or(Ok(()), |ledger| ledger.checkpoint().map(drop))
+    }
+
     /// How many credentials were refused since it last told; nothing if none.
-    fn refusals_told(&self) -> Result<()> {
+    async fn refusals_told(&self) -> Result<()> {
         let refused = self.refused.swap(0, Ordering::Relaxed);
         if refused == 0 {
             return Ok(());
         }
-        let reason = format!("{refused} credentials since the last such entry");
-        self.record("unknown", "-", &RequestId::fresh(), "Authenticate", "service:", Outcome::Refused, &reason).map(drop)
+        let entry = Entry {
+            time: now_micros(),
+            request: RequestId::fresh().to_string(),
+            actor: "unknown".to_owned(),
+            via: "-".to_owned(),
+            act: "Authenticate".to_owned(),
+            resource: "service:".to_owned(),
+            outcome: Outcome::Refused,
+            reason: format!("{refused} credentials since the last such entry"),
+            detail: Default::default(),
+            generation: None,
+        };
+        match &self.home {
+            Some(home) if !self.leads() => home.cluster.outbox_put(&serde_json::to_vec(&entry).map_err(Error::internal)?).await,
+            _ => self.written(&entry).map(drop),
+        }
     }
 }
 
@@ -470,14 +522,19 @@ struct Evicted(Vec<(OwnedMutexGuard<()>, Arc<Island>)>);
 
 impl Evicted {
     /// Also when whoever waits for it is gone. What goes wrong is the business of the evicted, not of who came in its place.
-    async fn close(self) {
+    async fn close(self, kernel: &Kernel) {
         if self.0.is_empty() {
             return;
         }
+        let kernel = kernel.clone();
         let closing = unbroken(async move {
             for (_guard, island) in self.0 {
+                island.hold().inspect(|hold| drop(hold.begin_leaving()));
                 if let Err(error) = island.close().await {
                     tracing::error!(context = error.private(), "an evicted tenant could not be closed cleanly");
+                }
+                if let Some(hold) = island.hold() {
+                    kernel.let_go(hold).await;
                 }
             }
             Ok(())
@@ -559,12 +616,12 @@ async fn flusher(kernel: Weak<Inner>, stop: Arc<Notify>) {
             }
         }
         if round.is_multiple_of(REFUSALS_EVERY_SYNCS)
-            && let Err(error) = inner.refusals_told()
+            && let Err(error) = inner.refusals_told().await
         {
             tracing::error!(context = error.private(), "refused credentials could not be written down");
         }
         if checkpoint {
-            let _ = inner.service.checkpoint();
+            let _ = inner.service_checkpoint();
             let _ = inner.control.flush().await;
             let _ = inner.anchors.sync();
         }

@@ -361,21 +361,21 @@ impl Permit<LedgerRead> {
 
 enum Log {
     Tenant(Arc<Island>),
-    Service(crate::kernel::Kernel),
+    Service(Arc<Ledger>),
 }
 
 /// Reading side of one audit log. Its methods read files: call them where blocking is allowed.
 pub struct LedgerView(Log);
 
 impl LedgerView {
-    pub(crate) fn service(kernel: crate::kernel::Kernel) -> Self {
-        Self(Log::Service(kernel))
+    pub(crate) fn service(ledger: Arc<Ledger>) -> Self {
+        Self(Log::Service(ledger))
     }
 
     fn log(&self) -> &Ledger {
         match &self.0 {
             Log::Tenant(island) => &island.ledger,
-            Log::Service(kernel) => &kernel.0.service,
+            Log::Service(ledger) => ledger,
         }
     }
 

@@ -105,8 +105,12 @@ impl Operator {
         let admin = spec.admin;
         let (admin_key, credential) =
             self.kernel.key_made(Some(id), admin.as_str(), "operator", "first administrator", Scope::all(), Some(expires_at))?;
+        let hold = self.kernel.home(id).await?;
         let row = self.kernel.0.control.tenant_insert(&row, &keys, Some(&credential)).await?;
-        self.kernel.island_create(&row, keyring, &admin).await?;
+        if let Some(hold) = &hold {
+            hold.taken_up(row.epoch_generation);
+        }
+        self.kernel.island_create(&row, keyring, &admin, hold).await?;
         Ok(CreatedTenant { tenant: info(&row)?, admin_key })
     }
 
@@ -119,6 +123,8 @@ impl Operator {
         let half_made = row.state == TenantState::Active
             && match kernel.island(row.id).await {
                 Ok(island) => island.members().is_empty(),
+                // Alive on another node.
+                Err(Error::Elsewhere(_)) => false,
                 Err(_) => !dir.join("rows.db").exists() && kernel.0.anchors.untouched(row.slot, row.id)?,
             };
         if !half_made {
@@ -172,6 +178,8 @@ impl Operator {
     }
 
     async fn turn(&self, mut row: TenantRow, state: TenantState) -> Result<TenantInfo> {
+        // From here on no other node serves it, so that it holds at once.
+        let _home = if state == TenantState::Suspended { self.kernel.seize(row.id).await? } else { None };
         self.kernel.0.control.tenant_set_state(row.id, state).await?;
         if state == TenantState::Suspended {
             self.kernel.island_drop(row.id).await?;
@@ -272,7 +280,7 @@ impl Operator {
     /// [`Error::Internal`] when it cannot be written.
     pub fn ledger(&self) -> Result<LedgerView> {
         self.log("ServiceLedgerRead", "ledger:", Outcome::Allowed)?;
-        Ok(LedgerView::service(self.kernel.clone()))
+        Ok(LedgerView::service(self.kernel.0.service()?))
     }
 
     /// Counters by tenant; no content.

@@ -155,6 +155,7 @@ async fn a_node_that_does_not_renew_knows_before_the_others_that_it_is_over() {
     let renewed = a.renew().await.unwrap();
     assert_eq!(renewed.lost.len(), 1, "waking up, it finds out");
     assert!(!old.alive(), "and does not come back to life");
+    a.forget(&renewed.lost[0]);
     assert_eq!(elsewhere(acquire(&a, A).await), "b");
     assert!(acquire(&a, B).await.is_ok(), "but may go on with others");
     database.gone().await;

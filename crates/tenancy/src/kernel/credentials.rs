@@ -1,14 +1,19 @@
 //! From what a request presents to who it is: keys, tokens, the one-time secret, and what is remembered of them.
 
 use super::*;
+use crate::rows::db::blocking;
 
 impl Kernel {
     /// Who presents this. Every failure is the same [`Error::Unauthenticated`].
     ///
     /// # Errors
-    /// [`Error::Unauthenticated`].
+    /// [`Error::Unauthenticated`]; with several nodes [`Error::Elsewhere`] for an operator, when another node leads.
     pub async fn authenticate(&self, presented: Presented<'_>, request: &RequestId) -> Result<Identity> {
-        self.counted(self.identify(presented, request).await)
+        let identity = self.counted(self.identify(presented, request).await)?;
+        if matches!(identity, Identity::Operator(_)) {
+            self.lead().await?;
+        }
+        Ok(identity)
     }
 
     /// Counts refusals. One by one they would let anybody fill the disk, so the service's ledger gets their number now and then.
@@ -102,6 +107,7 @@ impl Kernel {
     /// # Errors
     /// [`Error::Unauthenticated`] when it is wrong or was used.
     pub async fn bootstrap(&self, secret: &str, request: &RequestId) -> Result<IssuedKey> {
+        self.lead().await?;
         let stored = self.0.control.meta(BOOTSTRAP_META).await?;
         let stored: Option<[u8; 32]> = stored.and_then(|bytes| bytes.try_into().ok());
         if !credential::verify_bootstrap(secret, &self.0.credential_key, stored.as_ref()) {
@@ -147,16 +153,17 @@ impl Kernel {
     }
 
     async fn credential(&self, id: CredentialId) -> Result<Option<Arc<Credential>>> {
-        if let Some(known) = self.0.credentials.lock().get(&id) {
-            return Ok(Some(Arc::clone(known)));
+        let known = self.0.credentials.lock().get(&id).map(Arc::clone);
+        if let Some(known) = known.filter(|known| self.0.remembers(known.row.tenant)) {
+            return Ok(Some(known));
         }
         let forgotten = self.0.forgotten.load(Ordering::Acquire);
         let Some(row) = self.0.control.credential_by_id(id.as_str()).await? else { return Ok(None) };
         let scope = Arc::new(serde_json::from_str(&row.scopes).map_err(Error::integrity)?);
         let credential = Arc::new(Credential { row, scope });
         let mut held = self.0.credentials.lock();
-        // Else a revocation came in between, and what was read may be from before it.
-        if forgotten == self.0.forgotten.load(Ordering::Acquire) {
+        // Else a revocation came in between, and what was read may be from before it; or it is another node that will know of one.
+        if self.0.remembers(credential.row.tenant) && forgotten == self.0.forgotten.load(Ordering::Acquire) {
             held.put(id, Arc::clone(&credential));
         }
         Ok(Some(credential))
@@ -197,6 +204,9 @@ impl Kernel {
     /// On the very first start: makes the one-time secret. Later: says where it still waits, if it does.
     pub(super) async fn bootstrap_secret(&self) -> Result<Option<PathBuf>> {
         let path = self.0.config.keystore_dir.join(BOOTSTRAP_FILE);
+        // Of two nodes that start at once for the first time, one makes it and the other finds it.
+        let kernel = self.clone();
+        let _alone = blocking(move || kernel.0.root.alone()).await?;
         if self.0.control.meta("bootstrap_made").await?.is_some() {
             return Ok(self.0.control.meta(BOOTSTRAP_META).await?.map(|_| path));
         }

@@ -4,12 +4,19 @@ use super::*;
 
 impl Kernel {
     /// Claims the next ticket: tenants below their number of running jobs, the one with the fewest running first, then oldest first.
+    /// With several nodes only of tenants whose home is here, or nowhere, and in the name of this node, whatever `node` says.
     ///
     /// # Errors
     /// [`Error::Internal`] when the control store fails.
     pub async fn claim(&self, node: &str) -> Result<Option<Lease>> {
         let _one = self.0.claiming.lock().await;
+        let node = self.0.home.as_ref().map_or(node, |home| &home.cluster.node().name);
         let mut waiting = self.0.control.tickets_waiting(TICKETS_SEEN_MAX).await?;
+        if let Some(home) = self.0.home.as_ref().filter(|_| !waiting.is_empty()) {
+            let tenants: Vec<_> = waiting.iter().map(|ticket| ticket.tenant).collect();
+            let elsewhere = home.cluster.elsewhere(&tenants).await?;
+            waiting.retain(|ticket| !elsewhere.contains(&ticket.tenant));
+        }
         let running = self.0.running.lock().clone();
         let of = |ticket: &TicketRow| running.get(&ticket.tenant).copied().unwrap_or_default();
         waiting.sort_by_key(|ticket| (of(ticket), ticket.created_at));
@@ -19,6 +26,10 @@ impl Kernel {
             let limit = if row.state == TenantState::Active { limits.jobs_running } else { 0 };
             if of(&ticket) >= limit {
                 continue;
+            }
+            match self.home(ticket.tenant).await {
+                Err(Error::Elsewhere(_)) => continue,
+                home => drop(home?),
             }
             if let Some(claimed) = self.0.control.ticket_claim(&ticket.id, node).await? {
                 *self.0.running.lock().entry(claimed.tenant).or_default() += 1;

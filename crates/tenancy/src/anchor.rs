@@ -69,7 +69,6 @@ impl Anchors {
     }
 
     /// Opens or makes the file in the keystore, for one of several nodes.
-    #[allow(dead_code, reason = "its user is being moved over")]
     pub(crate) fn open_shared(root: &RootStore) -> Result<Arc<Self>> {
         Self::open_for(root, Sharing::Nodes)
     }

@@ -337,6 +337,11 @@ impl Cluster {
         self.pool.elsewhere(tenants, &self.node.name).await
     }
 
+    /// Frees tickets that nodes had claimed which do not live any more; how many.
+    pub(crate) async fn tickets_free(&self) -> Result<u64> {
+        self.pool.tickets_free().await
+    }
+
     /// Leaves: everything held is free at once, and nobody waits for this node.
     pub(crate) async fn leave(&self) -> Result<()> {
         self.expired();

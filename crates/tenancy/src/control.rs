@@ -501,10 +501,10 @@ impl Control {
         ticket(&row).map(Some)
     }
 
-    /// Gives a claimed ticket back.
-    pub(crate) async fn ticket_release(&self, id: &str) -> Result<()> {
+    /// Gives a ticket back that this node claimed, unless another has it by now.
+    pub(crate) async fn ticket_release(&self, id: &str, by: &str) -> Result<()> {
         let mut tx = self.begin().await?;
-        tx.execute("UPDATE ticket SET claimed_by = NULL WHERE id = $1", &[id.into()]).await?;
+        tx.execute("UPDATE ticket SET claimed_by = NULL WHERE id = $1 AND claimed_by = $2", &[id.into(), by.into()]).await?;
         tx.commit().await
     }
 
@@ -517,10 +517,10 @@ impl Control {
         Ok(released)
     }
 
-    /// Removes a ticket; whether it was there.
-    pub(crate) async fn ticket_delete(&self, id: &str) -> Result<bool> {
+    /// Removes a ticket that this node claimed, unless another has it by now; whether it was there.
+    pub(crate) async fn ticket_delete(&self, id: &str, by: &str) -> Result<bool> {
         let mut tx = self.begin().await?;
-        let gone = tx.execute("DELETE FROM ticket WHERE id = $1", &[id.into()]).await?;
+        let gone = tx.execute("DELETE FROM ticket WHERE id = $1 AND claimed_by = $2", &[id.into(), by.into()]).await?;
         tx.commit().await?;
         Ok(gone > 0)
     }

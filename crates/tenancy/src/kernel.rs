@@ -20,7 +20,7 @@ use home::{Home, Service};
 
 use crate::anchor::Anchors;
 use crate::clock::{now_micros, now_seconds};
-use crate::cluster::{Cluster, Hold};
+use crate::cluster::{Cluster, Hold, Pool as LeasePool};
 use crate::control::{Control, CredentialKind, CredentialRow, TenantRow, TenantState, TicketRow};
 use crate::credential::{self, CredentialId, Scope};
 use crate::error::{Error, Result};
@@ -183,9 +183,13 @@ impl Kernel {
         let key = root.control_key();
         let credential_key = Zeroizing::new(*key.derive("credentials", &[]).bytes());
         let token_seed = Zeroizing::new(*key.derive("tokens", &[]).bytes());
-        let home = match &config.stores.node {
-            Some(node) => Some(Home::new(Cluster::join(pool, node.clone(), root.control_key()).await?, folder)),
-            None => None,
+        let home = match (&config.stores.node, &config.stores.postgres) {
+            (Some(node), Some(postgres)) => {
+                let cluster = Cluster::join(LeasePool::new(postgres)?, node.clone(), root.control_key()).await?;
+                Some(Home::new(cluster, folder))
+            }
+            (Some(_), None) => return Err(Error::Invalid("several nodes need PostgreSQL: configure it, or no node".to_owned())),
+            (None, _) => None,
         };
         let inner = Inner {
             policy: Arc::new(Policy::platform()?),
@@ -529,7 +533,7 @@ impl Evicted {
         let kernel = kernel.clone();
         let closing = unbroken(async move {
             for (_guard, island) in self.0 {
-                island.hold().inspect(|hold| drop(hold.begin_leaving()));
+                let _ = island.hold().is_some_and(|hold| hold.begin_leaving());
                 if let Err(error) = island.close().await {
                     tracing::error!(context = error.private(), "an evicted tenant could not be closed cleanly");
                 }

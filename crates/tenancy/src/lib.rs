@@ -25,7 +25,6 @@ pub mod act;
 mod anchor;
 mod blobs;
 mod clock;
-#[allow(dead_code, reason = "its users are being moved over")]
 mod cluster;
 mod control;
 mod credential;

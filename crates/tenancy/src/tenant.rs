@@ -259,6 +259,8 @@ impl Tenant {
 #[derive(Debug)]
 pub struct Lease {
     pub(crate) ticket: String,
+    /// Who claimed it.
+    pub(crate) node: String,
     pub(crate) tenant: TenantId,
     pub(crate) kind: String,
     pub(crate) principal: String,

@@ -2,15 +2,21 @@
 //! pooler.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
-use sqlx::postgres::{PgArguments, PgPool, PgRow};
-use sqlx::{Postgres, Row, query};
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgPoolOptions, PgRow};
+use sqlx::{ConnectOptions, Postgres, Row, query};
 
 use super::{LEASE, OUTBOX_MAX, OUTBOX_PAGE, WANTED_GRACE};
 use crate::error::{Error, Result};
 use crate::name::TenantId;
-use crate::place::NodeConfig;
+use crate::place::{NodeConfig, PostgresConfig};
 use crate::rows::sql::Prepared;
+
+const CONNECTIONS_MAX: u32 = 4;
+const CONNECT_WAIT_MAX: Duration = Duration::from_secs(2);
+/// Prepared statements that a connection keeps: more than there are.
+const STATEMENTS_MAX: usize = 64;
 
 /// A node and its MAC, as stored.
 pub(super) type NodeRow = (NodeConfig, Vec<u8>);
@@ -33,15 +39,25 @@ pub(super) struct Lease {
     pub(super) generation: Option<u64>,
 }
 
-/// Connections of the control role.
+/// Connections of the control role, for the leases alone: no renewal waits for other work.
 pub(crate) struct Pool {
     pool: PgPool,
     prepared: Prepared,
 }
 
 impl Pool {
-    pub(crate) fn new(pool: PgPool, prepared: Prepared) -> Self {
-        Self { pool, prepared }
+    /// Connects when first asked.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a URL that is none.
+    pub(crate) fn new(config: &PostgresConfig) -> Result<Self> {
+        let options: PgConnectOptions =
+            config.control_url.expose().parse().map_err(|_| Error::Invalid("control_url is not a PostgreSQL URL".to_owned()))?;
+        let (prepared, statements) = if config.prepared_statements { (Prepared::Kept, STATEMENTS_MAX) } else { (Prepared::Once, 0) };
+        // PgBouncer does not know the parameter for floats, and none is read.
+        let options = options.application_name("insula leases").extra_float_digits(None).statement_cache_capacity(statements);
+        let pool = PgPoolOptions::new().max_connections(CONNECTIONS_MAX).acquire_timeout(CONNECT_WAIT_MAX);
+        Ok(Self { pool: pool.connect_lazy_with(options.disable_statement_logging()), prepared })
     }
 
     fn query<'q>(&self, sql: &'static str) -> sqlx::query::Query<'q, Postgres, PgArguments> {
@@ -167,6 +183,15 @@ impl Pool {
         rows.iter().map(|row| tenant_id(row.try_get("tenant")?)).collect()
     }
 
+    /// Frees tickets that nodes had claimed which do not live any more; how many.
+    pub(super) async fn tickets_free(&self) -> Result<u64> {
+        let freeing = self.query(
+            "UPDATE insula_control.ticket AS t SET claimed_by = NULL WHERE claimed_by IS NOT NULL AND NOT EXISTS
+             (SELECT FROM insula_control.node AS n WHERE n.name = t.claimed_by AND n.seen_at > clock_timestamp() - $1::interval)",
+        );
+        Ok(freeing.bind(LEASE).execute(&self.pool).await?.rows_affected())
+    }
+
     pub(super) async fn outbox_put(&self, entry: &[u8]) -> Result<()> {
         let putting = self.query(
             "INSERT INTO insula_control.service_outbox (entry)
@@ -185,12 +210,6 @@ impl Pool {
         let done = self.query("DELETE FROM insula_control.service_outbox WHERE id = ANY($1::bigint[])");
         done.bind(ids).execute(&self.pool).await?;
         Ok(())
-    }
-
-    /// For tests that put this node to sleep.
-    #[cfg(test)]
-    pub(super) fn raw(&self) -> &PgPool {
-        &self.pool
     }
 }
 

@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use super::*;
 use crate::name::hex;
-use crate::rows::sql::Prepared;
+use crate::place::{PostgresConfig, Secret};
 
 const TABLES: &str = "
     CREATE SCHEMA insula_control;
@@ -53,7 +53,18 @@ impl Database {
 
     async fn join(&self, name: &str, url: &str) -> Result<Cluster> {
         let node = NodeConfig { name: name.to_owned(), url: url.to_owned(), certificate_sha256: "00".repeat(32) };
-        Cluster::join(Pool::new(self.pool().await, Prepared::Kept), node, &self.key).await
+        let mut url = self.admin.clone();
+        url.truncate(url.rfind('/').unwrap());
+        let postgres = PostgresConfig {
+            rows_url: Secret::new(String::new()),
+            control_url: Secret::new(format!("{url}/{}", self.name)),
+            owner_url: None,
+            prepared_statements: true,
+            connections_pooled_max: 1,
+            connections_tenant_max: 1,
+            connections_dedicated_max: 1,
+        };
+        Cluster::join(Pool::new(&postgres).unwrap(), node, &self.key).await
     }
 
     async fn run(&self, sql: &'static str) {
@@ -197,10 +208,10 @@ async fn who_wants_a_tenant_gets_it_before_others() {
     assert!(Arc::ptr_eq(&wanted, &hold) && hold.alive(), "its home decides when");
     a.release(&wanted).await.unwrap();
     assert_eq!(elsewhere(acquire(&c, A).await), "b", "kept for who waited");
-    assert_eq!(wanting.await.unwrap().unwrap().fence(), 2);
+    let hold = wanting.await.unwrap().unwrap();
+    assert_eq!(hold.fence(), 2);
     assert!(b.renew().await.unwrap().wanted.is_empty(), "the wish is fulfilled");
     // Who wanted it and went away does not keep others out for long.
-    let hold = b.holding(A).unwrap();
     a.pool.want(A, "c").await.unwrap();
     b.release(&hold).await.unwrap();
     tokio::time::sleep(WANTED_GRACE + Duration::from_millis(200)).await;

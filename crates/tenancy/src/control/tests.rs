@@ -176,10 +176,14 @@ async fn tickets_are_claimed_once() {
     let won: Vec<TicketRow> = claims.join_all().await.into_iter().flatten().collect();
     assert_eq!((won.len(), won[0].attempts), (1, 1));
     assert_eq!(control.tickets_waiting(9).await.unwrap().len(), 1);
-    control.ticket_release("first").await.unwrap();
+    control.ticket_release("first", "somebody else").await.unwrap();
+    assert!(control.ticket_claim("first", "again").await.unwrap().is_none(), "only its claimer gives it back");
+    control.ticket_release("first", won[0].claimed_by.as_deref().unwrap()).await.unwrap();
     assert_eq!(control.ticket_claim("first", "again").await.unwrap().unwrap().attempts, 2);
+    assert!(!control.ticket_delete("first", "somebody else").await.unwrap());
     assert_eq!(control.tickets_release_of(None).await.unwrap(), 1);
-    assert!(control.ticket_delete("first").await.unwrap() && !control.ticket_delete("first").await.unwrap());
+    control.ticket_claim("first", "node").await.unwrap().unwrap();
+    assert!(control.ticket_delete("first", "node").await.unwrap() && !control.ticket_delete("first", "node").await.unwrap());
     assert_eq!(control.tickets_destroy(blue.id).await.unwrap(), 1);
 }
 

@@ -319,7 +319,7 @@ impl Kernel {
 
     async fn leader_duties(&self) -> Result<()> {
         let Some(home) = &self.0.home else { return Ok(()) };
-        if self.0.control.tickets_release_dead().await? > 0 {
+        if home.cluster.tickets_free().await? > 0 {
             self.0.tickets.notify_one();
         }
         let mut done = Vec::new();

@@ -34,7 +34,7 @@ impl Kernel {
             if let Some(claimed) = self.0.control.ticket_claim(&ticket.id, node).await? {
                 *self.0.running.lock().entry(claimed.tenant).or_default() += 1;
                 let TicketRow { id, tenant, kind, principal, attempts, .. } = claimed;
-                return Ok(Some(Lease { ticket: id, tenant, kind, principal, attempts }));
+                return Ok(Some(Lease { ticket: id, node: node.to_owned(), tenant, kind, principal, attempts }));
             }
         }
         Ok(None)
@@ -46,7 +46,7 @@ impl Kernel {
     /// [`Error::Internal`] when the control store fails.
     pub async fn release(&self, lease: Lease) -> Result<()> {
         self.not_running(lease.tenant);
-        self.0.control.ticket_delete(&lease.ticket).await?;
+        self.0.control.ticket_delete(&lease.ticket, &lease.node).await?;
         self.0.tickets.notify_one();
         Ok(())
     }
@@ -57,7 +57,7 @@ impl Kernel {
     /// [`Error::Internal`] when the control store fails.
     pub async fn postpone(&self, lease: Lease) -> Result<()> {
         self.not_running(lease.tenant);
-        self.0.control.ticket_release(&lease.ticket).await
+        self.0.control.ticket_release(&lease.ticket, &lease.node).await
     }
 
     fn not_running(&self, tenant: TenantId) {
@@ -70,12 +70,12 @@ impl Kernel {
         }
     }
 
-    /// At start: what a dead predecessor had claimed waits again. Returns how many.
+    /// At start: what a dead predecessor of this node had claimed waits again. Returns how many.
     ///
     /// # Errors
     /// [`Error::Internal`] when the control store fails.
     pub async fn tickets_reset(&self) -> Result<u64> {
-        self.0.control.tickets_release_of(None).await
+        self.0.control.tickets_release_of(self.0.home.as_ref().map(|home| home.cluster.node().name.as_str())).await
     }
 
     /// Wakes when a ticket was added or a job ended.

@@ -2,49 +2,26 @@
 
 use std::time::Instant;
 
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use sqlx::{Connection, Executor};
 
 use super::*;
-use crate::name::hex;
-use crate::place::{PostgresConfig, Secret};
-
-const TABLES: &str = "
-    CREATE SCHEMA insula_control;
-    CREATE TABLE insula_control.tenant (id BYTEA PRIMARY KEY, epoch_generation BIGINT NOT NULL);
-    CREATE TABLE insula_control.lease (tenant BYTEA PRIMARY KEY, node TEXT, fence BIGINT NOT NULL, expires_at TIMESTAMPTZ NOT NULL, wanted_by TEXT);
-    CREATE TABLE insula_control.node (name TEXT PRIMARY KEY, url TEXT NOT NULL, certificate_sha256 TEXT NOT NULL, seen_at TIMESTAMPTZ, mac BYTEA NOT NULL);
-    CREATE TABLE insula_control.service_outbox (id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY, entry BYTEA NOT NULL);";
+use crate::rows::postgres::Postgres;
+use crate::rows::postgres::tests::{Scratch, scratch};
 
 const A: TenantId = TenantId([1; 16]);
 const B: TenantId = TenantId([2; 16]);
 
-/// A database of its own, dropped at the end.
+/// A database with all tables; none, loudly, where there is no server.
 struct Database {
-    admin: String,
-    name: String,
+    scratch: Scratch,
     key: Key,
 }
 
 impl Database {
-    /// None, loudly, where there is no server.
     async fn new() -> Option<Self> {
-        let Ok(admin) = std::env::var("INSULA_PG_URL") else {
-            assert!(std::env::var("INSULA_REQUIRE").is_err(), "INSULA_PG_URL is not set");
-            eprintln!("SKIPPED: INSULA_PG_URL is not set, nothing about several nodes was tested");
-            return None;
-        };
-        let name = format!("test_{}", hex(&seal::random::<8>().unwrap()));
-        let mut connection = PgConnection::connect(&admin).await.unwrap();
-        connection.execute(AssertSqlSafe(format!("CREATE DATABASE {name}"))).await.unwrap();
-        let database = Self { admin, name, key: Key::random().unwrap() };
-        database.pool().await.execute(TABLES).await.unwrap();
-        Some(database)
-    }
-
-    async fn pool(&self) -> sqlx::PgPool {
-        let options: PgConnectOptions = self.admin.parse().unwrap();
-        PgPoolOptions::new().max_connections(4).connect_with(options.database(&self.name)).await.unwrap()
+        let scratch = scratch().await?;
+        Postgres::migrate(&scratch.config).await.unwrap();
+        Some(Self { scratch, key: Key::random().unwrap() })
     }
 
     async fn node(&self, name: &str) -> Cluster {
@@ -53,27 +30,15 @@ impl Database {
 
     async fn join(&self, name: &str, url: &str) -> Result<Cluster> {
         let node = NodeConfig { name: name.to_owned(), url: url.to_owned(), certificate_sha256: "00".repeat(32) };
-        let mut url = self.admin.clone();
-        url.truncate(url.rfind('/').unwrap());
-        let postgres = PostgresConfig {
-            rows_url: Secret::new(String::new()),
-            control_url: Secret::new(format!("{url}/{}", self.name)),
-            owner_url: None,
-            prepared_statements: true,
-            connections_pooled_max: 1,
-            connections_tenant_max: 1,
-            connections_dedicated_max: 1,
-        };
-        Cluster::join(Pool::new(&postgres).unwrap(), node, &self.key).await
+        Cluster::join(Pool::new(&self.scratch.config).unwrap(), node, &self.key).await
     }
 
-    async fn run(&self, sql: &'static str) {
-        self.pool().await.execute(sql).await.unwrap();
+    async fn run(&self, sql: &str) {
+        self.scratch.plant(sql).await;
     }
 
     async fn gone(self) {
-        let mut connection = PgConnection::connect(&self.admin).await.unwrap();
-        let _ = connection.execute(AssertSqlSafe(format!("DROP DATABASE {} WITH (FORCE)", self.name))).await;
+        self.scratch.drop().await;
     }
 }
 
@@ -177,7 +142,8 @@ async fn an_unbroken_lease_outlives_a_short_silence_of_the_database() {
     let Some(database) = Database::new().await else { return };
     let a = database.node("a").await;
     let hold = acquire(&a, A).await.unwrap();
-    let mut lock = database.pool().await.begin().await.unwrap();
+    let mut owner = database.scratch.raw(database.scratch.config.owner_url.as_ref().unwrap()).await;
+    let mut lock = owner.begin().await.unwrap();
     lock.execute("LOCK TABLE insula_control.lease").await.unwrap();
     let began = Instant::now();
     assert!(matches!(a.renew().await, Err(Error::Unavailable(_))), "the database hangs");
@@ -223,7 +189,9 @@ async fn who_wants_a_tenant_gets_it_before_others() {
 async fn a_renewal_tells_what_changed_and_what_is_idle() {
     let Some(database) = Database::new().await else { return };
     let a = database.node("a").await;
-    database.run("INSERT INTO insula_control.tenant VALUES ('\\x01010101010101010101010101010101', 3)").await;
+    database
+        .run("INSERT INTO insula_control.tenant VALUES ('\\x01010101010101010101010101010101', 'a', 'active', 0, 1, '{}', '{}', 3, 1, '')")
+        .await;
     let hold = acquire(&a, A).await.unwrap();
     hold.taken_up(3);
     assert!(a.renew().await.unwrap().changed.is_empty());

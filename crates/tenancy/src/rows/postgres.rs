@@ -26,7 +26,7 @@ mod migrate;
 mod provision;
 mod server;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -29,6 +29,7 @@ use tokio::time::timeout;
 
 use crate::body::{AnswerBody, RequestBody};
 use crate::error::{Fail, Result};
+use crate::forward::Forwarded;
 use crate::guard::percent_decoded;
 use crate::openapi::Doc;
 use crate::public::Public;
@@ -296,7 +297,7 @@ async fn public_answer(which: Public, ask: Ask) -> Result<Answer> {
 }
 
 async fn operator_answer<H: for<'o> Handle<'o, Operator>>(handler: &H, ask: Ask, operator: Operator) -> Result<Answer> {
-    let reply = handled(handler, &operator, ask).await?;
+    let reply = handled(handler, &operator, ask).await.map_err(Fail::begun)?;
     Ok(Answer::closed(reply, operator.finish()))
 }
 
@@ -316,10 +317,10 @@ async fn tenant_answer<A: Act, H: for<'p> Handle<'p, Permit<A>>>(handler: &H, as
     let answer = match tenant.allow::<A>(resource::<A>(&ask)) {
         Err(error) => Err(error.into()),
         Ok(permit) => match handled(handler, &permit, ask).await {
-            Ok(reply) => permit.finish().map(|closed| Answer::closed(reply, closed)).map_err(Fail::from),
+            Ok(reply) => permit.finish().map(|closed| Answer::closed(reply, closed)).map_err(|error| Fail::from(error).begun()),
             Err(fail) => match permit.failed(fail.code()) {
-                Ok(_written) => Err(fail),
-                Err(error) => Err(error.into()),
+                Ok(_written) => Err(fail.begun()),
+                Err(error) => Err(Fail::from(error).begun()),
             },
         },
     };
@@ -429,7 +430,7 @@ impl Ask {
     /// The body of a small request.
     pub(crate) async fn bytes_json(self) -> Result<Bytes> {
         let most = self.service.limits.json_bytes_max;
-        self.body.bytes(most).await
+        self.body.small(most).await
     }
 
     /// Refuses a body where none belongs.
@@ -520,6 +521,11 @@ pub(crate) struct Answer(Reply);
 impl Answer {
     fn closed(reply: Reply, _proof: Closed) -> Self {
         Self(reply)
+    }
+
+    /// What the tenant's home node answered: the act is in the ledger there.
+    pub(crate) fn forwarded(answer: Forwarded) -> Self {
+        Self(answer.into_reply())
     }
 
     pub(crate) fn into_reply(self) -> Reply {

@@ -45,6 +45,16 @@ pub(crate) struct BodyMark {
     read: AtomicU64,
     /// What its reader left.
     rest: Mutex<Option<Incoming>>,
+    /// A small body that was read whole.
+    whole: Mutex<Option<Bytes>>,
+}
+
+/// A request's body on its way to another node.
+pub(crate) enum Again {
+    /// All of it; empty when there was none.
+    Whole(Bytes),
+    /// Nothing of it was read yet.
+    Coming(RequestBody),
 }
 
 impl BodyMark {
@@ -56,6 +66,21 @@ impl BodyMark {
     /// Bytes read so far.
     pub(crate) fn read(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
+    }
+
+    /// The body once more, for another node. None when a part of it was read and is gone.
+    pub(crate) fn again(self: &Arc<Self>, limits: &Arc<RequestLimits>) -> Option<Again> {
+        if let Some(whole) = self.whole.lock().take() {
+            return Some(Again::Whole(whole));
+        }
+        if self.read() > 0 {
+            return None;
+        }
+        let rest = self.rest.lock().take();
+        Some(rest.map_or(Again::Whole(Bytes::new()), |incoming| {
+            let (limits, mark) = (limits.clone(), self.clone());
+            Again::Coming(RequestBody { incoming: Some(incoming), limits, started: Instant::now(), mark })
+        }))
     }
 
     /// Lets a refused body come to its end, within bounds, and forgets it. A client that waits for leave to send (`waits`) has sent
@@ -118,6 +143,19 @@ impl RequestBody {
             }
             return Ok(Some(piece));
         }
+    }
+
+    /// Its length, when the request says it.
+    pub(crate) fn length(&self) -> Option<u64> {
+        self.incoming.as_ref().and_then(|incoming| incoming.size_hint().exact())
+    }
+
+    /// All of a small body, which another node can be given as well.
+    pub(crate) async fn small(self, bytes_max: u64) -> Result<Bytes> {
+        let mark = self.mark();
+        let bytes = self.bytes(bytes_max).await?;
+        *mark.whole.lock() = Some(bytes.clone());
+        Ok(bytes)
     }
 
     /// All of it.

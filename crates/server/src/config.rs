@@ -11,12 +11,17 @@
 //! key = "/etc/insula/tls/key.pem"
 //! ```
 
+mod stores;
+
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use platform::tenancy::Limits;
+use platform::tenancy::{Limits, StoresConfig};
 use serde::Deserialize;
+
+use self::stores::{RawNode, RawStores};
 
 /// Largest configuration file in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -70,6 +75,8 @@ pub struct Config {
     pub tenant_limits: Limits,
     /// Open tenants kept in memory.
     pub tenants_open_max: usize,
+    /// PostgreSQL and S3 beside the data folder, and which of several nodes this is.
+    pub stores: StoresConfig,
 }
 
 /// The operator's certificate.
@@ -256,7 +263,12 @@ impl Config {
             Some(path) => read_file(path)?,
         };
         let shown = file.map_or_else(|| "the configuration".to_owned(), |path| format!("`{}`", path.display()));
-        Self::parse(&text, overrides).map_err(|error| ConfigError(format!("{shown}: {error}")))
+        let within = |error: ConfigError| ConfigError(format!("{shown}: {error}"));
+        let raw = Raw::parse(&text).map_err(within)?;
+        if let Some(path) = file.filter(|_| raw.stores.holds_secrets()) {
+            private(path)?;
+        }
+        raw.validate(overrides).map_err(within)
     }
 
     /// The same from text.
@@ -264,8 +276,7 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] naming line and key.
     pub fn parse(text: &str, overrides: &Overrides) -> Result<Self, ConfigError> {
-        let raw: Raw = toml::from_str(text).map_err(|error| ConfigError(error.to_string().trim_end().to_owned()))?;
-        raw.validate(overrides)
+        Raw::parse(text)?.validate(overrides)
     }
 
     /// Base URL of the service when it listens on `port`: the configured one, or one made from the address.
@@ -288,6 +299,19 @@ fn read_file(path: &Path) -> Result<String, ConfigError> {
     std::fs::read_to_string(path).map_err(failed)
 }
 
+/// A file with secrets in it is for its owner alone.
+fn private(path: &Path) -> Result<(), ConfigError> {
+    let mode = std::fs::metadata(path).map_or(0, |meta| meta.permissions().mode());
+    let shown = path.display();
+    match mode & 0o077 {
+        0 => Ok(()),
+        _ => Err(ConfigError(format!(
+            "`{shown}` holds secrets and can be read or changed by others (mode {:o}): run `chmod 600 {shown}`, or put the secrets into files of their own, as in `rows_url_file`",
+            mode & 0o777
+        ))),
+    }
+}
+
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 struct Raw {
@@ -300,6 +324,8 @@ struct Raw {
     limits: RawLimits,
     cells: RawCells,
     tenant_limits: Limits,
+    stores: RawStores,
+    node: Option<RawNode>,
 }
 
 #[derive(Deserialize, Default)]
@@ -343,6 +369,19 @@ const TENANTS_OPEN_MAX: usize = 256;
 const TIMEOUT_SECONDS_MAX: f64 = 86_400.0;
 
 impl Raw {
+    fn parse(text: &str) -> Result<Self, ConfigError> {
+        toml::from_str(text).map_err(|error: toml::de::Error| {
+            let shown = error.to_string();
+            // The message comes with the line it is about, and the line may hold a secret.
+            if !["://", "secret", "_url"].iter().any(|word| shown.contains(word)) {
+                return ConfigError(shown.trim_end().to_owned());
+            }
+            let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+            let what = error.message().split('"').next().unwrap_or_default();
+            ConfigError(format!("line {}: {}", before.matches('\n').count() + 1, what.trim()))
+        })
+    }
+
     fn validate(self, overrides: &Overrides) -> Result<Config, ConfigError> {
         let refuse = |what: String| Err(ConfigError(what));
         let home = |given: Option<PathBuf>, file: Option<PathBuf>, base: &Option<PathBuf>, key: &str| {
@@ -358,6 +397,7 @@ impl Raw {
         {
             return refuse(format!("`public_url` is `{url}`: give an https URL without a slash at its end"));
         }
+        let stores = self.stores.validate(self.node, self.public_url.as_deref())?;
         self.tenant_limits.validate().map_err(|error| ConfigError(format!("`tenant_limits`: {error}")))?;
         let tenants_open_max = at_least_one("limits.tenants_open_max", self.limits.tenants_open_max, TENANTS_OPEN_MAX)?;
         Ok(Config {
@@ -372,6 +412,7 @@ impl Raw {
             cells: self.cells.validate(overrides)?,
             tenant_limits: self.tenant_limits,
             tenants_open_max,
+            stores,
         })
     }
 }

@@ -10,6 +10,7 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{Response, StatusCode};
+use platform::tenancy::Peer;
 use serde_json::json;
 
 use crate::body::AnswerBody;
@@ -54,6 +55,7 @@ pub(crate) const CODES: &[(&str, u16, &str)] = &[
     ("expectation_failed", 417, "the expectation cannot be met"),
     ("credential_kind", 403, "another kind of credential is needed"),
     ("grant_unsupported", 400, "the grant type is not supported"),
+    ("node_lost", 502, "the node that worked on this was lost"),
 ];
 
 /// Which form an error takes.
@@ -89,6 +91,8 @@ pub(crate) struct Fail {
     /// For the operator's log alone.
     private: Option<String>,
     allow: Option<String>,
+    /// Who serves this instead, as long as nothing was done here.
+    elsewhere: Option<Box<Peer>>,
     /// The connection cannot be used again.
     closes: bool,
 }
@@ -98,12 +102,27 @@ pub(crate) type Result<T, E = Fail> = std::result::Result<T, E>;
 
 impl Fail {
     pub(crate) fn new(code: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, detail: detail.into(), retry_after_seconds: None, private: None, allow: None, closes: false }
+        Self { code, detail: detail.into(), retry_after_seconds: None, private: None, allow: None, elsewhere: None, closes: false }
     }
 
     /// The same, after which the connection closes.
     pub(crate) fn closing(self) -> Self {
         Self { closes: true, ..self }
+    }
+
+    /// The same with when to come again.
+    pub(crate) fn retry_after(self, seconds: u64) -> Self {
+        Self { retry_after_seconds: Some(seconds), ..self }
+    }
+
+    /// The node that serves this.
+    pub(crate) fn elsewhere(&self) -> Option<&Peer> {
+        self.elsewhere.as_deref()
+    }
+
+    /// The same for who has begun already: it is not for another node to do it again.
+    pub(crate) fn begun(self) -> Self {
+        Self { elsewhere: None, ..self }
     }
 
     /// The method is not one of `allow`.
@@ -197,11 +216,15 @@ impl From<platform::tenancy::Error> for Fail {
     fn from(error: platform::tenancy::Error) -> Self {
         let retry_after_seconds = match &error {
             platform::tenancy::Error::Quota(exceeded) => exceeded.retry_after_seconds,
-            platform::tenancy::Error::Unavailable(_) => Some(1),
+            platform::tenancy::Error::Unavailable(_) | platform::tenancy::Error::Elsewhere(_) => Some(1),
             _ => None,
         };
         let private = error.private().map(str::to_owned);
-        Self { retry_after_seconds, private, ..Self::new(error.code(), error.to_string()) }
+        let fail = Self { retry_after_seconds, private, ..Self::new(error.code(), error.to_string()) };
+        match error {
+            platform::tenancy::Error::Elsewhere(peer) => Self { elsewhere: Some(peer), ..fail },
+            _ => fail,
+        }
     }
 }
 

@@ -12,6 +12,7 @@
 //! | [`check`] | refuses unsafe configurations, each with a remedy |
 //! | `tls`, `accept`, `watch`, `body` | the door: certificates, deadlines, caps |
 //! | `guard` | what is refused before routing |
+//! | `forward` | a request goes on to the node that is its tenant's home |
 //! | `api` | the one way to register an address: credential, permit, handler, ledger, answer |
 //! | `route`, `public` | the addresses |
 //! | `error` | errors to HTTP |
@@ -25,6 +26,7 @@ mod body;
 mod check;
 mod config;
 mod error;
+mod forward;
 mod guard;
 mod metrics;
 mod openapi;

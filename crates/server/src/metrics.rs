@@ -47,6 +47,7 @@ pub(crate) struct Metrics {
     connections_refused: AtomicU64,
     cut: [(&'static str, AtomicU64); 5],
     panics: AtomicU64,
+    forwarded: AtomicU64,
 }
 
 impl Metrics {
@@ -62,7 +63,12 @@ impl Metrics {
             connections_refused: AtomicU64::new(0),
             cut: ["handshake", "first byte", "header", "idle", "write"].map(|why| (why, AtomicU64::new(0))),
             panics: AtomicU64::new(0),
+            forwarded: AtomicU64::new(0),
         }
+    }
+
+    pub(crate) fn forwarded(&self) {
+        bump(&self.forwarded, 1);
     }
 
     pub(crate) fn connection_opened(&self) {
@@ -111,6 +117,7 @@ impl Metrics {
             text.line("insula_connections_cut_total", &[("deadline", why)], get(counter));
         }
         text.one("insula_panics_total", "counter", "handlers that panicked", get(&self.panics));
+        text.one("insula_forwarded_total", "counter", "requests sent on to the tenant's home node", get(&self.forwarded));
         text.one("insula_tenants_open", "gauge", "tenants held open", islands_open as u64);
         self.all.write(&self.operations, &mut text);
         platform_text(stats, &mut text);

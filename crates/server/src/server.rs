@@ -20,9 +20,10 @@ use tracing_subscriber::EnvFilter;
 
 use crate::check::check_files;
 use crate::config::{Config, FloorWord, Log, LogFormat};
+use crate::forward::Forwarder;
 use crate::metrics::Metrics;
 use crate::service::Service;
-use crate::tls::{Certificates, server_config};
+use crate::tls::{Certificates, NodeCertificate, server_config};
 use crate::{accept, openapi, route};
 
 /// Why the service did not start, or did not end well.
@@ -111,12 +112,16 @@ impl Server {
         let address = listener.local_addr().map_err(StartError::new)?;
         let url = config.base_url(address.port());
 
-        let (kernel, first) = Kernel::open(config.kernel(&url)).await.map_err(kernel_failed)?;
+        let node = config.stores.node.as_ref().map(|_| NodeCertificate::new()).transpose().map_err(StartError::new)?;
+        let (kernel, first) = Kernel::open(config.kernel(&url, node.as_ref())).await.map_err(kernel_failed)?;
         let certificates = match config.tls.clone() {
             Some(files) => Certificates::from_files(files),
             None => Certificates::development(&config.keystore_dir, config.listen.ip()),
         }
         .map_err(StartError::new)?;
+        if let Some(node) = node {
+            certificates.for_nodes(node);
+        }
         let platform = config.platform();
         let (upload_bytes_max, model_bytes_max) = (platform.upload_bytes_max, platform.model_bytes_max);
         let platform = Platform::start(kernel.clone(), platform).await.map_err(StartError::new)?;
@@ -129,6 +134,7 @@ impl Server {
             kernel,
             platform,
             api,
+            forwarder: config.stores.node.as_ref().map(Forwarder::new).transpose().map_err(StartError::new)?,
             limits: Arc::new(config.requests.clone()),
             upload_bytes_max,
             model_bytes_max,
@@ -192,14 +198,18 @@ fn kernel_failed(error: platform::tenancy::Error) -> StartError {
 }
 
 impl Config {
-    fn kernel(&self, url: &str) -> KernelConfig {
+    fn kernel(&self, url: &str, certificate: Option<&NodeCertificate>) -> KernelConfig {
+        let mut stores = self.stores.clone();
+        if let (Some(node), Some(certificate)) = (&mut stores.node, certificate) {
+            node.certificate_sha256 = certificate.sha256().to_owned();
+        }
         KernelConfig {
             data_dir: self.data_dir.clone(),
             keystore_dir: self.keystore_dir.clone(),
             issuer: url.to_owned(),
             stores_open_max: self.tenants_open_max,
             limits: self.tenant_limits,
-            stores: Default::default(),
+            stores,
         }
     }
 
@@ -208,8 +218,10 @@ impl Config {
             FloorWord::Strict => Floor::Strict,
             FloorWord::Development => Floor::Development,
         };
+        let node = self.stores.node.as_ref().map(|node| node.name.clone());
         let usual = PlatformConfig::new(self.cells.program.clone(), self.cells.engine_library.clone(), floor);
         PlatformConfig {
+            node: node.unwrap_or_else(|| usual.node.clone()),
             cells_max: self.cells.cells_max.unwrap_or(usual.cells_max),
             pool_blank: self.cells.pool_blank.unwrap_or(usual.pool_blank),
             cells_memory_bytes_max: self.cells.memory_bytes_max.unwrap_or(usual.cells_memory_bytes_max),

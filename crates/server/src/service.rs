@@ -15,18 +15,19 @@ use http::request::Parts;
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use platform::Platform;
-use platform::tenancy::{Kernel, RequestId};
+use platform::tenancy::{Kernel, Peer, RequestId};
 use tracing::Instrument;
 
 use crate::api::{Answer, Api, Ask, Outcome, TenantMark, parameters};
 use crate::body::{AnswerBody, RequestBody};
 use crate::config::RequestLimits;
 use crate::error::{Fail, Form, Result};
+use crate::forward::{Asked, Forwarder};
 use crate::guard;
 use crate::metrics::{Metrics, Seen};
 use crate::watch::Work;
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
@@ -36,6 +37,8 @@ pub(crate) struct Service {
     pub(crate) platform: Platform,
     pub(crate) api: Api,
     pub(crate) metrics: Metrics,
+    /// To other nodes, when there are several.
+    pub(crate) forwarder: Option<Forwarder>,
     pub(crate) limits: Arc<RequestLimits>,
     /// The OpenAPI document.
     pub(crate) openapi: Bytes,
@@ -103,8 +106,11 @@ impl Service {
         let body = RequestBody::new(incoming, self.limits.clone());
         let mark = body.mark();
         let waits = parts.headers.contains_key(EXPECT);
-        let outcome = match self.ask(parts, body, id, ambiguous) {
+        let asked = self.forwarder.as_ref().map(|_| Asked::of(&parts, id));
+        let mut streams = false;
+        let mut outcome = match self.ask(parts, body, id, ambiguous) {
             Ok((at, ask)) => {
+                streams = ask.streams;
                 *operation = Some(at);
                 match self.api.routes().get(at) {
                     Some(route) => {
@@ -116,6 +122,10 @@ impl Service {
             }
             Err(fail) => Err(fail).into(),
         };
+        if let (Some(forwarder), Some(asked), Some(peer)) = (&self.forwarder, asked, elsewhere(&outcome)) {
+            self.metrics.forwarded();
+            outcome = forwarder.forward(&peer, asked, &mark, &self.limits, streams).await.map(Answer::forwarded).into();
+        }
         if outcome.answer.as_ref().is_err_and(|fail| !matches!(fail.code(), "body_timeout" | "upload_interrupted" | "request_ambiguous")) {
             mark.let_come(waits).await;
         }
@@ -139,6 +149,11 @@ impl Service {
         };
         Ok((at, ask))
     }
+}
+
+/// The node that the request is for.
+fn elsewhere(outcome: &Outcome) -> Option<Peer> {
+    outcome.answer.as_ref().err().and_then(Fail::elsewhere).cloned()
 }
 
 /// The caller's request id if it is one, else a fresh one.

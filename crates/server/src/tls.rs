@@ -8,26 +8,32 @@
 //!
 //! A certificate under the development CA is never stored: it is made at start, valid for 90 days, and replaced while the
 //! service runs. An operator's certificate is read again when its file changes, so that renewal needs no restart.
+//!
+//! Several nodes know each other by the hash of another certificate, which each process makes for itself, shows only to who asks
+//! for [`NODE_NAME`], and keeps to its end: renewal of the public certificate does not come between nodes.
 
 use std::fs;
 use std::io::Write;
 use std::net::IpAddr;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
+use aws_lc_rs::digest::{SHA256, digest};
 use parking_lot::RwLock;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     SanType,
 };
-use rustls::ServerConfig;
-use rustls::crypto::CryptoProvider;
+use rustls::client::Resumption;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, PeerIncompatible, ServerConfig, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use time::OffsetDateTime;
 
 use crate::config::TlsFiles;
@@ -43,6 +49,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// Clocks may be wrong by this much.
 const BACKDATE: Duration = Duration::from_hours(1);
 
+/// The TLS name under which nodes ask each other.
+pub(crate) const NODE_NAME: &str = "node.insula.internal";
+
 /// Why there is no TLS. The message is for the operator.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -52,6 +61,8 @@ pub(crate) struct TlsError(pub(crate) String);
 pub(crate) struct Certificates {
     source: Source,
     current: RwLock<Held>,
+    /// For other nodes, when there are several.
+    node: OnceLock<NodeCertificate>,
 }
 
 enum Source {
@@ -69,7 +80,7 @@ impl Certificates {
     /// From the operator's files.
     pub(crate) fn from_files(files: TlsFiles) -> Result<Arc<Self>, TlsError> {
         let held = Held { key: Arc::new(read_files(&files)?), dated: changed(&files.certificate) };
-        Ok(Arc::new(Self { source: Source::Files(files), current: RwLock::new(held) }))
+        Ok(Arc::new(Self { source: Source::Files(files), current: RwLock::new(held), node: OnceLock::new() }))
     }
 
     /// From the development CA in the keystore, which is made if it is missing. `listen` joins the certificate's names.
@@ -77,7 +88,7 @@ impl Certificates {
         let ca = Box::new(Ca::open_or_create(keystore)?);
         let names = names(listen);
         let held = Held { key: Arc::new(ca.issue(&names)?), dated: SystemTime::now() };
-        Ok(Arc::new(Self { source: Source::Development { ca, names }, current: RwLock::new(held) }))
+        Ok(Arc::new(Self { source: Source::Development { ca, names }, current: RwLock::new(held), node: OnceLock::new() }))
     }
 
     /// The development CA's certificate, for clients.
@@ -86,6 +97,11 @@ impl Certificates {
             Source::Files(_) => None,
             Source::Development { ca, .. } => Some(&ca.certificate_path),
         }
+    }
+
+    /// From now on other nodes are shown this one.
+    pub(crate) fn for_nodes(&self, certificate: NodeCertificate) {
+        let _ = self.node.set(certificate);
     }
 
     /// Replaces the certificate when it is due; for ever.
@@ -123,8 +139,11 @@ impl Certificates {
 }
 
 impl ResolvesServerCert for Certificates {
-    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.current.read().key.clone())
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        match (self.node.get(), hello.server_name()) {
+            (Some(node), Some(NODE_NAME)) => Some(node.key.clone()),
+            _ => Some(self.current.read().key.clone()),
+        }
     }
 }
 
@@ -132,6 +151,93 @@ impl std::fmt::Debug for Certificates {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Certificates")
     }
+}
+
+/// How a node proves to the others that it is itself: they know its hash from the control database.
+pub(crate) struct NodeCertificate {
+    key: Arc<CertifiedKey>,
+    sha256: String,
+}
+
+impl NodeCertificate {
+    /// A new one, for this process alone; never stored.
+    pub(crate) fn new() -> Result<Self, TlsError> {
+        let fault = |error: &dyn std::fmt::Display| TlsError(format!("a certificate for other nodes cannot be made: {error}"));
+        let made = rcgen::generate_simple_self_signed([NODE_NAME.to_owned()]).map_err(|error| fault(&error))?;
+        let sha256 = sha256_hex(made.cert.der());
+        let der = PrivateKeyDer::try_from(made.signing_key.serialize_der()).map_err(|error| fault(&error))?;
+        let key = certified(vec![made.cert.der().clone()], der).map_err(|error| fault(&error))?;
+        Ok(Self { key: Arc::new(key), sha256 })
+    }
+
+    /// SHA-256 of its DER, hex.
+    pub(crate) fn sha256(&self) -> &str {
+        &self.sha256
+    }
+}
+
+/// The client side of TLS between nodes: 1.3 with the one certificate of this hash, whoever signed it, and no other.
+pub(crate) fn node_client_config(sha256: &str) -> Result<ClientConfig, TlsError> {
+    let algorithms = provider().signature_verification_algorithms;
+    let pinned = Arc::new(Pinned { sha256: sha256.to_ascii_lowercase(), algorithms });
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|error| TlsError(format!("TLS cannot be set up: {error}")))?
+        .dangerous()
+        .with_custom_certificate_verifier(pinned)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+/// Trusts one certificate. That the other side has its key is proven by the handshake's signature, which is checked as always.
+#[derive(Debug)]
+struct Pinned {
+    sha256: String,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        _chain: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        match sha256_hex(leaf) == self.sha256 {
+            true => Ok(ServerCertVerified::assertion()),
+            false => Err(rustls::Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure)),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _leaf: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::PeerIncompatible(PeerIncompatible::Tls12NotOffered))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, leaf, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
+    digest(&SHA256, bytes).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The server side of TLS: aws-lc-rs, 1.3 and 1.2, `h2` and `http/1.1`.
@@ -292,6 +398,23 @@ mod tests {
         assert!(!certificates.refresh(SystemTime::now()).unwrap());
         assert!(certificates.refresh(SystemTime::now() + LEAF_RENEW_AFTER + LOOK_EVERY).unwrap());
         assert_ne!(certificates.current.read().key.cert, before.cert);
+    }
+
+    #[tokio::test]
+    async fn nodes_are_shown_their_certificate_and_nobody_else_is() {
+        let keystore = tempfile::tempdir().unwrap();
+        let certificates = Certificates::development(keystore.path(), "127.0.0.1".parse().unwrap()).unwrap();
+        let node = NodeCertificate::new().unwrap();
+        let sha256 = node.sha256().to_owned();
+        assert_ne!(sha256, NodeCertificate::new().unwrap().sha256(), "each process has its own");
+        certificates.for_nodes(node);
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(server_config(certificates).unwrap()));
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(node_client_config(&sha256).unwrap()));
+        for (name, believed) in [(NODE_NAME, true), ("localhost", false)] {
+            let (near, far) = tokio::io::duplex(64 << 10);
+            let (shaken, _) = tokio::join!(connector.connect(ServerName::try_from(name).unwrap(), near), acceptor.accept(far));
+            assert_eq!(shaken.is_ok(), believed, "{name}");
+        }
     }
 
     #[test]

@@ -1,10 +1,14 @@
 //! The service's own rows: tenants, their wrapped keys, credentials, tickets, erasures. No tenant content, and no way to it:
 //! keys lie here wrapped under the root key, which is kept outside the data folder.
 //!
-//! Whoever can write the data folder can put old bytes back. Three things stand against that: the file's generation and hash
-//! are anchored in the keystore; every row that grants, revokes or erases carries a MAC over itself and the generation it was
-//! written in; and the sum of these MACs lies beside the generation, so that a single row or page put back does not add up.
-//! The sum is checked at open, unless the hash of the closed file said already that nothing moved.
+//! They lie in an encrypted file, or on a PostgreSQL server in the schema `insula_control`, where several nodes may write them
+//! at once: each transaction locks the generation first, so there is one writer at a time, and what it read under the lock holds
+//! until it commits. No method trusts a lock of this process.
+//!
+//! Whoever can write the data folder or the server's tables can put old bytes back. Three things stand against that: the
+//! generation (and a file's hash) is anchored in the keystore; every row that grants, revokes or erases carries a MAC over
+//! itself and the generation it was written in; and the sum of these MACs lies beside the generation, so that a single row or
+//! page put back does not add up. The sum is checked at open, unless the hash of the closed file said already that nothing moved.
 
 mod protected;
 
@@ -12,6 +16,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -20,8 +25,9 @@ use crate::error::{Error, Result};
 use crate::keyring::{DataKeyRow, KeyRows, TenantKeyRow, rewrap};
 use crate::name::{Name, TenantId};
 use crate::root::RootStore;
-use crate::rows::db::{Db, as_i64};
-use crate::rows::sql::Row;
+use crate::rows::db::{Db, PostgresDb, as_i64};
+use crate::rows::postgres::PgRows;
+use crate::rows::sql::{Row, Sql};
 use crate::rows::sqlite::{Expect, Migrations, SqliteDb};
 use crate::seal::Key;
 use protected::{ControlTxn, Verifier};
@@ -154,6 +160,15 @@ pub(crate) struct ErasureRow {
     pub(crate) detail: String,
 }
 
+/// Where the service's own rows lie.
+pub(crate) enum ControlStore<'a> {
+    /// In this file.
+    File(&'a Path),
+    /// On a PostgreSQL server.
+    #[allow(dead_code, reason = "the shared stores are being built")]
+    Postgres(PgRows),
+}
+
 /// The control database, open.
 pub(crate) struct Control {
     db: Db,
@@ -162,18 +177,23 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Opens or makes `control.db` at `path`.
+    /// Opens the rows; makes the file if it never was. A server's tables were made by its owner.
     ///
     /// # Errors
-    /// [`Error::Integrity`] if the file does not decrypt, was rolled back, or a protected row was changed or put back.
-    pub(crate) async fn open(path: &Path, root: &RootStore, anchors: &Arc<Anchors>) -> Result<Self> {
+    /// [`Error::Integrity`] if the file does not decrypt, the rows were rolled back, or a protected one was changed or put back.
+    pub(crate) async fn open(store: ControlStore<'_>, root: &RootStore, anchors: &Arc<Anchors>) -> Result<Self> {
         let anchor = anchors.slot(0, SERVICE)?;
         let before = anchor.now();
-        let expect = if path.exists() || before.generation > 0 { Expect::Present } else { Expect::Absent };
-        let key = root.control_key().derive("control.db", &[]);
-        let db = Db::Sqlite(SqliteDb::open(path, &key, anchor, MIGRATIONS, expect).await?);
+        let (db, unmoved) = match store {
+            ControlStore::File(path) => {
+                let expect = if path.exists() || before.generation > 0 { Expect::Present } else { Expect::Absent };
+                let key = root.control_key().derive("control.db", &[]);
+                (Db::Sqlite(SqliteDb::open(path, &key, anchor, MIGRATIONS, expect).await?), before.clean.is_some())
+            }
+            ControlStore::Postgres(rows) => (Db::Postgres(PostgresDb::open(rows, anchor, None).await?), false),
+        };
         let control = Self { db, verifier: Verifier::new(root.control_key()), touched: Mutex::default() };
-        if before.clean.is_none() {
+        if !unmoved {
             control.verifier.verify_all(control.db.read().await?.sql()?).await?;
         }
         Ok(control)
@@ -273,7 +293,7 @@ impl Control {
     }
 
     /// Sets where the tenant lives (JSON).
-    #[cfg_attr(not(test), expect(dead_code, reason = "for whoever moves a tenant"))]
+    #[cfg_attr(not(test), allow(dead_code, reason = "the shared stores are being built"))]
     pub(crate) async fn tenant_set_placement(&self, id: TenantId, placement: &str) -> Result<()> {
         self.tenant_change(id, |row| {
             placement.clone_into(&mut row.placement);
@@ -514,6 +534,23 @@ impl Control {
         let sql = "UPDATE ticket SET claimed_by = NULL WHERE claimed_by = coalesce($1, claimed_by)";
         let released = tx.execute(sql, &[node.into()]).await?;
         tx.commit().await?;
+        Ok(released)
+    }
+
+    /// Gives back what nodes had claimed that did not say for `silent` that they live; how many. One process alone has no such.
+    #[cfg_attr(not(test), allow(dead_code, reason = "the shared stores are being built"))]
+    pub(crate) async fn tickets_release_dead(&self, silent: Duration) -> Result<u64> {
+        let mut tx = self.begin().await?;
+        if let Sql::Sqlite(_) = tx.sql()? {
+            return Ok(0);
+        }
+        let sql = "UPDATE ticket SET claimed_by = NULL WHERE claimed_by IS NOT NULL AND NOT EXISTS
+             (SELECT 1 FROM node WHERE node.name = ticket.claimed_by AND node.seen_at > clock_timestamp() - $1 * interval '1 millisecond')";
+        let silent = i64::try_from(silent.as_millis()).map_err(Error::internal)?;
+        let released = tx.execute(sql, &[silent.into()]).await?;
+        if released > 0 {
+            tx.commit().await?;
+        }
         Ok(released)
     }
 

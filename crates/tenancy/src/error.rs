@@ -105,8 +105,18 @@ impl From<sqlx::Error> for Error {
             tracing::warn!(%error, "the database cannot be reached");
             return Self::Unavailable("the database cannot be reached; try again");
         }
+        if crowded(&error) {
+            tracing::warn!(%error, "the database did not get to it");
+            return Self::Unavailable("the database is busy; try again");
+        }
         Self::Internal(format!("database: {error}"))
     }
+}
+
+/// Whether others were in the way for too long: a lock, the time of a statement, a deadlock (55P03, 57014, 40001, 40P01).
+fn crowded(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|inner| inner.code());
+    code.is_some_and(|code| ["55P03", "57014", "40001", "40P01"].contains(&code.as_ref()))
 }
 
 /// Whether a server is gone, starting, stopping or full, as opposed to refusing what was asked (PostgreSQL, appendix A: classes 08, 53, 57P).

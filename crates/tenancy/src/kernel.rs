@@ -21,7 +21,7 @@ use home::{Home, Service};
 use crate::anchor::Anchors;
 use crate::clock::{now_micros, now_seconds};
 use crate::cluster::{Cluster, Hold, Pool as LeasePool};
-use crate::control::{Control, CredentialKind, CredentialRow, TenantRow, TenantState, TicketRow};
+use crate::control::{Control, ControlStore, CredentialKind, CredentialRow, TenantRow, TenantState, TicketRow};
 use crate::credential::{self, CredentialId, Scope};
 use crate::error::{Error, Result};
 use crate::island::Island;
@@ -175,7 +175,7 @@ impl Kernel {
         private_folder(&config.data_dir)?;
         private_folder(&config.data_dir.join("tenants"))?;
         let folder = if several { Some(home::folder_taken(&config.data_dir)?) } else { None };
-        let control = Control::open(&config.data_dir.join("control.db"), &root, &anchors).await?;
+        let control = Control::open(ControlStore::File(&config.data_dir.join("control.db")), &root, &anchors).await?;
         let mut first = FirstStart::default();
         if created == Created::Yes {
             first.root_key_created = Some(config.keystore_dir.clone());

@@ -1,17 +1,47 @@
-use std::path::PathBuf;
+//! One suite for both stores: what holds for the file holds for the server.
+
+mod house;
+mod nodes;
+
 use std::time::Instant;
 
 use super::*;
 use crate::keyring::Keyring;
-use crate::rows::tests::Place;
 use crate::rows::{Place as RowsAt, Store};
+use house::House;
 
-async fn control(place: &Place) -> Control {
-    Control::open(&file(place), &place.root, &place.anchors).await.unwrap()
+/// Each of these on the file and on the server.
+macro_rules! on_both {
+    ($($test:ident)*) => {
+        mod on_file {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                super::$test(&super::House::on_file()).await;
+            })*
+        }
+
+        mod on_server {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                let Some(house) = super::House::on_server().await else { return };
+                super::$test(&house).await;
+                house.drop().await;
+            })*
+        }
+    };
 }
 
-fn file(place: &Place) -> PathBuf {
-    place.dir.path().join("control.db")
+on_both! {
+    tenants_come_and_go
+    credentials_are_issued_used_and_revoked
+    tickets_are_claimed_once
+    erasures_certificates_and_small_values
+    keys_under_an_older_epoch_are_not_stored
+    edited_rows_are_refused
+    a_row_put_back_does_not_add_up
+    a_row_removed_does_not_add_up
+    thousands_of_tenants_are_rewrapped_and_the_old_epoch_destroyed
+    figures_of_making_a_tenant
 }
 
 fn name(text: &str) -> Name {
@@ -48,39 +78,21 @@ fn credential(id: &str, tenant: Option<TenantId>) -> CredentialRow {
     }
 }
 
-async fn insert(place: &Place, control: &Control, text: &str) -> (TenantRow, KeyRows) {
+async fn insert(house: &House, control: &Control, text: &str) -> (TenantRow, KeyRows) {
     let row = tenant(text);
-    let (_, keys) = Keyring::create(&place.root, row.id, 1).unwrap();
+    let (_, keys) = Keyring::create(&house.place.root, row.id, 1).unwrap();
     let first = credential(&format!("first-{text}"), Some(row.id));
     (control.tenant_insert(&row, &keys, Some(&first)).await.unwrap(), keys)
-}
-
-/// Runs a statement as somebody who can write the open file but knows no MAC key.
-async fn vandal(control: &Control, sql: &'static str) {
-    let mut txn = control.db.begin().await.unwrap();
-    assert!(txn.sql().unwrap().execute(sql, &[]).await.unwrap() > 0, "{sql}");
-    txn.commit().await.unwrap();
-}
-
-/// The process dies: nothing is closed cleanly, all commits are there.
-async fn reopen_unclean(place: &Place, control: Control) -> Result<Control> {
-    let newest = control.db.generation();
-    control.db.close().await.unwrap();
-    place.anchors.slot(0, SERVICE).unwrap().generation(newest).unwrap();
-    drop(control);
-    Control::open(&file(place), &place.root, &place.anchors).await
 }
 
 fn integrity<T>(result: Result<T>) -> bool {
     matches!(result, Err(Error::Integrity(_)))
 }
 
-#[tokio::test]
-async fn tenants_come_and_go() {
-    let place = Place::new();
-    let control = control(&place).await;
-    let (blue, keys) = insert(&place, &control, "blue").await;
-    let (amber, _) = insert(&place, &control, "amber").await;
+async fn tenants_come_and_go(house: &House) {
+    let control = house.control().await;
+    let (blue, keys) = insert(house, &control, "blue").await;
+    let (amber, _) = insert(house, &control, "amber").await;
     assert_eq!((blue.slot, amber.slot), (1, 2), "slot 0 is the service's");
     assert_eq!(control.tenant_by_name(&name("blue")).await.unwrap().unwrap(), blue);
     assert_eq!(control.tenant_by_id(amber.id).await.unwrap().unwrap(), amber);
@@ -118,19 +130,17 @@ async fn tenants_come_and_go() {
     assert!(control.tenant_set_state(blue.id, TenantState::Erasing).await.is_err(), "nor from the end");
     assert!(control.tenant_by_name(&name("blue")).await.unwrap().is_none());
     assert_eq!(control.tenants_count().await.unwrap(), 1);
-    let (again, _) = insert(&place, &control, "blue").await;
+    let (again, _) = insert(house, &control, "blue").await;
     assert!(again.id != blue.id && again.slot == 3, "a re-used name reaches nothing old");
     control.close().await.unwrap();
     drop(control);
-    assert_eq!(super::Control::open(&file(&place), &place.root, &place.anchors).await.unwrap().tenants_count().await.unwrap(), 2);
+    assert_eq!(house.control().await.tenants_count().await.unwrap(), 2);
 }
 
-#[tokio::test]
-async fn credentials_are_issued_used_and_revoked() {
-    let place = Place::new();
-    let control = control(&place).await;
-    let (blue, _) = insert(&place, &control, "blue").await;
-    let (red, _) = insert(&place, &control, "red").await;
+async fn credentials_are_issued_used_and_revoked(house: &House) {
+    let control = house.control().await;
+    let (blue, _) = insert(house, &control, "blue").await;
+    let (red, _) = insert(house, &control, "red").await;
     control.credential_insert(&credential("op", None)).await.unwrap();
     assert!(matches!(control.credential_insert(&credential("op", Some(red.id))).await, Err(Error::Conflict(_))));
     assert_eq!(control.credentials_of(None).await.unwrap().len(), 1);
@@ -147,14 +157,12 @@ async fn credentials_are_issued_used_and_revoked() {
     assert_eq!(control.credentials_revoke_of(red.id, "ann", 70).await.unwrap(), 2);
     assert_eq!(control.credentials_destroy(red.id).await.unwrap(), 2);
     assert!(control.credential_by_id("second-red").await.unwrap().is_none());
-    assert!(reopen_unclean(&place, control).await.is_ok(), "the sum follows every change");
+    assert!(house.reopened(control).await.is_ok(), "the sum follows every change");
 }
 
-#[tokio::test]
-async fn tickets_are_claimed_once() {
-    let place = Place::new();
-    let control = Arc::new(control(&place).await);
-    let (blue, _) = insert(&place, &control, "blue").await;
+async fn tickets_are_claimed_once(house: &House) {
+    let control = Arc::new(house.control().await);
+    let (blue, _) = insert(house, &control, "blue").await;
     for (id, at) in [("later", 2), ("first", 1)] {
         let ticket = TicketRow {
             id: id.into(),
@@ -180,26 +188,20 @@ async fn tickets_are_claimed_once() {
     assert!(control.ticket_claim("first", "again").await.unwrap().is_none(), "only its claimer gives it back");
     control.ticket_release("first", won[0].claimed_by.as_deref().unwrap()).await.unwrap();
     assert_eq!(control.ticket_claim("first", "again").await.unwrap().unwrap().attempts, 2);
-    assert!(!control.ticket_delete("first", "somebody else").await.unwrap());
-    assert_eq!(control.tickets_release_of(None).await.unwrap(), 1);
+    assert_eq!(control.tickets_release_of(Some("another")).await.unwrap(), 0, "not its own");
+    assert_eq!(control.tickets_release_of(Some("again")).await.unwrap(), 1);
+    control.ticket_claim("first", "again").await.unwrap().unwrap();
+    assert_eq!(control.tickets_release_of(None).await.unwrap(), 1, "everybody's");
     control.ticket_claim("first", "node").await.unwrap().unwrap();
+    assert!(!control.ticket_delete("first", "somebody else").await.unwrap());
     assert!(control.ticket_delete("first", "node").await.unwrap() && !control.ticket_delete("first", "node").await.unwrap());
     assert_eq!(control.tickets_destroy(blue.id).await.unwrap(), 1);
 }
 
-#[tokio::test]
-async fn erasures_certificates_and_small_values() {
-    let place = Place::new();
-    let control = control(&place).await;
-    let (blue, _) = insert(&place, &control, "blue").await;
-    let mut erasure = ErasureRow {
-        tenant: blue.id,
-        state: "requested".into(),
-        requested_at: 1,
-        requested_by: "ann".into(),
-        updated_at: 1,
-        detail: "{}".into(),
-    };
+async fn erasures_certificates_and_small_values(house: &House) {
+    let control = house.control().await;
+    let (blue, _) = insert(house, &control, "blue").await;
+    let mut erasure = requested(blue.id);
     control.erasure_put(None, &erasure).await.unwrap();
     erasure.state = "frozen".into();
     assert!(matches!(control.erasure_put(None, &erasure).await, Err(Error::Conflict(_))), "ordered once");
@@ -216,48 +218,47 @@ async fn erasures_certificates_and_small_values() {
     assert!(!control.credential_insert_spending("bootstrap", &credential("late", None)).await.unwrap(), "spent once");
     assert!(control.credential_by_id("late").await.unwrap().is_none());
     assert!(control.meta("generation").await.unwrap().is_none(), "the file's own values are out of reach");
-    assert!(reopen_unclean(&place, control).await.is_ok());
+    assert!(house.reopened(control).await.is_ok());
 }
 
-#[tokio::test]
-async fn keys_under_an_older_epoch_are_not_stored() {
-    let place = Place::new();
-    let control = control(&place).await;
-    let (blue, blue_keys) = insert(&place, &control, "blue").await;
+async fn keys_under_an_older_epoch_are_not_stored(house: &House) {
+    let control = house.control().await;
+    let (blue, blue_keys) = insert(house, &control, "blue").await;
     let late = tenant("late");
-    let (_, late_keys) = Keyring::create(&place.root, late.id, 1).unwrap();
+    let (_, late_keys) = Keyring::create(&house.place.root, late.id, 1).unwrap();
     // Another node moves to a new epoch while this one still has the old root in memory.
-    let epoch = place.root.begin_epoch().unwrap();
-    control.rewrap_all(&place.root, epoch).await.unwrap();
+    let epoch = house.place.root.begin_epoch().unwrap();
+    control.rewrap_all(&house.place.root, epoch).await.unwrap();
     let refused = |result: Result<()>| matches!(result, Err(Error::Unavailable(_)));
     assert!(refused(control.tenant_insert(&late, &late_keys, None).await.map(drop)), "a new tenant's");
     assert!(control.tenant_by_id(late.id).await.unwrap().is_none(), "nothing of it");
     assert!(refused(control.keys_replace(blue.id, &blue_keys).await), "a rotation's");
-    assert!(refused(control.rewrap_all(&place.root, epoch - 1).await.map(drop)), "a re-wrapping back");
-    place.root.destroy_epochs_before(epoch).unwrap();
+    assert!(refused(control.rewrap_all(&house.place.root, epoch - 1).await.map(drop)), "a re-wrapping back");
+    house.place.root.destroy_epochs_before(epoch).unwrap();
     let stored = control.keys_of(blue.id).await.unwrap();
-    let keyring = Keyring::load(&place.root, blue.id, &stored).unwrap();
-    let (keyring, stored) = keyring.next_version(&place.root, &stored, 2).unwrap();
-    let (_, mut stored) = keyring.retire(&place.root, &stored, 1).unwrap();
+    let keyring = Keyring::load(&house.place.root, blue.id, &stored).unwrap();
+    let (keyring, stored) = keyring.next_version(&house.place.root, &stored, 2).unwrap();
+    let (_, mut stored) = keyring.retire(&house.place.root, &stored, 1).unwrap();
     stored.tenant[0].epoch = epoch - 1;
     control.keys_replace(blue.id, &stored).await.unwrap();
-    let (_, late_keys) = Keyring::create(&place.root, late.id, 1).unwrap();
+    let (_, late_keys) = Keyring::create(&house.place.root, late.id, 1).unwrap();
     control.tenant_insert(&late, &late_keys, None).await.unwrap();
 }
 
 /// Files made before there was a second store hold the sum and the small values beside the numbers.
 #[tokio::test]
 async fn a_file_of_the_first_version_is_brought_up_to_date() {
-    let place = Place::new();
-    let verifier = Verifier::new(place.root.control_key());
+    let house = &House::on_file();
+    let place = &house.place;
+    let verifier = Verifier::new(house.place.root.control_key());
     let blue = TenantRow { slot: 4, epoch_generation: 2, ..tenant("blue") };
     let key = credential("first-blue", Some(blue.id));
     let (blue_mac, key_mac) = (verifier.mac(&blue, 1), verifier.mac(&key, 1));
     let mut sum = blue_mac;
     protected::add(&mut sum, &key_mac);
     let old = {
-        let path = file(&place);
-        let cipher = place.root.control_key().derive("control.db", &[]);
+        let path = house.file();
+        let cipher = house.place.root.control_key().derive("control.db", &[]);
         Db::Sqlite(SqliteDb::open(&path, &cipher, place.anchors.slot(0, SERVICE).unwrap(), &MIGRATIONS[..1], Expect::Absent).await.unwrap())
     };
     let mut txn = old.begin().await.unwrap();
@@ -275,108 +276,101 @@ async fn a_file_of_the_first_version_is_brought_up_to_date() {
     old.close().await.unwrap();
     drop(old);
 
-    let control = control(&place).await;
+    let control = house.control().await;
     assert_eq!(control.db.generation(), generation);
     assert_eq!(control.tenant_by_id(blue.id).await.unwrap().unwrap(), blue);
     assert_eq!(control.credential_by_id("first-blue").await.unwrap().unwrap(), key);
     assert_eq!(control.meta("bootstrap").await.unwrap().unwrap(), b"once");
-    assert_eq!(insert(&place, &control, "amber").await.0.slot, 5);
+    assert_eq!(insert(house, &control, "amber").await.0.slot, 5);
     assert!(control.credential_insert_spending("bootstrap", &credential("op", None)).await.unwrap());
-    assert!(reopen_unclean(&place, control).await.is_ok(), "the sum came along");
+    assert!(house.reopened(control).await.is_ok(), "the sum came along");
 }
 
-#[tokio::test]
-async fn edited_rows_are_refused() {
-    let edits: [&'static str; 12] = [
-        "UPDATE tenant SET state = 'suspended'",
-        "UPDATE tenant SET limits = '{\"objects\":1000000}'",
-        "UPDATE tenant SET slot = 9",
-        "UPDATE tenant_key SET state = 'old'",
-        "UPDATE tenant_key SET epoch = 7",
-        "UPDATE data_key SET n = 3",
-        "UPDATE credential SET scopes = '[\"*\"]'",
-        "UPDATE credential SET expires_at = NULL",
-        "UPDATE credential SET principal = 'eve'",
-        "UPDATE credential SET tenant = NULL, kind = 'operator'",
-        "UPDATE credential SET seq = seq + 1",
-        "UPDATE erasure SET state = 'certified'",
+fn requested(tenant: TenantId) -> ErasureRow {
+    ErasureRow { tenant, state: "requested".into(), requested_at: 1, requested_by: "ann".into(), updated_at: 1, detail: "{}".into() }
+}
+
+async fn edited_rows_are_refused(house: &House) {
+    // Each and its reverse, so that one place serves for all.
+    let edits: [(&'static str, &'static str); 13] = [
+        ("UPDATE tenant SET state = 'suspended'", "UPDATE tenant SET state = 'active'"),
+        ("UPDATE tenant SET limits = '{\"objects\":1000000}'", "UPDATE tenant SET limits = '{}'"),
+        ("UPDATE tenant SET placement = '{\"rows\":\"pooled\"}'", "UPDATE tenant SET placement = '{}'"),
+        ("UPDATE tenant SET slot = 9", "UPDATE tenant SET slot = 1"),
+        ("UPDATE tenant_key SET state = 'old'", "UPDATE tenant_key SET state = 'active'"),
+        ("UPDATE tenant_key SET epoch = 7", "UPDATE tenant_key SET epoch = 1"),
+        ("UPDATE data_key SET n = 3 WHERE purpose = 'rows'", "UPDATE data_key SET n = 1 WHERE purpose = 'rows'"),
+        ("UPDATE credential SET scopes = '[\"*\"]'", "UPDATE credential SET scopes = '[]'"),
+        ("UPDATE credential SET expires_at = NULL", "UPDATE credential SET expires_at = 99"),
+        ("UPDATE credential SET principal = 'eve'", "UPDATE credential SET principal = 'ann'"),
+        ("UPDATE credential SET kind = 'operator'", "UPDATE credential SET kind = 'member'"),
+        ("UPDATE credential SET seq = seq + 1", "UPDATE credential SET seq = seq - 1"),
+        ("UPDATE erasure SET state = 'certified'", "UPDATE erasure SET state = 'requested'"),
     ];
-    for sql in edits {
-        let place = Place::new();
-        let control = control(&place).await;
-        let (blue, _) = insert(&place, &control, "blue").await;
-        let erasure = ErasureRow {
-            tenant: blue.id,
-            state: "requested".into(),
-            requested_at: 1,
-            requested_by: "ann".into(),
-            updated_at: 1,
-            detail: "{}".into(),
-        };
-        control.erasure_put(None, &erasure).await.unwrap();
-        vandal(&control, sql).await;
+    let mut control = house.control().await;
+    let (blue, _) = insert(house, &control, "blue").await;
+    control.erasure_put(None, &requested(blue.id)).await.unwrap();
+    for (edit, undo) in edits {
+        house.vandal(&control, edit).await;
         let seen = integrity(control.tenant_by_id(blue.id).await)
             || integrity(control.keys_of(blue.id).await)
             || integrity(control.credential_by_id("first-blue").await)
             || integrity(control.erasure_of(blue.id).await);
-        assert!(seen, "read after {sql}");
-        assert!(integrity(reopen_unclean(&place, control).await.map(drop)), "open after {sql}");
+        assert!(seen, "read after {edit}");
+        assert!(integrity(house.reopened(control).await.map(drop)), "open after {edit}");
+        control = house.undone(undo).await;
     }
 }
 
-#[tokio::test]
-async fn a_row_put_back_or_removed_does_not_add_up() {
-    let place = Place::new();
-    let control = control(&place).await;
-    insert(&place, &control, "blue").await;
-    vandal(&control, "CREATE TABLE old AS SELECT * FROM credential").await;
-    let blue = control.tenant_by_name(&name("blue")).await.unwrap().unwrap();
+async fn a_row_put_back_does_not_add_up(house: &House) {
+    let control = house.control().await;
+    let (blue, _) = insert(house, &control, "blue").await;
+    house.vandal(&control, "CREATE TABLE old AS SELECT * FROM credential").await;
     assert!(control.credential_revoke(Some(blue.id), "first-blue", 60).await.unwrap());
-    vandal(&control, "INSERT OR REPLACE INTO credential SELECT * FROM old").await;
+    house.vandal(&control, "DELETE FROM credential").await;
+    house.vandal(&control, "INSERT INTO credential SELECT * FROM old").await;
     // The old row is authentic by itself: only the sum knows.
     assert_eq!(control.credential_by_id("first-blue").await.unwrap().unwrap().revoked_at, None);
-    assert!(integrity(reopen_unclean(&place, control).await.map(drop)));
+    assert!(integrity(house.reopened(control).await.map(drop)));
+}
 
-    let place = Place::new();
-    let control = super::tests::control(&place).await;
-    insert(&place, &control, "blue").await;
-    vandal(&control, "DELETE FROM credential").await;
-    assert!(integrity(reopen_unclean(&place, control).await.map(drop)));
+async fn a_row_removed_does_not_add_up(house: &House) {
+    let control = house.control().await;
+    insert(house, &control, "blue").await;
+    house.vandal(&control, "DELETE FROM credential").await;
+    assert!(integrity(house.reopened(control).await.map(drop)));
 }
 
 #[tokio::test]
 async fn an_old_control_file_is_refused() {
-    let place = Place::new();
-    let control = control(&place).await;
-    insert(&place, &control, "blue").await;
+    let house = &House::on_file();
+    let control = house.control().await;
+    insert(house, &control, "blue").await;
     control.close().await.unwrap();
     drop(control);
-    let old = std::fs::read(file(&place)).unwrap();
-    let control = super::tests::control(&place).await;
-    insert(&place, &control, "red").await;
+    let old = std::fs::read(house.file()).unwrap();
+    let control = house.control().await;
+    insert(house, &control, "red").await;
     let newest = control.db.generation();
     control.close().await.unwrap();
     drop(control);
-    std::fs::write(file(&place), old).unwrap();
-    let open = async || Control::open(&file(&place), &place.root, &place.anchors).await.map(drop);
-    assert!(integrity(open().await), "by its hash");
-    place.anchors.slot(0, SERVICE).unwrap().generation(newest).unwrap();
-    assert!(integrity(open().await), "by its generation");
-    std::fs::remove_file(file(&place)).unwrap();
-    assert!(integrity(open().await), "a lost file is not made anew");
+    std::fs::write(house.file(), old).unwrap();
+    assert!(integrity(house.open().await.map(drop)), "by its hash");
+    house.place.anchors.slot(0, SERVICE).unwrap().generation(newest).unwrap();
+    assert!(integrity(house.open().await.map(drop)), "by its generation");
+    std::fs::remove_file(house.file()).unwrap();
+    assert!(integrity(house.open().await.map(drop)), "a lost file is not made anew");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_tenants_are_rewrapped_and_the_old_epoch_destroyed() {
-    const TENANTS: u64 = 10_000;
-    let place = Place::new();
-    let control = control(&place).await;
-    let (erased, old_keys) = insert(&place, &control, "erased").await;
+async fn thousands_of_tenants_are_rewrapped_and_the_old_epoch_destroyed(house: &House) {
+    let tenants = if house.is_server() { 1_000 } else { 10_000 };
+    let control = house.control().await;
+    let (erased, old_keys) = insert(house, &control, "erased").await;
     let mut one = None;
     let mut tx = control.begin().await.unwrap();
-    for slot in 2..=TENANTS {
+    for slot in 2..=tenants {
         let row = TenantRow { slot, ..tenant(&format!("t{slot}")) };
-        let (_, keys) = Keyring::create(&place.root, row.id, 1).unwrap();
+        let (_, keys) = Keyring::create(&house.place.root, row.id, 1).unwrap();
         assert!(tx.tenant_add(&row).await.unwrap());
         tx.keys_write(row.id, &keys).await.unwrap();
         one = Some((row.id, keys));
@@ -384,35 +378,33 @@ async fn ten_thousand_tenants_are_rewrapped_and_the_old_epoch_destroyed() {
     tx.commit().await.unwrap();
 
     assert!(control.keys_destroy(erased.id).await.unwrap());
-    let epoch = place.root.begin_epoch().unwrap();
+    let epoch = house.place.root.begin_epoch().unwrap();
     let begun = Instant::now();
-    assert_eq!(control.rewrap_all(&place.root, epoch).await.unwrap(), TENANTS - 1);
-    println!("re-wrap of {} tenants: {:?}", TENANTS - 1, begun.elapsed());
-    assert_eq!(control.rewrap_all(&place.root, epoch).await.unwrap(), 0, "done once");
-    place.root.destroy_epochs_before(epoch).unwrap();
+    assert_eq!(control.rewrap_all(&house.place.root, epoch).await.unwrap(), tenants - 1);
+    println!("re-wrap of {} tenants: {:?}", tenants - 1, begun.elapsed());
+    assert_eq!(control.rewrap_all(&house.place.root, epoch).await.unwrap(), 0, "done once");
+    house.place.root.destroy_epochs_before(epoch).unwrap();
 
     let (id, before) = one.unwrap();
     let keys = control.keys_of(id).await.unwrap();
-    assert!(Keyring::load(&place.root, id, &keys).is_ok());
-    assert!(Keyring::load(&place.root, id, &before).is_err(), "an old copy does not open, even a survivor's");
-    assert!(Keyring::load(&place.root, erased.id, &old_keys).is_err(), "the erased tenant's old copy does not open");
+    assert!(Keyring::load(&house.place.root, id, &keys).is_ok());
+    assert!(Keyring::load(&house.place.root, id, &before).is_err(), "an old copy does not open, even a survivor's");
+    assert!(Keyring::load(&house.place.root, erased.id, &old_keys).is_err(), "the erased tenant's old copy does not open");
     let begun = Instant::now();
-    assert!(reopen_unclean(&place, control).await.is_ok());
-    println!("unclean open with {TENANTS} tenants: {:?}", begun.elapsed());
+    assert!(house.reopened(control).await.is_ok());
+    println!("unclean open with {tenants} tenants: {:?}", begun.elapsed());
 }
 
-#[tokio::test]
-async fn figures_of_making_a_tenant() {
-    let place = Place::new();
-    let control = control(&place).await;
+async fn figures_of_making_a_tenant(house: &House) {
+    let control = house.control().await;
     let mut times = Vec::new();
     for number in 0..50 {
         let begun = Instant::now();
         let row = tenant(&format!("t{number}"));
-        let (keys, stored) = Keyring::create(&place.root, row.id, 1).unwrap();
+        let (keys, stored) = Keyring::create(&house.place.root, row.id, 1).unwrap();
         let row = control.tenant_insert(&row, &stored, Some(&credential(&format!("c{number}"), Some(row.id)))).await.unwrap();
-        let anchor = place.anchors.slot(row.slot, row.id).unwrap();
-        let store = Store::create(&place.dir.path().join(row.id.hex()), RowsAt::File, Arc::new(keys), anchor).await.unwrap();
+        let anchor = house.place.anchors.slot(row.slot, row.id).unwrap();
+        let store = Store::create(&house.place.dir.path().join(row.id.hex()), RowsAt::File, Arc::new(keys), anchor).await.unwrap();
         times.push(begun.elapsed());
         drop(store);
     }

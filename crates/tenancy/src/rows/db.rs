@@ -89,6 +89,7 @@ impl Db {
 /// A place on a PostgreSQL server: one tenant's tables, or the control tables.
 pub(crate) struct PostgresDb {
     rows: PgRows,
+    reading: PgRows,
     anchor: AnchorSlot,
     generation: AtomicU64,
     /// With several nodes: the number of the lease under which this one writes.
@@ -123,6 +124,7 @@ impl PostgresDb {
         set(&mut sql, "clean", 0).await?;
         transaction.commit().await?;
         let db = Self {
+            reading: rows.reading(),
             rows,
             anchor,
             generation: AtomicU64::new(generation),
@@ -146,7 +148,7 @@ impl PostgresDb {
         if self.closed.load(Ordering::Acquire) {
             return Ok(());
         }
-        let mut transaction = self.begin_reading().await?;
+        let mut transaction = self.begin_writing().await?;
         let (_, stored) = locked(&mut transaction, self.rows.prepared()).await?;
         if self.fence.is_none_or(|fence| stored.is_none_or(|stored| stored <= fence)) {
             set(&mut Sql::Postgres(&mut transaction, self.rows.prepared()), "clean", 1).await?;
@@ -157,11 +159,19 @@ impl PostgresDb {
         Ok(())
     }
 
+    /// As on a file, nobody is seen to write meanwhile.
     async fn begin_reading(&self) -> Result<Transaction> {
-        if self.closed.load(Ordering::Acquire) {
-            return Err(Error::Unavailable(CLOSED));
-        }
+        self.still_open()?;
+        self.reading.begin().await
+    }
+
+    async fn begin_writing(&self) -> Result<Transaction> {
+        self.still_open()?;
         self.rows.begin().await
+    }
+
+    fn still_open(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) { Err(Error::Unavailable(CLOSED)) } else { Ok(()) }
     }
 
     /// The lock, the transaction, and the generation before it.
@@ -169,10 +179,16 @@ impl PostgresDb {
         let one = self.one().await?;
         // Fails closed: without a current anchor there is no further change.
         self.anchor.generation(self.generation.load(Ordering::Acquire))?;
-        let mut transaction = self.begin_reading().await?;
+        let mut transaction = self.begin_writing().await?;
         let (generation, stored) = locked(&mut transaction, self.rows.prepared()).await?;
         if let Some(fence) = self.fence {
             refuse_if_newer(fence, stored)?;
+        }
+        let known = self.generation.load(Ordering::Acquire);
+        if generation < known {
+            return Err(Error::integrity(format!(
+                "the rows have generation {generation}, and had {known}: an older copy was put back; restore the newest one"
+            )));
         }
         self.anchored(generation)?;
         Ok((one, transaction, generation))

@@ -240,6 +240,12 @@ impl PgRows {
         }
     }
 
+    /// The same place, for reading alone: all statements of a transaction see one moment.
+    pub(crate) fn reading(&self) -> Self {
+        let begin = format!("{}; SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY", self.begin);
+        Self { begin: begin.into(), ..self.clone() }
+    }
+
     /// Whether statements stay prepared.
     pub(crate) fn prepared(&self) -> Prepared {
         self.prepared

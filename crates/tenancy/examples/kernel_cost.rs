@@ -78,7 +78,7 @@ async fn operator(kernel: &Kernel, key: &str) -> Result<Operator> {
 }
 
 async fn created(operator: &Operator, name: &str) -> Result<String> {
-    let spec = TenantSpec { name: name.parse()?, admin: "ada".parse()?, limits: None };
+    let spec = TenantSpec { name: name.parse()?, admin: "ada".parse()?, limits: None, tier: None };
     Ok(operator.tenant_create(spec).await?.admin_key.secret().to_owned())
 }
 

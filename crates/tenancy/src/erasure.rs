@@ -31,6 +31,7 @@ use crate::kernel::Kernel;
 use crate::keyring::Keyring;
 use crate::ledger::{Entry, Outcome};
 use crate::name::TenantId;
+use crate::place::Placement;
 use crate::rows::db::blocking;
 use crate::tenant::{IslandToken, RequestId};
 
@@ -317,6 +318,9 @@ async fn step(
             for file in ["rows.db", "rows.db-wal", "rows.db-shm", "rows.db-journal"] {
                 remove_file(&kernel.tenant_dir(tenant).join(file))?;
             }
+            for placement in placements(kernel, tenant).await? {
+                kernel.rows_place_destroy(tenant, &placement).await?;
+            }
             control.credentials_destroy(tenant).await?;
             kernel.credentials_forget(|credential| credential.tenant == Some(tenant));
             control.tenant_set_state(tenant, TenantState::Erased).await?;
@@ -338,6 +342,14 @@ async fn step(
             ErasureState::Certified
         }
     })
+}
+
+/// Where it lives, and where it lived if it moved and the move was not finished.
+async fn placements(kernel: &Kernel, tenant: TenantId) -> Result<Vec<Placement>> {
+    let Some(row) = kernel.0.control.tenant_by_id(tenant).await? else { return Ok(Vec::new()) };
+    let now = Placement::parse(&row.placement)?;
+    let before = now.previous.as_deref().cloned();
+    Ok(std::iter::once(now).chain(before).collect())
 }
 
 /// The tenant's ledger gets its last entry and its last checkpoint, while its keys still exist.

@@ -2,6 +2,7 @@
 
 mod credentials;
 mod home;
+pub(crate) mod places;
 mod queue;
 
 use std::collections::HashMap;
@@ -31,15 +32,17 @@ use crate::manage::IssuedKey;
 use crate::member::Member;
 use crate::name::{Name, TenantId, hex};
 use crate::operator::Operator;
+use crate::place::Placement;
 use crate::place::StoresConfig;
 use crate::policy::{Policy, Role};
 use crate::quota::{Limits, Meter, Usage};
 use crate::root::{Created, RootStore};
 use crate::rotation;
-use crate::rows::{Place, Store};
+use crate::rows::Store;
 use crate::seal::Key;
 use crate::tenant::{Caller, Lease, RequestId, Tenant};
 use crate::token::{Grant, TOKEN_LIFE_SECONDS_MAX, Tokens};
+use places::Stores;
 
 /// Entries reach the disk within this time.
 const SYNC_EVERY: Duration = Duration::from_millis(100);
@@ -128,6 +131,7 @@ pub(crate) struct Inner {
     pub(crate) root: RootStore,
     pub(crate) anchors: Arc<Anchors>,
     pub(crate) control: Control,
+    pub(crate) stores: Stores,
     policy: Arc<Policy>,
     tokens: Tokens,
     pub(crate) credential_key: Zeroizing<[u8; 32]>,
@@ -175,7 +179,10 @@ impl Kernel {
         private_folder(&config.data_dir)?;
         private_folder(&config.data_dir.join("tenants"))?;
         let folder = if several { Some(home::folder_taken(&config.data_dir)?) } else { None };
-        let control = Control::open(ControlStore::File(&config.data_dir.join("control.db")), &root, &anchors).await?;
+        let stores = Stores::connect(&config.stores).await?;
+        let file = config.data_dir.join("control.db");
+        let control = if several { ControlStore::Postgres(stores.postgres()?.control()) } else { ControlStore::File(&file) };
+        let control = Control::open(control, &root, &anchors).await?;
         let mut first = FirstStart::default();
         if created == Created::Yes {
             first.root_key_created = Some(config.keystore_dir.clone());
@@ -216,6 +223,7 @@ impl Kernel {
             root,
             anchors,
             control,
+            stores,
         };
         let kernel = Self(Arc::new(inner));
         match kernel.lead().await {
@@ -398,8 +406,9 @@ impl Kernel {
         let dir = self.tenant_dir(row.id);
         let keyring = Keyring::load(&self.0.root, row.id, &self.0.control.keys_of(row.id).await?)?;
         let ledger = self.ledger_open(&dir, &keyring)?;
+        let place = self.rows_place(row.id, &Placement::parse(&row.placement)?, None).await?;
         let anchor = self.0.anchors.slot(row.slot, row.id)?;
-        let store = Store::open(&dir, Place::File, Arc::new(keyring), anchor).await?;
+        let store = Store::open(&dir, place, Arc::new(keyring), anchor).await?;
         let meter = self.meter(row)?;
         let keys_alive = self.0.control.credentials_alive(row.id).await?;
         Ok(Island::new(row.id, row.name.clone(), store, ledger, keys_alive, meter, Arc::clone(&self.0.policy)).await?.held_by(hold))
@@ -443,9 +452,12 @@ impl Kernel {
     /// The first member of a new tenant: an island that is made, filled and held.
     pub(crate) async fn island_create(&self, row: &TenantRow, keyring: Keyring, admin: &Name, hold: Option<Arc<Hold>>) -> Result<()> {
         let dir = self.tenant_dir(row.id);
+        let placement = Placement::parse(&row.placement)?;
+        self.rows_place_make(row.id, &placement).await?;
+        let place = self.rows_place(row.id, &placement, None).await?;
         let anchor = self.0.anchors.slot(row.slot, row.id)?;
         let keyring = Arc::new(keyring);
-        let store = Store::create(&dir, Place::File, Arc::clone(&keyring), anchor).await?;
+        let store = Store::create(&dir, place, Arc::clone(&keyring), anchor).await?;
         let ledger = self.ledger_open(&dir, &keyring)?;
         let mut tx = store.tx().await?;
         tx.insert(&Member { name: admin.clone(), roles: vec![Role::Admin], description: "first administrator".to_owned() }).await?;

@@ -20,6 +20,7 @@ use crate::ledger::{Filter, Found, Ledger, Numbered};
 use crate::member::{DESCRIPTION_BYTES_MAX, Member, ROLE};
 use crate::name::Name;
 use crate::permit::{Permit, Tx};
+use crate::place::Tier;
 use crate::policy::Role;
 use crate::quota::{Limits, RateLimitState, Resource, Usage};
 use crate::rotation;
@@ -459,4 +460,6 @@ pub struct TenantInfo {
     pub created_at: i64,
     /// What it may use.
     pub limits: Limits,
+    /// Where its rows are.
+    pub storage: Tier,
 }

@@ -14,6 +14,7 @@ use crate::ledger::Outcome;
 use crate::manage::{IssuedKey, KeyInfo, LedgerView, TenantInfo, expiry_fits};
 use crate::name::{Name, TenantId};
 use crate::permit::Closed;
+use crate::place::{Placement, Tier};
 use crate::quota::Limits;
 use crate::rows::db::blocking;
 use crate::tenant::RequestId;
@@ -52,6 +53,8 @@ pub struct TenantSpec {
     pub admin: Name,
     /// What it may use; the service's defaults when absent.
     pub limits: Option<Limits>,
+    /// Where its rows go; the service's default when absent.
+    pub tier: Option<Tier>,
 }
 
 /// A tenant right after it was made.
@@ -85,12 +88,15 @@ impl Operator {
     async fn create(&self, id: TenantId, spec: TenantSpec) -> Result<CreatedTenant> {
         let limits = spec.limits.unwrap_or(self.kernel.0.config.limits);
         limits.validate()?;
+        let tier = spec.tier.unwrap_or(self.kernel.0.stores.config.tier);
+        self.kernel.0.stores.takes(tier)?;
         let _one = self.kernel.0.creating.lock().await;
         self.sweep_half_made(&spec.name).await?;
         // Whoever suspends or erases it meanwhile waits here until it is there to be dropped.
         let _opening = self.kernel.opening(id)?.lock().await;
         let _shared = self.kernel.0.epoch_gate.read().await;
         let (keyring, keys) = Keyring::create(&self.kernel.0.root, id, now_micros())?;
+        let placement = self.kernel.placement_new(id, tier)?;
         let row = TenantRow {
             id,
             name: spec.name,
@@ -98,7 +104,7 @@ impl Operator {
             created_at: now_micros(),
             slot: 0,
             limits: serde_json::to_string(&limits).map_err(Error::internal)?,
-            placement: "{}".to_owned(),
+            placement: placement.to_json()?,
             epoch_generation: 0,
         };
         let expires_at = now_micros().saturating_add(FIRST_KEY_DAYS * 86_400_000_000);
@@ -127,6 +133,7 @@ impl Operator {
                 Err(Error::Elsewhere(_)) => false,
                 Err(_) => !dir.join("rows.db").exists() && kernel.0.anchors.untouched(row.slot, row.id)?,
             };
+        let placement = Placement::parse(&row.placement)?;
         if !half_made {
             return Err(Error::Conflict(format!("the name `{name}` is taken")));
         }
@@ -135,6 +142,7 @@ impl Operator {
         kernel.island_drop(row.id).await?;
         control.keys_destroy(row.id).await?;
         control.credentials_destroy(row.id).await?;
+        kernel.rows_place_destroy(row.id, &placement).await?;
         control.tenant_set_state(row.id, TenantState::Erased).await?;
         kernel.meter_forget(row.id);
         blocking(move || remove_folder(&dir)).await
@@ -348,5 +356,6 @@ fn info(row: &TenantRow) -> Result<TenantInfo> {
         state: state.to_owned(),
         created_at: row.created_at,
         limits: serde_json::from_str(&row.limits).map_err(Error::integrity)?,
+        storage: Placement::parse(&row.placement)?.rows.tier(),
     })
 }

@@ -152,7 +152,7 @@ mod tests {
         let operator = kernel.bootstrap(secret.trim(), &RequestId::fresh()).await.unwrap();
         let identity = kernel.authenticate(Presented::Bearer(operator.secret()), &RequestId::fresh()).await.unwrap();
         let Identity::Operator(operator) = identity else { panic!("an operator's key") };
-        let spec = TenantSpec { name: "a".parse().unwrap(), admin: "ada".parse().unwrap(), limits: None };
+        let spec = TenantSpec { name: "a".parse().unwrap(), admin: "ada".parse().unwrap(), limits: None, tier: None };
         let key = operator.tenant_create(spec).await.unwrap().admin_key.secret().to_owned();
         let id = put(&tenant(&kernel, &key).await).await;
         (kernel, key, id)

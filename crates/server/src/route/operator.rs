@@ -142,7 +142,7 @@ async fn tenant_create(operator: &Operator, ask: Ask) -> Result<Reply> {
         Some(admin) => admin,
         None => "admin".parse()?,
     };
-    let created = operator.tenant_create(TenantSpec { name: request.name, admin, limits: request.limits }).await?;
+    let created = operator.tenant_create(TenantSpec { name: request.name, admin, limits: request.limits, tier: None }).await?;
     let location = format!("/v1/tenants/{}", created.tenant.name);
     let answer = CreatedTenantAnswer { tenant: created.tenant.into(), admin_key: IssuedKeyAnswer::new(&created.admin_key) };
     Ok(Reply::json(&answer)?.created(&location))

@@ -12,13 +12,21 @@ use super::*;
 use crate::anchor::Anchors;
 use crate::keyring::KeyRows;
 use crate::name::TenantId;
+use crate::place::Tier;
 use crate::root::RootStore;
+use crate::rows::postgres::Postgres;
+use crate::rows::postgres::tests::Scratch;
 
-/// A keystore and a data folder of one test.
+mod tiers;
+
+/// A keystore and a data folder of one test, and a database on the test server if its tenants' rows are there.
 pub(crate) struct Place {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) root: RootStore,
     pub(crate) anchors: Arc<Anchors>,
+    tier: Tier,
+    postgres: Option<Arc<Postgres>>,
+    _database: Option<Scratch>,
 }
 
 impl Place {
@@ -26,13 +34,32 @@ impl Place {
         let dir = tempfile::tempdir().unwrap();
         let root = RootStore::open_or_create(&dir.path().join("keystore")).unwrap().0;
         let anchors = Anchors::open(&root).unwrap();
-        Self { dir, root, anchors }
+        Self { dir, root, anchors, tier: Tier::Embedded, postgres: None, _database: None }
+    }
+
+    /// Whose tenants have their rows in this tier; none without a test server.
+    async fn of(tier: Tier) -> Option<Self> {
+        if tier == Tier::Embedded {
+            return Some(Self::new());
+        }
+        let database = Scratch::migrated().await?;
+        let postgres = Postgres::connect(database.config()).await.unwrap();
+        Some(Self { tier, postgres: Some(postgres), _database: Some(database), ..Self::new() })
     }
 
     pub(crate) fn tenant(&self, slot: u64) -> Island {
         let id = TenantId::random().unwrap();
         let (keys, rows) = Keyring::create(&self.root, id, 0).unwrap();
-        Island { id, slot, dir: self.dir.path().join(id.hex()), keys: Arc::new(keys), rows, anchors: Arc::clone(&self.anchors) }
+        Island {
+            id,
+            slot,
+            dir: self.dir.path().join(id.hex()),
+            keys: Arc::new(keys),
+            rows,
+            anchors: Arc::clone(&self.anchors),
+            tier: self.tier,
+            postgres: self.postgres.clone(),
+        }
     }
 }
 
@@ -44,15 +71,39 @@ pub(crate) struct Island {
     pub(crate) keys: Arc<Keyring>,
     pub(crate) rows: KeyRows,
     anchors: Arc<Anchors>,
+    tier: Tier,
+    postgres: Option<Arc<Postgres>>,
 }
+
+/// Password of tenants' own roles.
+const PASSWORD: &str = "5eaf00d5eaf00d5eaf00d5eaf00d";
 
 impl Island {
     pub(crate) async fn create(&self) -> Store {
-        Store::create(&self.dir, crate::rows::Place::File, Arc::clone(&self.keys), self.anchor()).await.unwrap()
+        self.create_under(None).await
+    }
+
+    async fn create_under(&self, fence: Option<u64>) -> Store {
+        if let Some(postgres) = &self.postgres {
+            postgres.provision(self.id, self.tier, PASSWORD).await.unwrap();
+        }
+        Store::create(&self.dir, self.at(fence).await, Arc::clone(&self.keys), self.anchor()).await.unwrap()
     }
 
     pub(crate) async fn open(&self) -> Result<Store> {
-        Store::open(&self.dir, crate::rows::Place::File, Arc::clone(&self.keys), self.anchor()).await
+        Store::open(&self.dir, self.at(None).await, Arc::clone(&self.keys), self.anchor()).await
+    }
+
+    /// As another node opens it, with a slot of its own.
+    async fn open_aside(&self, fence: Option<u64>) -> Result<Store> {
+        let anchor = self.anchors.slot(self.slot + 1000, self.id).unwrap();
+        Store::open(&self.dir, self.at(fence).await, Arc::clone(&self.keys), anchor).await
+    }
+
+    async fn at(&self, fence: Option<u64>) -> crate::rows::Place {
+        let Some(postgres) = &self.postgres else { return crate::rows::Place::File };
+        let password = Some(PASSWORD).filter(|_| self.tier != Tier::Pooled);
+        crate::rows::Place::Postgres(postgres.rows(self.id, self.tier, password).await.unwrap(), fence)
     }
 
     fn anchor(&self) -> AnchorSlot {
@@ -116,54 +167,6 @@ fn refused<T>(result: Result<T>) -> String {
 }
 
 #[tokio::test]
-async fn records_are_kept_listed_and_found() {
-    let place = Place::new();
-    let store = place.tenant(1).create().await;
-    let mut tx = store.tx().await.unwrap();
-    for (name, colour) in [("b/2", "red"), ("a/1", "red"), ("b/1", "blue"), ("c", "red")] {
-        tx.insert(&note(name, colour)).await.unwrap();
-    }
-    assert!(matches!(tx.insert(&note("c", "blue")).await, Err(Error::Conflict(_))));
-    assert_eq!(tx.count::<Note>().await.unwrap(), 4, "the transaction goes on after a conflict and sees itself");
-    tx.commit_with(None).await.unwrap();
-
-    let rows = store.rows();
-    let names = |notes: Vec<Note>| notes.into_iter().map(|note| note.name).collect::<Vec<_>>().join(" ");
-    assert_eq!(names(rows.list(None, 10, None).await.unwrap()), "a/1 b/1 b/2 c");
-    assert_eq!(names(rows.list(Some("a/1"), 2, None).await.unwrap()), "b/1 b/2");
-    assert_eq!(names(rows.list(None, 10, Some("b/")).await.unwrap()), "b/1 b/2");
-    assert_eq!(names(rows.list(Some("b/1"), 10, Some("b/")).await.unwrap()), "b/2");
-    assert_eq!(names(rows.find("colour", "red", None, 10).await.unwrap()), "a/1 b/2 c");
-    assert_eq!(names(rows.find("colour", "red", Some("a/1"), 1).await.unwrap()), "b/2");
-    assert_eq!(rows.require::<Note>("c").await.unwrap(), note("c", "red"));
-    assert!(rows.get::<Note>("d").await.unwrap().is_none());
-    assert!(matches!(rows.require::<Note>("d").await, Err(Error::NotFound("note"))));
-
-    write(&store, &note("c", "blue")).await;
-    let mut tx = store.tx().await.unwrap();
-    assert_eq!(names(tx.find("colour", "red", None, 10).await.unwrap()), "a/1 b/2", "look-ups follow the record");
-    assert!(tx.delete::<Note>("b/1").await.unwrap());
-    assert!(!tx.delete::<Note>("b/1").await.unwrap());
-    assert_eq!(names(tx.find("colour", "blue", None, 10).await.unwrap()), "c");
-    drop(tx);
-    assert_eq!(store.rows().count::<Note>().await.unwrap(), 4, "dropped without commit");
-}
-
-#[tokio::test]
-async fn oversized_records_are_refused() {
-    let place = Place::new();
-    let store = place.tenant(1).create().await;
-    let mut tx = store.tx().await.unwrap();
-    let long = "x".repeat(513);
-    for bad in [note("", "red"), note(&long, "red"), note("a", &long), note("a\u{10FFFF}", "red")] {
-        assert!(matches!(tx.insert(&bad).await, Err(Error::Invalid(_))));
-    }
-    assert!(matches!(tx.put(&Note { text: "x".repeat(1024 * 1024), ..note("a", "red") }).await, Err(Error::Invalid(_))));
-    tx.put(&note("a", "red")).await.unwrap();
-    tx.commit_with(None).await.unwrap();
-}
-
-#[tokio::test]
 async fn nothing_lies_on_disk_in_clear() {
     let place = Place::new();
     let tenant = place.tenant(1);
@@ -193,6 +196,8 @@ async fn another_key_does_not_open() {
         dir: one.dir.clone(),
         rows: two.rows.clone(),
         anchors: Arc::clone(&place.anchors),
+        tier: Tier::Embedded,
+        postgres: None,
     };
     assert!(refused(moved.open().await).contains("does not decrypt"));
     one.open().await.unwrap();
@@ -269,133 +274,6 @@ async fn a_missing_file_is_not_made_anew() {
     fs::remove_file(tenant.file(ROWS)).unwrap();
     refused(tenant.open().await);
     assert!(!tenant.file(ROWS).exists());
-}
-
-#[tokio::test]
-async fn a_killed_process_loses_nothing_committed() {
-    let place = Place::new();
-    let tenant = place.tenant(1);
-    let store = tenant.create().await;
-    let generation = write(&store, &note("a", "red")).await;
-    let mut tx = store.tx().await.unwrap();
-    tx.put(&note("b", "red")).await.unwrap();
-    drop(tx);
-    tenant.kill(store).await;
-    let store = tenant.open().await.unwrap();
-    assert_eq!(store.db.generation(), generation);
-    assert!(store.rows().get::<Note>("a").await.unwrap().is_some());
-    assert!(store.rows().get::<Note>("b").await.unwrap().is_none());
-}
-
-#[tokio::test]
-async fn outbox_holds_the_entry_of_each_commit_until_pruned() {
-    let place = Place::new();
-    let tenant = place.tenant(1);
-    let store = tenant.create().await;
-    for entry in ["one", "two", "three"] {
-        let mut tx = store.tx().await.unwrap();
-        tx.put(&note(entry, "red")).await.unwrap();
-        let promised = tx.generation();
-        assert_eq!(tx.commit_with(Some(entry.into())).await.unwrap(), promised);
-    }
-    tenant.kill(store).await;
-    let store = tenant.open().await.unwrap();
-    let pending = store.outbox_pending(10).await.unwrap();
-    assert_eq!(pending, [(1, b"one".to_vec()), (2, b"two".to_vec()), (3, b"three".to_vec())]);
-    store.outbox_prune(1).await.unwrap();
-    assert_eq!(store.outbox_pending(1).await.unwrap(), [(2, b"two".to_vec())]);
-    store.outbox_prune(2).await.unwrap();
-    assert_eq!(store.outbox_pending(10).await.unwrap(), [(3, b"three".to_vec())]);
-}
-
-#[tokio::test]
-async fn counters_never_fall_below_zero() {
-    let place = Place::new();
-    let store = place.tenant(1).create().await;
-    let mut tx = store.tx().await.unwrap();
-    assert_eq!(tx.usage_add("bytes", 5).await.unwrap(), 5);
-    assert_eq!(tx.usage_add("bytes", -2).await.unwrap(), 3);
-    tx.commit_with(None).await.unwrap();
-    let mut tx = store.tx().await.unwrap();
-    assert!(matches!(tx.usage_add("bytes", -4).await, Err(Error::Internal(_))));
-    assert!(tx.commit_with(None).await.is_err(), "a transaction with a failed step cannot commit");
-    assert_eq!(store.rows().usage("bytes").await.unwrap(), 3);
-    assert_eq!(store.rows().usage("other").await.unwrap(), 0);
-}
-
-/// Polls a future at most `polls` times, then drops it: whether it was done.
-async fn cancel_after<T>(polls: usize, future: impl Future<Output = T>) -> Option<T> {
-    let mut future = pin!(future);
-    for _ in 0..polls {
-        let polled = std::future::poll_fn(|context| Poll::Ready(future.as_mut().poll(context))).await;
-        if let Poll::Ready(done) = polled {
-            return Some(done);
-        }
-        tokio::time::sleep(Duration::from_micros(150)).await;
-    }
-    None
-}
-
-#[tokio::test]
-async fn a_transaction_may_be_cancelled_anywhere() {
-    let place = Place::new();
-    let tenant = place.tenant(1);
-    let store = tenant.create().await;
-    let mut generation = store.db.generation();
-    let (mut cancelled, mut done) = (0, 0);
-    for polls in 0..60 {
-        let name = format!("n{polls}");
-        let whole = cancel_after(polls, async {
-            let mut tx = store.tx().await.unwrap();
-            tx.insert(&note(&name, "red")).await.unwrap();
-            tx.usage_add("notes", 1).await.unwrap();
-            tx.commit_with(Some(name.clone().into())).await.unwrap()
-        });
-        match whole.await {
-            Some(_) => done += 1,
-            None => cancelled += 1,
-        }
-        // All of it or nothing of it, and the connection is clean.
-        let there = store.rows().get::<Note>(&name).await.unwrap().is_some();
-        let notes = store.rows().count::<Note>().await.unwrap();
-        assert_eq!(store.rows().usage("notes").await.unwrap(), i64::try_from(notes).unwrap());
-        assert_eq!(store.outbox_pending(1000).await.unwrap().len() as u64, notes);
-        assert_eq!(store.rows().find::<Note>("colour", "red", None, 1000).await.unwrap().len() as u64, notes);
-        generation += u64::from(there);
-        assert_eq!(store.db.generation(), generation);
-        assert_eq!(store.anchor().unwrap().now().generation, generation);
-    }
-    assert!(cancelled > 3 && done > 3, "{cancelled} cancelled, {done} done");
-    store.close().await.unwrap();
-    tenant.open().await.unwrap();
-}
-
-#[tokio::test]
-async fn a_half_done_operation_breaks_its_transaction() {
-    let place = Place::new();
-    let store = place.tenant(1).create().await;
-    for _ in 0..1000 {
-        let mut tx = store.tx().await.unwrap();
-        tx.put(&note("a", "red")).await.unwrap();
-        // On a busy machine one poll may see the whole operation through: then again.
-        if cancel_after(1, tx.put(&note("b", "red"))).await.is_none() {
-            assert!(matches!(tx.put(&note("c", "red")).await, Err(Error::Internal(_))));
-            assert!(tx.commit_with(None).await.is_err());
-            assert_eq!(store.rows().count::<Note>().await.unwrap(), 0);
-            return;
-        }
-    }
-    panic!("no operation could be cancelled");
-}
-
-#[tokio::test]
-async fn a_closed_store_refuses() {
-    let place = Place::new();
-    let store = place.tenant(1).create().await;
-    store.close().await.unwrap();
-    assert!(matches!(store.rows().count::<Note>().await, Err(Error::Unavailable(_))));
-    assert!(matches!(store.tx().await.map(drop), Err(Error::Unavailable(_))));
-    store.close().await.unwrap();
 }
 
 #[tokio::test]

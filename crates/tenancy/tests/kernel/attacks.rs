@@ -141,7 +141,7 @@ async fn of_two_that_make_the_same_tenant_one_has_it() {
     let (first, key) = house.operator(&kernel).await;
     let second = operator(&kernel, &key).await;
     for round in 0..15 {
-        let spec = || TenantSpec { name: format!("t{round}").parse().unwrap(), admin: "ada".parse().unwrap(), limits: None };
+        let spec = || TenantSpec { name: format!("t{round}").parse().unwrap(), admin: "ada".parse().unwrap(), limits: None, tier: None };
         let (one, two) = tokio::join!(first.tenant_create(spec()), second.tenant_create(spec()));
         assert!(one.is_ok() != two.is_ok(), "round {round}");
         let made = one.or(two).unwrap();

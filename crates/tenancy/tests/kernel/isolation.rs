@@ -236,7 +236,7 @@ async fn suspended_tenants_take_nothing_and_come_back() {
     operator.resume(&"a".parse().unwrap()).await.unwrap();
     note_put(&kernel, &admin, "x", "t").await.unwrap();
     assert!(matches!(
-        operator.tenant_create(TenantSpec { name: "a".parse().unwrap(), admin: "z".parse().unwrap(), limits: None }).await,
+        operator.tenant_create(TenantSpec { name: "a".parse().unwrap(), admin: "z".parse().unwrap(), limits: None, tier: None }).await,
         Err(Error::Conflict(_))
     ));
 }

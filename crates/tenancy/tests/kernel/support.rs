@@ -74,7 +74,7 @@ pub(crate) async fn operator(kernel: &Kernel, key: &str) -> Operator {
 }
 
 pub(crate) async fn tenant_new(operator: &Operator, name: &str) -> String {
-    let spec = TenantSpec { name: name.parse().unwrap(), admin: "ada".parse().unwrap(), limits: None };
+    let spec = TenantSpec { name: name.parse().unwrap(), admin: "ada".parse().unwrap(), limits: None, tier: None };
     operator.tenant_create(spec).await.unwrap().admin_key.secret().to_owned()
 }
 

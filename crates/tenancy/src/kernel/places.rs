@@ -1,0 +1,127 @@
+//! From a tenant's placement to its open store: which database, which role, which bucket.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+use super::*;
+use crate::place::{Placement, RowsPlace, StoresConfig, Tier};
+use crate::rows::Place;
+use crate::rows::postgres::Postgres;
+use crate::seal;
+
+/// Random bytes of a role's password.
+const PASSWORD_BYTES: usize = 32;
+
+/// The stores beside the data folder, connected.
+pub(crate) struct Stores {
+    pub(crate) config: StoresConfig,
+    postgres: Option<Arc<Postgres>>,
+}
+
+impl Stores {
+    /// Connects; refuses a server that is not as it must be.
+    pub(crate) async fn connect(config: &StoresConfig) -> Result<Self> {
+        if config.node.is_some() && config.postgres.is_none() {
+            return Err(Error::Invalid("several nodes need PostgreSQL: give `[stores.postgres]`, or leave `[node]` out".to_owned()));
+        }
+        let postgres = match &config.postgres {
+            Some(postgres) => Some(Postgres::connect(postgres).await?),
+            None => None,
+        };
+        let stores = Self { config: config.clone(), postgres };
+        stores.takes(config.tier)?;
+        Ok(stores)
+    }
+
+    /// PostgreSQL, for what needs it.
+    pub(crate) fn postgres(&self) -> Result<&Arc<Postgres>> {
+        self.postgres.as_ref().ok_or_else(|| Error::Invalid("this tier needs PostgreSQL: give `[stores.postgres]` in the configuration".to_owned()))
+    }
+
+    /// Refuses a tier that tenants cannot have here.
+    pub(crate) fn takes(&self, tier: Tier) -> Result<()> {
+        match tier {
+            Tier::Embedded if self.config.node.is_some() => {
+                Err(Error::Invalid("with several nodes a tenant cannot live in the data folder of one: take pooled, schema or database".to_owned()))
+            }
+            Tier::Embedded => Ok(()),
+            Tier::Pooled => self.postgres().map(drop),
+            Tier::Schema | Tier::Database if self.config.postgres.as_ref().is_some_and(|postgres| postgres.owner_url.is_none()) => {
+                Err(Error::Invalid(format!("the tier `{tier}` makes roles and schemas: give `owner_url` in `[stores.postgres]`")))
+            }
+            Tier::Schema | Tier::Database => self.postgres().map(drop),
+        }
+    }
+}
+
+impl Kernel {
+    /// A placement in this tier, of which nothing is made yet.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when there is no such tier here.
+    pub(crate) fn placement_new(&self, id: TenantId, tier: Tier) -> Result<Placement> {
+        self.0.stores.takes(tier)?;
+        let sealed_password = || self.secret_seal(id, &Zeroizing::new(hex(&seal::random::<PASSWORD_BYTES>()?)));
+        let rows = match tier {
+            Tier::Embedded => RowsPlace::Embedded,
+            Tier::Pooled => RowsPlace::Pooled,
+            Tier::Schema => RowsPlace::Schema { sealed_password: sealed_password()? },
+            Tier::Database => RowsPlace::Database { sealed_password: sealed_password()? },
+        };
+        Ok(Placement { rows, ..Placement::default() })
+    }
+
+    /// Makes what a placement names outside the data folder. Idempotent.
+    pub(crate) async fn rows_place_make(&self, id: TenantId, placement: &Placement) -> Result<()> {
+        let password = self.password(id, placement)?;
+        match placement.rows.tier() {
+            Tier::Embedded => Ok(()),
+            tier => self.0.stores.postgres()?.provision(id, tier, password.as_ref().map_or("", |text| text.as_str())).await,
+        }
+    }
+
+    /// Where its rows are, ready to be opened.
+    pub(crate) async fn rows_place(&self, id: TenantId, placement: &Placement, fence: Option<u64>) -> Result<Place> {
+        let tier = placement.rows.tier();
+        if tier == Tier::Embedded {
+            return Ok(Place::File);
+        }
+        let password = self.password(id, placement)?;
+        let rows = self.0.stores.postgres()?.rows(id, tier, password.as_ref().map(|text| text.as_str())).await?;
+        Ok(Place::Postgres(rows, fence))
+    }
+
+    /// Destroys what a placement holds outside the data folder; nothing is left of it. Idempotent.
+    pub(crate) async fn rows_place_destroy(&self, id: TenantId, placement: &Placement) -> Result<()> {
+        match placement.rows.tier() {
+            Tier::Embedded => Ok(()),
+            tier => self.0.stores.postgres()?.destroy(id, tier).await,
+        }
+    }
+
+    /// Seals a password or secret of a placement.
+    pub(crate) fn secret_seal(&self, id: TenantId, secret: &str) -> Result<String> {
+        Ok(STANDARD.encode(seal::seal(&self.placement_key(id), b"placement", secret.as_bytes())?))
+    }
+
+    /// What [`Kernel::secret_seal`] sealed.
+    pub(crate) fn secret_open(&self, id: TenantId, sealed: &str) -> Result<Zeroizing<String>> {
+        let sealed = STANDARD.decode(sealed).map_err(Error::integrity)?;
+        let plain = seal::open(&self.placement_key(id), b"placement", &sealed)?;
+        Ok(Zeroizing::new(String::from_utf8(plain.to_vec()).map_err(Error::integrity)?))
+    }
+
+    /// Of the tenant's own role, where it has one.
+    fn password(&self, id: TenantId, placement: &Placement) -> Result<Option<Zeroizing<String>>> {
+        match &placement.rows {
+            RowsPlace::Embedded | RowsPlace::Pooled => Ok(None),
+            RowsPlace::Schema { sealed_password } | RowsPlace::Database { sealed_password } => {
+                self.secret_open(id, sealed_password).map(Some)
+            }
+        }
+    }
+
+    fn placement_key(&self, id: TenantId) -> Key {
+        self.0.root.control_key().derive("placement", &id.0)
+    }
+}

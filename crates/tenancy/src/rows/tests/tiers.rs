@@ -1,0 +1,242 @@
+//! What holds for rows wherever they are: the same assertions on a file, on shared tables, on a schema and on a database.
+
+use super::*;
+
+macro_rules! on_every_tier {
+    ($($test:ident)*) => {
+        on_every_tier!(embedded Embedded: $($test)*);
+        on_every_tier!(pooled Pooled: $($test)*);
+        on_every_tier!(schema Schema: $($test)*);
+        on_every_tier!(database Database: $($test)*);
+    };
+    ($module:ident $tier:ident: $($test:ident)*) => {
+        mod $module {
+            $(#[tokio::test]
+            async fn $test() {
+                if let Some(place) = super::Place::of(crate::place::Tier::$tier).await {
+                    super::$test(place).await;
+                }
+            })*
+        }
+    };
+}
+
+on_every_tier! {
+    records_are_kept_listed_and_found
+    oversized_records_are_refused
+    a_killed_process_loses_nothing_committed
+    outbox_holds_the_entry_of_each_commit_until_pruned
+    counters_never_fall_below_zero
+    a_transaction_may_be_cancelled_anywhere
+    a_half_done_operation_breaks_its_transaction
+    a_closed_store_refuses
+    values_lie_sealed_where_others_could_read_them
+    another_fence_keeps_an_old_home_out
+}
+
+/// Polls a future at most `polls` times, then drops it: whether it was done.
+async fn cancel_after<T>(polls: usize, future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    for _ in 0..polls {
+        let polled = std::future::poll_fn(|context| Poll::Ready(future.as_mut().poll(context))).await;
+        if let Poll::Ready(done) = polled {
+            return Some(done);
+        }
+        tokio::time::sleep(Duration::from_micros(150)).await;
+    }
+    None
+}
+
+async fn records_are_kept_listed_and_found(place: Place) {
+    let store = place.tenant(1).create().await;
+    let mut tx = store.tx().await.unwrap();
+    for (name, colour) in [("b/2", "red"), ("a/1", "red"), ("b/1", "blue"), ("c", "red")] {
+        tx.insert(&note(name, colour)).await.unwrap();
+    }
+    assert!(matches!(tx.insert(&note("c", "blue")).await, Err(Error::Conflict(_))));
+    assert_eq!(tx.count::<Note>().await.unwrap(), 4, "the transaction goes on after a conflict and sees itself");
+    tx.commit_with(None).await.unwrap();
+
+    let rows = store.rows();
+    let names = |notes: Vec<Note>| notes.into_iter().map(|note| note.name).collect::<Vec<_>>().join(" ");
+    assert_eq!(names(rows.list(None, 10, None).await.unwrap()), "a/1 b/1 b/2 c");
+    assert_eq!(names(rows.list(Some("a/1"), 2, None).await.unwrap()), "b/1 b/2");
+    assert_eq!(names(rows.list(None, 10, Some("b/")).await.unwrap()), "b/1 b/2");
+    assert_eq!(names(rows.list(Some("b/1"), 10, Some("b/")).await.unwrap()), "b/2");
+    assert_eq!(names(rows.find("colour", "red", None, 10).await.unwrap()), "a/1 b/2 c");
+    assert_eq!(names(rows.find("colour", "red", Some("a/1"), 1).await.unwrap()), "b/2");
+    assert_eq!(rows.require::<Note>("c").await.unwrap(), note("c", "red"));
+    assert!(rows.get::<Note>("d").await.unwrap().is_none());
+    assert!(matches!(rows.require::<Note>("d").await, Err(Error::NotFound("note"))));
+
+    write(&store, &note("c", "blue")).await;
+    let mut tx = store.tx().await.unwrap();
+    assert_eq!(names(tx.find("colour", "red", None, 10).await.unwrap()), "a/1 b/2", "look-ups follow the record");
+    assert!(tx.delete::<Note>("b/1").await.unwrap());
+    assert!(!tx.delete::<Note>("b/1").await.unwrap());
+    assert_eq!(names(tx.find("colour", "blue", None, 10).await.unwrap()), "c");
+    drop(tx);
+    assert_eq!(store.rows().count::<Note>().await.unwrap(), 4, "dropped without commit");
+}
+
+async fn oversized_records_are_refused(place: Place) {
+    let store = place.tenant(1).create().await;
+    let mut tx = store.tx().await.unwrap();
+    let long = "x".repeat(513);
+    for bad in [note("", "red"), note(&long, "red"), note("a", &long), note("a\u{10FFFF}", "red")] {
+        assert!(matches!(tx.insert(&bad).await, Err(Error::Invalid(_))));
+    }
+    assert!(matches!(tx.put(&Note { text: "x".repeat(1024 * 1024), ..note("a", "red") }).await, Err(Error::Invalid(_))));
+    tx.put(&note("a", "red")).await.unwrap();
+    tx.commit_with(None).await.unwrap();
+}
+
+async fn a_killed_process_loses_nothing_committed(place: Place) {
+    let tenant = place.tenant(1);
+    let store = tenant.create().await;
+    let generation = write(&store, &note("a", "red")).await;
+    let mut tx = store.tx().await.unwrap();
+    tx.put(&note("b", "red")).await.unwrap();
+    drop(tx);
+    tenant.kill(store).await;
+    let store = tenant.open().await.unwrap();
+    assert_eq!(store.db.generation(), generation);
+    assert!(store.rows().get::<Note>("a").await.unwrap().is_some());
+    assert!(store.rows().get::<Note>("b").await.unwrap().is_none());
+}
+
+async fn outbox_holds_the_entry_of_each_commit_until_pruned(place: Place) {
+    let tenant = place.tenant(1);
+    let store = tenant.create().await;
+    for entry in ["one", "two", "three"] {
+        let mut tx = store.tx().await.unwrap();
+        tx.put(&note(entry, "red")).await.unwrap();
+        let promised = tx.generation();
+        assert_eq!(tx.commit_with(Some(entry.into())).await.unwrap(), promised);
+    }
+    tenant.kill(store).await;
+    let store = tenant.open().await.unwrap();
+    let pending = store.outbox_pending(10).await.unwrap();
+    assert_eq!(pending, [(1, b"one".to_vec()), (2, b"two".to_vec()), (3, b"three".to_vec())]);
+    store.outbox_prune(1).await.unwrap();
+    assert_eq!(store.outbox_pending(1).await.unwrap(), [(2, b"two".to_vec())]);
+    store.outbox_prune(2).await.unwrap();
+    assert_eq!(store.outbox_pending(10).await.unwrap(), [(3, b"three".to_vec())]);
+}
+
+async fn counters_never_fall_below_zero(place: Place) {
+    let store = place.tenant(1).create().await;
+    let mut tx = store.tx().await.unwrap();
+    assert_eq!(tx.usage_add("bytes", 5).await.unwrap(), 5);
+    assert_eq!(tx.usage_add("bytes", -2).await.unwrap(), 3);
+    tx.commit_with(None).await.unwrap();
+    let mut tx = store.tx().await.unwrap();
+    assert!(matches!(tx.usage_add("bytes", -4).await, Err(Error::Internal(_))));
+    assert!(tx.commit_with(None).await.is_err(), "a transaction with a failed step cannot commit");
+    assert_eq!(store.rows().usage("bytes").await.unwrap(), 3);
+    assert_eq!(store.rows().usage("other").await.unwrap(), 0);
+}
+
+async fn a_transaction_may_be_cancelled_anywhere(place: Place) {
+    let tenant = place.tenant(1);
+    let store = tenant.create().await;
+    let mut generation = store.db.generation();
+    let (mut cancelled, mut done) = (0, 0);
+    for polls in 0..100 {
+        let name = format!("n{polls}");
+        let whole = cancel_after(polls, async {
+            let mut tx = store.tx().await.unwrap();
+            tx.insert(&note(&name, "red")).await.unwrap();
+            tx.usage_add("notes", 1).await.unwrap();
+            tx.commit_with(Some(name.clone().into())).await.unwrap()
+        });
+        match whole.await {
+            Some(_) => done += 1,
+            None => cancelled += 1,
+        }
+        // What is on its way to a server is over when the next transaction has begun.
+        drop(store.tx().await.unwrap());
+        // All of it or nothing of it, and the connection is clean.
+        let there = store.rows().get::<Note>(&name).await.unwrap().is_some();
+        let notes = store.rows().count::<Note>().await.unwrap();
+        assert_eq!(store.rows().usage("notes").await.unwrap(), i64::try_from(notes).unwrap());
+        assert_eq!(store.outbox_pending(1000).await.unwrap().len() as u64, notes);
+        assert_eq!(store.rows().find::<Note>("colour", "red", None, 1000).await.unwrap().len() as u64, notes);
+        generation += u64::from(there);
+        assert_eq!(store.db.generation(), generation);
+        assert_eq!(store.anchor().unwrap().now().generation, generation);
+    }
+    assert!(cancelled > 3 && done > 3, "{cancelled} cancelled, {done} done");
+    store.close().await.unwrap();
+    tenant.open().await.unwrap();
+}
+
+async fn a_half_done_operation_breaks_its_transaction(place: Place) {
+    let store = place.tenant(1).create().await;
+    for _ in 0..1000 {
+        let mut tx = store.tx().await.unwrap();
+        tx.put(&note("a", "red")).await.unwrap();
+        // On a busy machine one poll may see the whole operation through: then again.
+        if cancel_after(1, tx.put(&note("b", "red"))).await.is_none() {
+            assert!(matches!(tx.put(&note("c", "red")).await, Err(Error::Internal(_))));
+            assert!(tx.commit_with(None).await.is_err());
+            assert_eq!(store.rows().count::<Note>().await.unwrap(), 0);
+            return;
+        }
+    }
+    panic!("no operation could be cancelled");
+}
+
+async fn a_closed_store_refuses(place: Place) {
+    let store = place.tenant(1).create().await;
+    store.close().await.unwrap();
+    assert!(matches!(store.rows().count::<Note>().await, Err(Error::Unavailable(_))));
+    assert!(matches!(store.tx().await.map(drop), Err(Error::Unavailable(_))));
+    store.close().await.unwrap();
+}
+
+async fn values_lie_sealed_where_others_could_read_them(place: Place) {
+    let tenant = place.tenant(1);
+    let store = tenant.create().await;
+    let mut tx = store.tx().await.unwrap();
+    tx.put(&note("a", "red")).await.unwrap();
+    tx.commit_with(Some(b"SECRET-IN-CLEAR".to_vec())).await.unwrap();
+    if place.postgres.is_none() {
+        return; // the file is encrypted as a whole: see the tests of files
+    }
+    let mut reading = store.db.read().await.unwrap();
+    let mut sql = reading.sql().unwrap();
+    let record = sql.one("SELECT value FROM record", &[]).await.unwrap().bytes(0).unwrap();
+    let entry = sql.one("SELECT entry FROM outbox", &[]).await.unwrap().bytes(0).unwrap();
+    let field = sql.one("SELECT value FROM field", &[]).await.unwrap().text(0).unwrap();
+    for bytes in [record, entry] {
+        assert!(!bytes.windows(15).any(|at| at == b"SECRET-IN-CLEAR"));
+    }
+    assert_ne!(field, "red");
+    // Moved to another key it does not open.
+    drop(reading);
+    let mut txn = store.db.begin().await.unwrap();
+    txn.sql().unwrap().execute("UPDATE record SET key = 'b'", &[]).await.unwrap();
+    txn.commit().await.unwrap();
+    refused(store.rows().get::<Note>("b").await);
+}
+
+async fn another_fence_keeps_an_old_home_out(place: Place) {
+    if place.postgres.is_none() {
+        return; // a file is locked by its one process
+    }
+    let tenant = place.tenant(1);
+    let old = tenant.create_under(Some(1)).await;
+    write(&old, &note("a", "red")).await;
+    let held = old.tx().await.unwrap();
+    // The new home waits for what the old one has begun, and then nothing more is committed by the old one.
+    let (new, ()) = tokio::join!(tenant.open_aside(Some(2)), async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        held.commit_with(None).await.unwrap();
+    });
+    let new = new.unwrap();
+    assert!(matches!(old.tx().await.map(drop), Err(Error::Unavailable(_))));
+    write(&new, &note("b", "red")).await;
+    assert_eq!(new.rows().count::<Note>().await.unwrap(), 2);
+    assert!(matches!(tenant.open_aside(Some(1)).await.map(drop), Err(Error::Unavailable(_))), "an older lease cannot come back");
+}

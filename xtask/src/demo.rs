@@ -2,6 +2,7 @@
 //! it goes through the `insula` program and HTTPS, as any user would; what must be compared byte for byte goes through curl.
 
 mod service;
+mod shared;
 mod story;
 
 use std::fs::{self, DirBuilder};
@@ -23,17 +24,25 @@ const FOLDER: &str = "insula-demo-";
 pub(crate) struct Options {
     keep: bool,
     json: bool,
+    /// On PostgreSQL and S3 instead of the data folder.
+    shared: bool,
 }
 
 impl Options {
     /// From the words after `demo`.
     pub(crate) fn parse(words: &[&str]) -> Result<Self> {
         let mut options = Self::default();
-        for word in words {
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
             match *word {
                 "--keep" => options.keep = true,
                 "--json" => options.json = true,
-                other => return Err(format!("`demo` knows --keep and --json, not `{other}`")),
+                "--stores" => match words.next().copied() {
+                    Some("shared") => options.shared = true,
+                    Some("embedded") => options.shared = false,
+                    _ => return Err("`--stores` is followed by `embedded` or `shared`".to_owned()),
+                },
+                other => return Err(format!("`demo` knows --keep, --json and --stores, not `{other}`")),
             }
         }
         Ok(options)
@@ -57,13 +66,16 @@ struct Line {
 /// Builds, plays, shows. True when every step held.
 pub(crate) fn demo(options: &Options) -> Result<bool> {
     let engine = setup::for_demo()?;
+    if options.shared {
+        crate::servers::Servers::prepare()?;
+    }
     println!("building the service (the first time takes some minutes)");
     let (insula, cell) = build()?;
     setup::engine_beside(&engine, &insula)?;
     let programs = Programs { insula, cell, engine };
     let folder = folder()?;
     let began = Instant::now();
-    let lines = play(&programs, &folder);
+    let lines = play(&programs, &folder, options.shared)?;
     let took = began.elapsed();
     let held = lines.iter().all(|line| line.seen.is_ok());
     show(&lines, took, held);
@@ -79,9 +91,10 @@ pub(crate) fn demo(options: &Options) -> Result<bool> {
 }
 
 /// Plays step after step until one does not hold.
-fn play(programs: &Programs, folder: &Path) -> Vec<Line> {
-    let mut story = story::Story::new(programs, folder);
-    let steps = story::STEPS;
+fn play(programs: &Programs, folder: &Path, shared: bool) -> Result<Vec<Line>> {
+    let stores = if shared { Some(shared::Shared::start(folder)?) } else { None };
+    let steps = story::steps(shared);
+    let mut story = story::Story::new(programs, folder, stores);
     let mut lines = Vec::new();
     for (at, (step, act)) in steps.iter().enumerate() {
         println!("\n[{}/{}] {step}", at + 1, steps.len());
@@ -99,7 +112,8 @@ fn play(programs: &Programs, folder: &Path) -> Vec<Line> {
         }
     }
     lines.extend(steps.iter().skip(lines.len()).map(|(step, _)| Line { step, seen: Err("not reached".to_owned()), took: Duration::ZERO }));
-    lines
+    story.end()?;
+    Ok(lines)
 }
 
 /// Builds both programs and learns where cargo put them.
@@ -192,7 +206,9 @@ mod tests {
 
     #[test]
     fn options() {
-        assert_eq!(Options::parse(&["--json", "--keep"]), Ok(Options { keep: true, json: true }));
+        assert_eq!(Options::parse(&["--json", "--keep"]), Ok(Options { keep: true, json: true, shared: false }));
+        assert_eq!(Options::parse(&["--stores", "shared"]), Ok(Options { shared: true, ..Options::default() }));
+        assert!(Options::parse(&["--stores"]).is_err());
         assert!(Options::parse(&["--fast"]).is_err());
     }
 

@@ -2,7 +2,7 @@
 //!
 //! | command | what it does |
 //! |---|---|
-//! | `demo [--keep] [--json]` | builds, starts a real service and plays its main job with two tenants; exit 0 only if every step held |
+//! | `demo [--stores shared] [--keep] [--json]` | builds, starts a real service and plays its main job with two tenants; exit 0 only if every step held |
 //! | `bench [--quick]` | a release build under load; figures and ratios go to docs/bench |
 //! | `test` | installs what tests need, then format, lints, licences, tidy and all tests; ends with one line of counts |
 //! | `tidy` | the rules that no compiler knows: crate edges, unsafe, file lengths, documents |
@@ -29,6 +29,7 @@ type Result<T, E = String> = std::result::Result<T, E>;
 const HELP: &str = "\
 usage: cargo xtask COMMAND
   demo [--keep] [--json]  build, start a service, play the main job with two tenants (--keep: leave its files)
+       [--stores shared]  the same on PostgreSQL and S3 servers of its own, and what only they can do
   bench [--quick] [PART]  build for release, measure, write docs/bench (PART: kernel, serving or tenants, only shown)
   test                    install what is needed, check everything, run all tests
   tidy                    check the rules that no compiler knows

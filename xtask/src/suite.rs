@@ -4,6 +4,7 @@
 use std::time::Instant;
 
 use crate::run::{cargo, seen, visibly, works};
+use crate::servers::Servers;
 use crate::setup::{self, Tools};
 use crate::{Result, tidy};
 
@@ -30,6 +31,7 @@ impl Counts {
 /// Installs, checks and tests. The last line is `N passed, N failed, N skipped`.
 pub(crate) fn test() -> Result<bool> {
     let tools = setup::for_tests()?;
+    Servers::prepare()?;
     let mut counts = Counts::default();
     let mut stage = |name: &str, work: &mut dyn FnMut() -> Result<Counts>| {
         println!("\n== {name}");
@@ -52,7 +54,13 @@ pub(crate) fn test() -> Result<bool> {
     });
     stage("advisories", &mut || Ok(advisories(&tools)));
     stage("build", &mut || visible(&tools, &["build", "--locked", "--package", "insula", "--package", "insula-cell"]));
-    stage("tests", &mut || tests(&tools));
+    stage("tests", &mut || {
+        let folder = tempfile::tempdir().map_err(|error| format!("cannot make a folder: {error}"))?;
+        let mut servers = Servers::start(folder.path())?;
+        let counts = tests(&tools, &servers);
+        servers.stop()?;
+        counts
+    });
     stage("document tests", &mut || document_tests(&tools));
     println!("\n{} passed, {} failed, {} skipped", counts.passed, counts.failed, counts.skipped);
     Ok(counts.failed == 0)
@@ -72,13 +80,13 @@ fn advisories(tools: &Tools) -> Counts {
     Counts::of(visibly(tools.give(&mut cargo(&["deny", "--log-level", "error", "check", "--disable-fetch", "advisories"]))).is_ok())
 }
 
-fn tests(tools: &Tools) -> Result<Counts> {
+fn tests(tools: &Tools, servers: &Servers) -> Result<Counts> {
     let mut counts = Counts::default();
     let mut counted = false;
     let good = if works(tools.give(&mut cargo(&["nextest", "--version"]))) {
         let arguments =
             ["nextest", "run", "--workspace", "--locked", "--no-fail-fast", "--status-level", "fail", "--final-status-level", "fail"];
-        seen(tools.give(&mut cargo(&arguments)), |line| {
+        seen(tools.give(&mut cargo(&arguments)).envs(servers.variables()), |line| {
             if let Some(found) = nextest_summary(line) {
                 counted = true;
                 counts.add(found);
@@ -87,7 +95,9 @@ fn tests(tools: &Tools) -> Result<Counts> {
     } else {
         println!("cargo-nextest is not there: using `cargo test`");
         seen(
-            tools.give(&mut cargo(&["test", "--workspace", "--locked", "--no-fail-fast", "--lib", "--bins", "--tests", "--examples"])),
+            tools
+                .give(&mut cargo(&["test", "--workspace", "--locked", "--no-fail-fast", "--lib", "--bins", "--tests", "--examples"]))
+                .envs(servers.variables()),
             |line| {
                 if let Some(found) = libtest_summary(line) {
                     counted = true;

@@ -1,7 +1,8 @@
 //! A running service, and the two ways in which the demo talks to it: the `insula` program, and curl where bytes are compared.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -31,13 +32,14 @@ pub(super) struct Service {
 }
 
 impl Service {
-    /// Starts it on a free port of this machine and waits until it is ready.
-    pub(super) fn start(programs: &Programs, folder: &Path, name: &str, data: &Path, keystore: &Path) -> Result<Self> {
+    /// Starts it on a free port of this machine and waits until it is ready. `stores` is the part of its configuration about those that
+    /// are not in its data folder.
+    pub(super) fn start(programs: &Programs, folder: &Path, name: &str, data: &Path, keystore: &Path, stores: &str) -> Result<Self> {
         let failed = |error: std::io::Error| format!("cannot start the service: {error}");
         let config = folder.join(format!("{name}.toml"));
         // Full control of memory and CPU needs a writable control group, which a developer's machine often lacks.
-        let text = format!("[cells]\nprogram = {:?}\nengine_library = {:?}\nfloor = \"development\"\n", programs.cell, programs.engine);
-        fs::write(&config, text).map_err(failed)?;
+        let text = format!("[cells]\nprogram = {:?}\nengine_library = {:?}\nfloor = \"development\"\n{stores}", programs.cell, programs.engine);
+        write_private(&config, &text).map_err(failed)?;
         let log = folder.join(format!("{name}.log"));
         let mut command = Command::new(&programs.insula);
         command
@@ -111,6 +113,11 @@ impl Drop for Service {
             println!("{error}");
         }
     }
+}
+
+/// Writes a file that may hold secrets.
+pub(super) fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?.write_all(text.as_bytes())
 }
 
 /// How the `insula` program ended.

@@ -9,15 +9,29 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::Programs;
-use super::service::{Answer, Ended, Service, curl, insula};
+use super::service::{Answer, Ended, Service, curl, insula, write_private};
+use super::shared::Shared;
 use crate::run::{command, quietly};
 use crate::{Result, root};
 
 /// A step: its name for people, and what it does.
 pub(super) type Step = (&'static str, fn(&mut Story<'_>) -> Result<String>);
 
-/// The whole story.
-pub(super) const STEPS: &[Step] = &[
+/// The whole story. On shared stores with what only they can do, told before everything is copied.
+pub(super) fn steps(shared: bool) -> Vec<Step> {
+    let mut steps = STEPS.to_vec();
+    if shared {
+        let before = steps.iter().position(|(_, act)| std::ptr::fn_addr_eq(*act, copied as fn(&mut Story<'_>) -> Result<String>));
+        let before = before.unwrap_or(steps.len());
+        steps.splice(before..before, SHARED_STEPS.iter().copied());
+    }
+    steps
+}
+
+/// What only shared stores can do.
+const SHARED_STEPS: &[Step] = &[("each tenant's own credentials are tried elsewhere", credentials_tried), ("one tenant moves house", moved)];
+
+const STEPS: &[Step] = &[
     ("a service starts", service_starts),
     ("two tenants are created", tenants_created),
     ("each uploads its data", data_uploaded),
@@ -68,6 +82,8 @@ pub(super) struct Story<'p> {
     programs: &'p Programs,
     folder: PathBuf,
     service: Option<Service>,
+    /// Where its stores are, when they are not in the data folder.
+    stores: Option<Shared>,
     keys: BTreeMap<&'static str, String>,
     trainings: BTreeMap<&'static str, Value>,
     erasure: Value,
@@ -75,11 +91,12 @@ pub(super) struct Story<'p> {
 }
 
 impl<'p> Story<'p> {
-    pub(super) fn new(programs: &'p Programs, folder: &Path) -> Self {
+    pub(super) fn new(programs: &'p Programs, folder: &Path, stores: Option<Shared>) -> Self {
         Self {
             programs,
             folder: folder.to_owned(),
             service: None,
+            stores,
             keys: BTreeMap::new(),
             trainings: BTreeMap::new(),
             erasure: Value::Null,
@@ -92,8 +109,25 @@ impl<'p> Story<'p> {
     }
 
     fn start(&mut self, name: &str) -> Result<()> {
-        self.service = Some(Service::start(self.programs, &self.folder, name, &self.path("data"), &self.path("keystore"))?);
+        self.service = Some(self.started(name, "data", "keystore")?);
         Ok(())
+    }
+
+    /// A service over these folders, and over the stores that run.
+    fn started(&self, name: &str, data: &str, keystore: &str) -> Result<Service> {
+        let stores = self.stores.as_ref().map_or(Ok(String::new()), Shared::settings)?;
+        Service::start(self.programs, &self.folder, name, &self.path(data), &self.path(keystore), &stores)
+    }
+
+    /// The stores of this name instead of those that run.
+    fn stores_over(&mut self, name: &str) -> Result<()> {
+        self.stores.as_mut().map_or(Ok(()), |stores| stores.over(name))
+    }
+
+    /// Stops everything.
+    pub(super) fn end(&mut self) -> Result<()> {
+        self.stop()?;
+        self.stores.as_mut().map_or(Ok(()), Shared::stop)
     }
 
     fn stop(&mut self) -> Result<()> {
@@ -151,6 +185,12 @@ fn shown(path: &Path) -> Result<&str> {
 }
 
 fn service_starts(story: &mut Story<'_>) -> Result<String> {
+    if let Some(stores) = &story.stores {
+        let config = story.path("stores.toml");
+        write_private(&config, &stores.settings()?).map_err(|error| format!("cannot write a file: {error}"))?;
+        let arguments = ["migrate", "--config", shown(&config)?];
+        good(story.run_alone(&arguments)?, &arguments)?;
+    }
     story.start("first")?;
     let service = story.service()?;
     let secret = service.bootstrap.clone().ok_or("the first start made no one-time secret")?;
@@ -399,6 +439,35 @@ fn ledger(story: &mut Story<'_>) -> Result<String> {
     Ok(format!("{entries} entries of both tenants verify with the pinned keys and no service; one flipped bit is refused"))
 }
 
+/// The roles and keys of one tenant, tried on everything that is not its own.
+fn credentials_tried(story: &mut Story<'_>) -> Result<String> {
+    let mut seen = Vec::new();
+    for part in &PARTS {
+        let found = story.run_as("operator", &["tenant", "verify-isolation", part.tenant])?;
+        let findings = found.get("findings").and_then(Value::as_array).or_else(|| found.as_array()).ok_or("no findings")?;
+        let refused = findings.iter().filter(|finding| finding.get("refused").and_then(Value::as_bool) == Some(true)).count();
+        if refused == 0 {
+            return Err(format!("nothing was refused: {found}"));
+        }
+        seen.push(format!("{}: {refused} of {} probes refused, the others are its own", part.tenant, findings.len()));
+    }
+    Ok(seen.join("; "))
+}
+
+/// To a schema of its own and for good, while it goes on serving with the same keys and names.
+fn moved(story: &mut Story<'_>) -> Result<String> {
+    let before = story.run_as("zoo", &["data", "list"])?;
+    let info = story.run_as("operator", &["tenant", "move", "zoo", "--storage", "schema"])?;
+    if story.run_as("zoo", &["data", "list"])? != before {
+        return Err("zoo's data sets are others than before the move".to_owned());
+    }
+    let file = story.path("penguins-new.csv");
+    story.run_as("zoo", &["predict", "keeper", "--data", shown(&file)?])?;
+    story.run_as("operator", &["tenant", "move", "zoo", "--finish"])?;
+    let pause = number(&info, "/pause_micros")? as f64 / 1000.0;
+    Ok(format!("zoo: {} records from pooled tables to a schema and role of its own, writes paused for {pause:.0} ms", number(&info, "/records")?))
+}
+
 /// A copy with one bit of its middle turned over.
 fn flipped(file: &Path) -> Result<PathBuf> {
     let failed = |error: std::io::Error| format!("cannot copy `{}`: {error}", file.display());
@@ -427,14 +496,21 @@ fn copied(story: &mut Story<'_>) -> Result<String> {
     for (from, to) in copies {
         quietly(command("cp", &["-a"]).arg(story.path(from)).arg(story.path(to)))?;
     }
-    let control = Service::start(story.programs, &story.folder, "control", &story.path("copy-control"), &story.path("keystore-control"))?;
+    if let Some(stores) = &mut story.stores {
+        stores.stop()?;
+        ["servers-copy", "servers-copy-again", "servers-copy-control"].iter().try_for_each(|to| stores.copy(to))?;
+    }
+    story.stores_over("servers-copy-control")?;
+    let control = story.started("control", "copy-control", "keystore-control")?;
     let answer = curl(&control, story.key("clinic")?, "GET", "/v1/datasets/biopsies/versions/1/content", None)?;
     if answer.status != 200 || Some(&answer.body) != fs::read(root().join(PARTS[0].file)).ok().as_ref() {
         return Err(format!("the copy does not open with the keys of its time ({})", answer.status));
     }
     control.stop()?;
+    story.stores_over("servers")?;
     story.start("second")?;
-    Ok("a copy of the whole data folder opens with the keys of its time, and clinic reads its data in it".to_owned())
+    let whole = if story.stores.is_some() { "the data folder, the PostgreSQL server and the S3 server" } else { "the whole data folder" };
+    Ok(format!("a copy of {whole} opens with the keys of its time, and clinic reads its data in it"))
 }
 
 fn erased(story: &mut Story<'_>) -> Result<String> {
@@ -513,8 +589,9 @@ enum Reading {
     Answered(u16),
 }
 
-fn read_from(story: &Story<'_>, name: &str, data: &str, keystore: &str) -> Result<Reading> {
-    let service = match Service::start(story.programs, &story.folder, name, &story.path(data), &story.path(keystore)) {
+fn read_from(story: &mut Story<'_>, name: &str, data: &str, keystore: &str) -> Result<Reading> {
+    story.stores_over(&format!("servers-{data}"))?;
+    let service = match story.started(name, data, keystore) {
         Err(why) => return Ok(Reading::Refused(brief(&why))),
         Ok(service) => service,
     };

@@ -15,7 +15,7 @@ use crate::name::TenantId;
 use crate::place::Tier;
 use crate::root::RootStore;
 use crate::rows::postgres::Postgres;
-use crate::rows::postgres::tests::Scratch;
+use crate::rows::postgres::tests::{Scratch, scratch};
 
 mod tiers;
 
@@ -26,7 +26,7 @@ pub(crate) struct Place {
     pub(crate) anchors: Arc<Anchors>,
     tier: Tier,
     postgres: Option<Arc<Postgres>>,
-    _database: Option<Scratch>,
+    database: Option<Scratch>,
 }
 
 impl Place {
@@ -34,7 +34,7 @@ impl Place {
         let dir = tempfile::tempdir().unwrap();
         let root = RootStore::open_or_create(&dir.path().join("keystore")).unwrap().0;
         let anchors = Anchors::open(&root).unwrap();
-        Self { dir, root, anchors, tier: Tier::Embedded, postgres: None, _database: None }
+        Self { dir, root, anchors, tier: Tier::Embedded, postgres: None, database: None }
     }
 
     /// Whose tenants have their rows in this tier; none without a test server.
@@ -42,9 +42,17 @@ impl Place {
         if tier == Tier::Embedded {
             return Some(Self::new());
         }
-        let database = Scratch::migrated().await?;
-        let postgres = Postgres::connect(database.config()).await.unwrap();
-        Some(Self { tier, postgres: Some(postgres), _database: Some(database), ..Self::new() })
+        let database = scratch().await?;
+        let postgres = database.open().await;
+        Some(Self { tier, postgres: Some(postgres), database: Some(database), ..Self::new() })
+    }
+
+    /// Leaves nothing on the test server.
+    async fn end(self) {
+        drop(self.postgres);
+        if let Some(database) = self.database {
+            database.drop().await;
+        }
     }
 
     pub(crate) fn tenant(&self, slot: u64) -> Island {
@@ -59,6 +67,7 @@ impl Place {
             anchors: Arc::clone(&self.anchors),
             tier: self.tier,
             postgres: self.postgres.clone(),
+            aside: AtomicU64::new(0),
         }
     }
 }
@@ -73,6 +82,8 @@ pub(crate) struct Island {
     anchors: Arc<Anchors>,
     tier: Tier,
     postgres: Option<Arc<Postgres>>,
+    /// Slots taken for other nodes.
+    aside: AtomicU64,
 }
 
 /// Password of tenants' own roles.
@@ -96,7 +107,8 @@ impl Island {
 
     /// As another node opens it, with a slot of its own.
     async fn open_aside(&self, fence: Option<u64>) -> Result<Store> {
-        let anchor = self.anchors.slot(self.slot + 1000, self.id).unwrap();
+        let slot = self.slot + 1000 + self.aside.fetch_add(1, Ordering::Relaxed);
+        let anchor = self.anchors.slot(slot, self.id).unwrap();
         Store::open(&self.dir, self.at(fence).await, Arc::clone(&self.keys), anchor).await
     }
 
@@ -198,6 +210,7 @@ async fn another_key_does_not_open() {
         anchors: Arc::clone(&place.anchors),
         tier: Tier::Embedded,
         postgres: None,
+        aside: AtomicU64::new(0),
     };
     assert!(refused(moved.open().await).contains("does not decrypt"));
     one.open().await.unwrap();

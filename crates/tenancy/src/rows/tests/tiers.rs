@@ -14,7 +14,8 @@ macro_rules! on_every_tier {
             $(#[tokio::test]
             async fn $test() {
                 if let Some(place) = super::Place::of(crate::place::Tier::$tier).await {
-                    super::$test(place).await;
+                    super::$test(&place).await;
+                    place.end().await;
                 }
             })*
         }
@@ -47,7 +48,7 @@ async fn cancel_after<T>(polls: usize, future: impl Future<Output = T>) -> Optio
     None
 }
 
-async fn records_are_kept_listed_and_found(place: Place) {
+async fn records_are_kept_listed_and_found(place: &Place) {
     let store = place.tenant(1).create().await;
     let mut tx = store.tx().await.unwrap();
     for (name, colour) in [("b/2", "red"), ("a/1", "red"), ("b/1", "blue"), ("c", "red")] {
@@ -79,7 +80,7 @@ async fn records_are_kept_listed_and_found(place: Place) {
     assert_eq!(store.rows().count::<Note>().await.unwrap(), 4, "dropped without commit");
 }
 
-async fn oversized_records_are_refused(place: Place) {
+async fn oversized_records_are_refused(place: &Place) {
     let store = place.tenant(1).create().await;
     let mut tx = store.tx().await.unwrap();
     let long = "x".repeat(513);
@@ -91,7 +92,7 @@ async fn oversized_records_are_refused(place: Place) {
     tx.commit_with(None).await.unwrap();
 }
 
-async fn a_killed_process_loses_nothing_committed(place: Place) {
+async fn a_killed_process_loses_nothing_committed(place: &Place) {
     let tenant = place.tenant(1);
     let store = tenant.create().await;
     let generation = write(&store, &note("a", "red")).await;
@@ -105,7 +106,7 @@ async fn a_killed_process_loses_nothing_committed(place: Place) {
     assert!(store.rows().get::<Note>("b").await.unwrap().is_none());
 }
 
-async fn outbox_holds_the_entry_of_each_commit_until_pruned(place: Place) {
+async fn outbox_holds_the_entry_of_each_commit_until_pruned(place: &Place) {
     let tenant = place.tenant(1);
     let store = tenant.create().await;
     for entry in ["one", "two", "three"] {
@@ -124,7 +125,7 @@ async fn outbox_holds_the_entry_of_each_commit_until_pruned(place: Place) {
     assert_eq!(store.outbox_pending(10).await.unwrap(), [(3, b"three".to_vec())]);
 }
 
-async fn counters_never_fall_below_zero(place: Place) {
+async fn counters_never_fall_below_zero(place: &Place) {
     let store = place.tenant(1).create().await;
     let mut tx = store.tx().await.unwrap();
     assert_eq!(tx.usage_add("bytes", 5).await.unwrap(), 5);
@@ -137,7 +138,7 @@ async fn counters_never_fall_below_zero(place: Place) {
     assert_eq!(store.rows().usage("other").await.unwrap(), 0);
 }
 
-async fn a_transaction_may_be_cancelled_anywhere(place: Place) {
+async fn a_transaction_may_be_cancelled_anywhere(place: &Place) {
     let tenant = place.tenant(1);
     let store = tenant.create().await;
     let mut generation = store.db.generation();
@@ -171,7 +172,7 @@ async fn a_transaction_may_be_cancelled_anywhere(place: Place) {
     tenant.open().await.unwrap();
 }
 
-async fn a_half_done_operation_breaks_its_transaction(place: Place) {
+async fn a_half_done_operation_breaks_its_transaction(place: &Place) {
     let store = place.tenant(1).create().await;
     for _ in 0..1000 {
         let mut tx = store.tx().await.unwrap();
@@ -187,7 +188,7 @@ async fn a_half_done_operation_breaks_its_transaction(place: Place) {
     panic!("no operation could be cancelled");
 }
 
-async fn a_closed_store_refuses(place: Place) {
+async fn a_closed_store_refuses(place: &Place) {
     let store = place.tenant(1).create().await;
     store.close().await.unwrap();
     assert!(matches!(store.rows().count::<Note>().await, Err(Error::Unavailable(_))));
@@ -195,7 +196,7 @@ async fn a_closed_store_refuses(place: Place) {
     store.close().await.unwrap();
 }
 
-async fn values_lie_sealed_where_others_could_read_them(place: Place) {
+async fn values_lie_sealed_where_others_could_read_them(place: &Place) {
     let tenant = place.tenant(1);
     let store = tenant.create().await;
     let mut tx = store.tx().await.unwrap();
@@ -221,7 +222,7 @@ async fn values_lie_sealed_where_others_could_read_them(place: Place) {
     refused(store.rows().get::<Note>("b").await);
 }
 
-async fn another_fence_keeps_an_old_home_out(place: Place) {
+async fn another_fence_keeps_an_old_home_out(place: &Place) {
     if place.postgres.is_none() {
         return; // a file is locked by its one process
     }

@@ -57,9 +57,13 @@ pub(crate) fn test() -> Result<bool> {
     stage("tests", &mut || {
         let folder = tempfile::tempdir().map_err(|error| format!("cannot make a folder: {error}"))?;
         let mut servers = Servers::start(folder.path())?;
-        let counts = tests(&tools, &servers);
+        let mut counts = tests(&tools, &servers, ALL, "embedded")?;
+        for tier in ["pooled", "schema", "database"] {
+            println!("the kernel's suite again, rows in the tier `{tier}`");
+            counts.add(tests(&tools, &servers, KERNEL, tier)?);
+        }
         servers.stop()?;
-        counts
+        Ok(counts)
     });
     stage("document tests", &mut || document_tests(&tools));
     println!("\n{} passed, {} failed, {} skipped", counts.passed, counts.failed, counts.skipped);
@@ -80,13 +84,17 @@ fn advisories(tools: &Tools) -> Counts {
     Counts::of(visibly(tools.give(&mut cargo(&["deny", "--log-level", "error", "check", "--disable-fetch", "advisories"]))).is_ok())
 }
 
-fn tests(tools: &Tools, servers: &Servers) -> Result<Counts> {
+/// What cargo is to test: everything, or what must hold in every tier. Compile errors and a table of figures do not change with it.
+const ALL: &[&str] = &["--workspace"];
+const KERNEL: &[&str] = &["--package", "tenancy", "--test", "kernel"];
+
+fn tests(tools: &Tools, servers: &Servers, which: &[&str], tier: &str) -> Result<Counts> {
     let mut counts = Counts::default();
     let mut counted = false;
     let good = if works(tools.give(&mut cargo(&["nextest", "--version"]))) {
-        let arguments =
-            ["nextest", "run", "--workspace", "--locked", "--no-fail-fast", "--status-level", "fail", "--final-status-level", "fail"];
-        seen(tools.give(&mut cargo(&arguments)).envs(servers.variables()), |line| {
+        let arguments = ["nextest", "run", "--locked", "--no-fail-fast", "--status-level", "fail", "--final-status-level", "fail"];
+        let mut command = cargo(&arguments);
+        seen(tools.give(command.args(which)).envs(servers.variables()).env("INSULA_TEST_TIER", tier), |line| {
             if let Some(found) = nextest_summary(line) {
                 counted = true;
                 counts.add(found);
@@ -96,8 +104,9 @@ fn tests(tools: &Tools, servers: &Servers) -> Result<Counts> {
         println!("cargo-nextest is not there: using `cargo test`");
         seen(
             tools
-                .give(&mut cargo(&["test", "--workspace", "--locked", "--no-fail-fast", "--lib", "--bins", "--tests", "--examples"]))
-                .envs(servers.variables()),
+                .give(cargo(&["test", "--locked", "--no-fail-fast", "--tests"]).args(which))
+                .envs(servers.variables())
+                .env("INSULA_TEST_TIER", tier),
             |line| {
                 if let Some(found) = libtest_summary(line) {
                     counted = true;

@@ -54,6 +54,7 @@ pub use blobs::{BlobId, BlobReader};
 pub use credential::Scope;
 pub use erasure::{Compute, ErasureInfo, ErasureState, ErasureStatement, name_digest, verify_certificate};
 pub use error::{Error, Result};
+pub use kernel::places::migrate;
 pub use kernel::{AccessToken, FirstStart, Identity, Kernel, KernelConfig, Presented, TenantUsage};
 pub use ledger::{Entry, Filter, Found, Numbered, Outcome, Report, verify_export};
 pub use manage::{IssuedKey, KEY_DAYS_MAX, KeyInfo, KeySpec, KeyringVersion, LedgerView, QuotaUse, TenantInfo};

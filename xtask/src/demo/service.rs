@@ -38,7 +38,8 @@ impl Service {
         let failed = |error: std::io::Error| format!("cannot start the service: {error}");
         let config = folder.join(format!("{name}.toml"));
         // Full control of memory and CPU needs a writable control group, which a developer's machine often lacks.
-        let text = format!("[cells]\nprogram = {:?}\nengine_library = {:?}\nfloor = \"development\"\n{stores}", programs.cell, programs.engine);
+        let text =
+            format!("[cells]\nprogram = {:?}\nengine_library = {:?}\nfloor = \"development\"\n{stores}", programs.cell, programs.engine);
         write_private(&config, &text).map_err(failed)?;
         let log = folder.join(format!("{name}.log"));
         let mut command = Command::new(&programs.insula);

@@ -29,7 +29,8 @@ pub(super) fn steps(shared: bool) -> Vec<Step> {
 }
 
 /// What only shared stores can do.
-const SHARED_STEPS: &[Step] = &[("each tenant's own credentials are tried elsewhere", credentials_tried), ("one tenant moves house", moved)];
+const SHARED_STEPS: &[Step] =
+    &[("each tenant's own credentials are tried elsewhere", credentials_tried), ("one tenant moves house", moved)];
 
 const STEPS: &[Step] = &[
     ("a service starts", service_starts),
@@ -465,7 +466,10 @@ fn moved(story: &mut Story<'_>) -> Result<String> {
     story.run_as("zoo", &["predict", "keeper", "--data", shown(&file)?])?;
     story.run_as("operator", &["tenant", "move", "zoo", "--finish"])?;
     let pause = number(&info, "/pause_micros")? as f64 / 1000.0;
-    Ok(format!("zoo: {} records from pooled tables to a schema and role of its own, writes paused for {pause:.0} ms", number(&info, "/records")?))
+    Ok(format!(
+        "zoo: {} records from pooled tables to a schema and role of its own, writes paused for {pause:.0} ms",
+        number(&info, "/records")?
+    ))
 }
 
 /// A copy with one bit of its middle turned over.

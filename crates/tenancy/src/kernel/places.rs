@@ -35,15 +35,17 @@ impl Stores {
 
     /// PostgreSQL, for what needs it.
     pub(crate) fn postgres(&self) -> Result<&Arc<Postgres>> {
-        self.postgres.as_ref().ok_or_else(|| Error::Invalid("this tier needs PostgreSQL: give `[stores.postgres]` in the configuration".to_owned()))
+        self.postgres
+            .as_ref()
+            .ok_or_else(|| Error::Invalid("this tier needs PostgreSQL: give `[stores.postgres]` in the configuration".to_owned()))
     }
 
     /// Refuses a tier that tenants cannot have here.
     pub(crate) fn takes(&self, tier: Tier) -> Result<()> {
         match tier {
-            Tier::Embedded if self.config.node.is_some() => {
-                Err(Error::Invalid("with several nodes a tenant cannot live in the data folder of one: take pooled, schema or database".to_owned()))
-            }
+            Tier::Embedded if self.config.node.is_some() => Err(Error::Invalid(
+                "with several nodes a tenant cannot live in the data folder of one: take pooled, schema or database".to_owned(),
+            )),
             Tier::Embedded => Ok(()),
             Tier::Pooled => self.postgres().map(drop),
             Tier::Schema | Tier::Database if self.config.postgres.as_ref().is_some_and(|postgres| postgres.owner_url.is_none()) => {
@@ -124,4 +126,13 @@ impl Kernel {
     fn placement_key(&self, id: TenantId) -> Key {
         self.0.root.control_key().derive("placement", &id.0)
     }
+}
+
+/// Makes and brings up to date everything in PostgreSQL, with the owner's role; what was applied, in words.
+///
+/// # Errors
+/// [`Error::Invalid`] without PostgreSQL or an owner's URL in the configuration, or when an applied file has changed since.
+pub async fn migrate(config: &StoresConfig) -> Result<Vec<String>> {
+    let postgres = config.postgres.as_ref();
+    Postgres::migrate(postgres.ok_or_else(|| Error::Invalid("there is nothing to migrate: no `[stores.postgres]`".to_owned()))?).await
 }

@@ -38,7 +38,7 @@ async fn thawed(kernel: &Kernel, admin: &str) {
 
 #[tokio::test]
 async fn what_ends_late_joins_the_same_log() {
-    let house = House::new();
+    let house = House::new().await;
     let kernel = house.open().await;
     let (operator, _) = house.operator(&kernel).await;
     let admin = tenant_new(&operator, "a").await;
@@ -68,7 +68,7 @@ async fn what_ends_late_joins_the_same_log() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_cut_anywhere_leaves_one_entry_that_is_true() {
-    let house = House::new();
+    let house = House::new().await;
     let kernel = house.open().await;
     let (operator, _) = house.operator(&kernel).await;
     let admin = tenant_new(&operator, "a").await;
@@ -104,7 +104,7 @@ async fn a_commit_cut_anywhere_leaves_one_entry_that_is_true() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_key_read_while_it_is_revoked_is_not_remembered() {
-    let house = House::new();
+    let house = House::new().await;
     let kernel = house.open().await;
     let (operator, _) = house.operator(&kernel).await;
     let admin = tenant_new(&operator, "a").await;
@@ -136,7 +136,7 @@ async fn raise(operator: &Operator, name: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_that_make_the_same_tenant_one_has_it() {
-    let house = House::new();
+    let house = House::new().await;
     let kernel = house.open().await;
     let (first, key) = house.operator(&kernel).await;
     let second = operator(&kernel, &key).await;
@@ -151,7 +151,7 @@ async fn of_two_that_make_the_same_tenant_one_has_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn two_administrators_cannot_remove_each_other() {
-    let house = House::new();
+    let house = House::new().await;
     let kernel = house.open().await;
     let (operator, _) = house.operator(&kernel).await;
     let admin = tenant_new(&operator, "a").await;
@@ -178,7 +178,7 @@ async fn two_administrators_cannot_remove_each_other() {
 
 #[tokio::test]
 async fn a_narrow_key_cannot_make_a_wide_one_nor_act_on_another_member() {
-    let house = House::new();
+    let house = House::new().await;
     let kernel = house.open().await;
     let (operator, _) = house.operator(&kernel).await;
     let admin = tenant_new(&operator, "a").await;
@@ -202,7 +202,7 @@ async fn what_is_being_erased_does_not_come_back_and_holds_up_nobody() {
             Box::pin(async {})
         }
     }
-    let house = House::new();
+    let house = House::new().await;
     let kernel = house.open().await;
     let (operator, key) = house.operator(&kernel).await;
     let a = tenant_new(&operator, "a").await;
@@ -235,7 +235,7 @@ async fn operator_of(kernel: &Kernel, key: &str) -> Operator {
 
 #[tokio::test]
 async fn the_services_own_log_cannot_be_put_back_and_counts_refusals() {
-    let house = House::new();
+    let house = House::new().await;
     let kernel = house.open().await;
     let (operator, key) = house.operator(&kernel).await;
     kernel.close().await.unwrap();
@@ -257,12 +257,12 @@ async fn the_services_own_log_cannot_be_put_back_and_counts_refusals() {
     drop((service, kernel));
     std::fs::remove_dir_all(house.data().join("service")).unwrap();
     copy_tree(&copy, &house.data().join("service"));
-    assert!(matches!(Kernel::open(config(&house.data(), &house.keystore())).await, Err(Error::Integrity(_))));
+    assert!(matches!(Kernel::open(house.config(&house.data(), &house.keystore())).await, Err(Error::Integrity(_))));
 }
 
 #[tokio::test]
 async fn an_entry_always_fits_into_the_log() {
-    let house = House::new();
+    let house = House::new().await;
     let kernel = house.open().await;
     let (operator, _) = house.operator(&kernel).await;
     let admin = tenant_new(&operator, "a").await;
@@ -282,7 +282,7 @@ async fn an_entry_always_fits_into_the_log() {
 
 #[tokio::test]
 async fn a_download_ends_when_the_tenant_is_suspended() {
-    let house = House::new();
+    let house = House::new().await;
     let kernel = house.open().await;
     let (operator, _) = house.operator(&kernel).await;
     let admin = tenant_new(&operator, "a").await;
@@ -297,7 +297,7 @@ async fn a_download_ends_when_the_tenant_is_suspended() {
 
 #[tokio::test]
 async fn tickets_are_fair_and_survive() {
-    let house = House::new();
+    let house = House::new().await;
     let kernel = house.open().await;
     let (operator, _) = house.operator(&kernel).await;
     let (a, b) = (tenant_new(&operator, "a").await, tenant_new(&operator, "b").await);
@@ -335,7 +335,7 @@ async fn tickets_are_fair_and_survive() {
 async fn three_hundred_openings_and_evictions_lose_nothing() {
     const TENANTS: usize = 20;
     const ROUNDS: usize = 15;
-    let house = House::new();
+    let house = House::new().await;
     let kernel = house.open().await;
     let (operator, _) = house.operator(&kernel).await;
     let mut keys = Vec::new();
@@ -363,7 +363,7 @@ async fn three_hundred_openings_and_evictions_lose_nothing() {
 
 #[tokio::test]
 async fn every_act_by_every_role_as_the_matrix_says() {
-    let house = House::new();
+    let house = House::new().await;
     let kernel = house.open().await;
     let (operator, _) = house.operator(&kernel).await;
     let admin = tenant_new(&operator, "a").await;

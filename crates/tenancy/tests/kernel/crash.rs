@@ -17,7 +17,8 @@ const WRITES: usize = 3_400;
 async fn child_that_writes_until_killed() {
     let Some(dir) = std::env::var_os(DIR) else { return };
     let dir = std::path::PathBuf::from(dir);
-    let kernel = Kernel::open(config(&dir.join("data"), &dir.join("keystore"))).await.unwrap().0;
+    let stores = stores_in(&std::env::var(DATABASE).unwrap());
+    let kernel = Kernel::open(KernelConfig { stores, ..config(&dir.join("data"), &dir.join("keystore")) }).await.unwrap().0;
     let key = std::fs::read_to_string(dir.join("key")).unwrap();
     for n in 0.. {
         note_put(&kernel, &key, &format!("n{n:06}"), "text").await.unwrap();
@@ -33,7 +34,7 @@ async fn child_that_writes_until_killed() {
 
 #[tokio::test]
 async fn killed_during_thousands_of_acknowledged_writes() {
-    let house = House::new();
+    let house = House::new().await;
     let kernel = house.open().await;
     let (operator, _) = house.operator(&kernel).await;
     let key = tenant_new(&operator, "a").await;
@@ -53,6 +54,7 @@ async fn killed_during_thousands_of_acknowledged_writes() {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "crash::child_that_writes_until_killed", "--nocapture"])
             .env(DIR, house.dir.path())
+            .env(DATABASE, &house.database)
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();

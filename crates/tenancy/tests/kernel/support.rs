@@ -9,6 +9,68 @@ use tenancy::*;
 
 pub(crate) struct House {
     pub(crate) dir: tempfile::TempDir,
+    stores: StoresConfig,
+    /// Of the database; empty on the embedded tier.
+    pub(crate) database: String,
+}
+
+/// The tier of `INSULA_TEST_TIER`: the whole suite runs again with each tenant's rows there.
+pub(crate) fn tier() -> Tier {
+    std::env::var("INSULA_TEST_TIER").map_or(Tier::Embedded, |word| word.parse().unwrap())
+}
+
+/// Whether a test about files of the embedded tier has nothing to look at.
+pub(crate) fn rows_are_elsewhere() -> bool {
+    tier() != Tier::Embedded
+}
+
+/// Names the house's database to a child process.
+pub(crate) const DATABASE: &str = "INSULA_TEST_DATABASE";
+
+/// A database of its own on the server of `INSULA_PG_URL`, with roles of its own.
+async fn stores() -> (StoresConfig, String) {
+    if tier() == Tier::Embedded {
+        return (StoresConfig::default(), String::new());
+    }
+    let name = format!("kernel_{}", RequestId::fresh());
+    let superuser: sqlx::postgres::PgConnectOptions = server_url().parse().unwrap();
+    let mut connection = sqlx::ConnectOptions::connect(&superuser).await.unwrap();
+    for sql in [
+        format!("CREATE ROLE {name}_owner LOGIN CREATEROLE CREATEDB PASSWORD '{name}'"),
+        format!("CREATE DATABASE {name} OWNER {name}_owner TEMPLATE template0"),
+    ] {
+        #[expect(clippy::disallowed_types, reason = "a test's own names")]
+        let sql = sqlx::AssertSqlSafe(sql);
+        sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+    }
+    let stores = stores_in(&name);
+    tenancy::migrate(&stores).await.unwrap();
+    (stores, name)
+}
+
+/// What a kernel needs to use a database that was made before; nothing for the embedded tier.
+pub(crate) fn stores_in(name: &str) -> StoresConfig {
+    if name.is_empty() {
+        return StoresConfig::default();
+    }
+    let url = server_url();
+    let (_, server) = url.rsplit_once('@').unwrap();
+    let (server, _) = server.split_once('/').unwrap();
+    let of = |role: &str| Secret::new(format!("postgres://{name}_{role}:{name}@{server}/{name}"));
+    let postgres = PostgresConfig {
+        rows_url: of("rows"),
+        control_url: of("control"),
+        owner_url: Some(of("owner")),
+        prepared_statements: true,
+        connections_pooled_max: 4,
+        connections_tenant_max: 2,
+        connections_dedicated_max: 8,
+    };
+    StoresConfig { postgres: Some(postgres), tier: tier(), ..StoresConfig::default() }
+}
+
+fn server_url() -> String {
+    std::env::var("INSULA_PG_URL").expect("INSULA_TEST_TIER needs INSULA_PG_URL")
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,8 +87,14 @@ impl Record for Note {
 }
 
 impl House {
-    pub(crate) fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap() }
+    pub(crate) async fn new() -> Self {
+        let (stores, database) = stores().await;
+        Self { dir: tempfile::tempdir().unwrap(), stores, database }
+    }
+
+    /// For a kernel over these folders and this house's other stores.
+    pub(crate) fn config(&self, data: &Path, keystore: &Path) -> KernelConfig {
+        KernelConfig { stores: self.stores.clone(), ..config(data, keystore) }
     }
 
     pub(crate) fn data(&self) -> PathBuf {
@@ -39,7 +107,7 @@ impl House {
 
     pub(crate) async fn open(&self) -> Kernel {
         loop {
-            match Kernel::open(config(&self.data(), &self.keystore())).await {
+            match Kernel::open(self.config(&self.data(), &self.keystore())).await {
                 Ok((kernel, _)) => return kernel,
                 // The one before is just letting go.
                 Err(Error::Unavailable(_)) => tokio::time::sleep(std::time::Duration::from_millis(20)).await,

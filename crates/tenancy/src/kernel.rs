@@ -406,7 +406,8 @@ impl Kernel {
         let dir = self.tenant_dir(row.id);
         let keyring = Keyring::load(&self.0.root, row.id, &self.0.control.keys_of(row.id).await?)?;
         let ledger = self.ledger_open(&dir, &keyring)?;
-        let place = self.rows_place(row.id, &Placement::parse(&row.placement)?, None).await?;
+        let fence = hold.as_ref().map(|hold| hold.fence());
+        let place = self.rows_place(row.id, &Placement::parse(&row.placement)?, fence).await?;
         let anchor = self.0.anchors.slot(row.slot, row.id)?;
         let store = Store::open(&dir, place, Arc::new(keyring), anchor).await?;
         let meter = self.meter(row)?;
@@ -454,7 +455,7 @@ impl Kernel {
         let dir = self.tenant_dir(row.id);
         let placement = Placement::parse(&row.placement)?;
         self.rows_place_make(row.id, &placement).await?;
-        let place = self.rows_place(row.id, &placement, None).await?;
+        let place = self.rows_place(row.id, &placement, hold.as_ref().map(|hold| hold.fence())).await?;
         let anchor = self.0.anchors.slot(row.slot, row.id)?;
         let keyring = Arc::new(keyring);
         let store = Store::create(&dir, place, Arc::clone(&keyring), anchor).await?;

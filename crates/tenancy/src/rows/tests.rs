@@ -34,6 +34,11 @@ impl Place {
         let dir = tempfile::tempdir().unwrap();
         let root = RootStore::open_or_create(&dir.path().join("keystore")).unwrap().0;
         let anchors = Anchors::open(&root).unwrap();
+        Self::over(dir, root, anchors)
+    }
+
+    /// Over a keystore that is there.
+    pub(crate) fn over(dir: tempfile::TempDir, root: RootStore, anchors: Arc<Anchors>) -> Self {
         Self { dir, root, anchors, tier: Tier::Embedded, postgres: None, database: None }
     }
 

@@ -57,7 +57,7 @@ impl House {
         let scratch = &self.server.as_ref().unwrap().scratch;
         let node = Postgres::connect(&scratch.config).await.unwrap();
         let server = Some(Server { scratch: Arc::clone(scratch), node });
-        Self { place: Place { dir, root, anchors }, server }
+        Self { place: Place::over(dir, root, anchors), server }
     }
 
     pub(super) fn file(&self) -> PathBuf {

@@ -50,7 +50,7 @@ mod seal;
 mod tenant;
 mod token;
 
-pub use blobs::{BlobId, BlobReader};
+pub use blobs::{BlobId, BlobReader, IsolationProbe, ProbeOutcome};
 pub use credential::Scope;
 pub use erasure::{Compute, ErasureInfo, ErasureState, ErasureStatement, name_digest, verify_certificate};
 pub use error::{Error, Result};

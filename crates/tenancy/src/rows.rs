@@ -85,8 +85,22 @@ pub(crate) struct Store {
 impl Store {
     /// Makes `dir` (which must not exist) with an empty `rows.db` and `blobs/`; a place on a server was made before.
     pub(crate) async fn create(dir: &Path, place: Place, keys: Arc<Keyring>, anchor: AnchorSlot) -> Result<Self> {
+        Self::create_at(dir, place, None, keys, anchor).await
+    }
+
+    /// As [`Store::create`], with the objects in a bucket.
+    pub(crate) async fn create_at(
+        dir: &Path,
+        place: Place,
+        bucket: Option<Objects>,
+        keys: Arc<Keyring>,
+        anchor: AnchorSlot,
+    ) -> Result<Self> {
         DirBuilder::new().mode(0o700).create(dir)?;
-        let objects = Objects::create_folder(&dir.join(BLOBS))?;
+        let objects = match bucket {
+            Some(bucket) => bucket,
+            None => Objects::create_folder(&dir.join(BLOBS))?,
+        };
         let (db, codec) = match place {
             Place::File => {
                 let db = SqliteDb::open(&dir.join(ROWS), keys.rows_key(), anchor, MIGRATIONS, Expect::Absent).await?;
@@ -103,6 +117,11 @@ impl Store {
     /// # Errors
     /// [`Error::Integrity`] if the rows do not decrypt, are older than their anchor, or were changed while they were closed.
     pub(crate) async fn open(dir: &Path, place: Place, keys: Arc<Keyring>, anchor: AnchorSlot) -> Result<Self> {
+        Self::open_at(dir, place, None, keys, anchor).await
+    }
+
+    /// As [`Store::open`], with the objects in a bucket.
+    pub(crate) async fn open_at(dir: &Path, place: Place, bucket: Option<Objects>, keys: Arc<Keyring>, anchor: AnchorSlot) -> Result<Self> {
         let (clean, db, codec) = match place {
             Place::File => {
                 let clean = anchor.now().clean.is_some();
@@ -112,13 +131,18 @@ impl Store {
             Place::Postgres(rows, fence) => {
                 let db = PostgresDb::open(rows, anchor, fence).await?;
                 // This node may see the tenant for the first time.
-                DirBuilder::new().recursive(true).mode(0o700).create(dir.join(BLOBS))?;
+                DirBuilder::new().recursive(true).mode(0o700).create(if bucket.is_some() { dir.to_owned() } else { dir.join(BLOBS) })?;
                 (db.was_clean(), Db::Postgres(db), Codec::sealed(&keys))
             }
         };
-        let store = Self::new(Objects::folder(&dir.join(BLOBS)), keys, db, codec);
+        let objects = bucket.unwrap_or_else(|| Objects::folder(&dir.join(BLOBS)));
+        let store = Self::new(objects, keys, db, codec);
         if !clean {
-            store.sweep().await?;
+            match store.sweep().await {
+                // Rows can be served without. It is swept when the store closes.
+                Err(Error::Unavailable(_)) => store.unseen.store(1, Ordering::Release),
+                swept => swept?,
+            }
         }
         Ok(store)
     }

@@ -7,16 +7,24 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::BlobId;
+use super::bucket::{Bucket, Remote, Upload};
 use crate::error::{Error, Result};
 use crate::name::unhex;
 use crate::rows::db::blocking;
+
+/// Bytes that are copied at once from one place to another.
+const COPY_BYTES: u64 = 4 * 1024 * 1024;
 
 /// A place for objects; cheap to clone.
 #[derive(Clone)]
 pub(crate) enum Objects {
     /// A file each, in 256 folders of this one.
     Folder(Arc<Path>),
+    /// An S3 bucket of the tenant's own.
+    Bucket(Arc<Bucket>),
 }
 
 impl Objects {
@@ -35,6 +43,7 @@ impl Objects {
     pub(crate) fn begin(&self, id: BlobId) -> Result<(Draft, Sink)> {
         let sink = match self {
             Self::Folder(dir) => Sink::File { file: file_create(dir, id)?, folder: folder_of(dir, id) },
+            Self::Bucket(bucket) => Sink::Upload { sealed: Vec::new(), upload: Upload::new(bucket, id) },
         };
         Ok((Draft { objects: self.clone(), id, kept: false }, sink))
     }
@@ -42,13 +51,14 @@ impl Objects {
     /// Opens an object for reading in ranges.
     ///
     /// # Errors
-    /// [`Error::Integrity`] if it is gone or has another length than `bytes`.
+    /// [`Error::Integrity`] if it is gone or has another length than `bytes`; [`Error::Unavailable`] when the server does not answer.
     pub(crate) async fn open(&self, id: BlobId, bytes: u64) -> Result<Source> {
         match self {
             Self::Folder(dir) => {
                 let path = path(dir, id);
                 blocking(move || file_open(&path, id, bytes).map(Source::File)).await
             }
+            Self::Bucket(bucket) => bucket.open(id, bytes).await.map(Source::Remote),
         }
     }
 
@@ -60,6 +70,7 @@ impl Objects {
                     tracing::warn!(%error, "a deleted object's file could not be removed; the next sweep will");
                 }
             }
+            Self::Bucket(bucket) => bucket.remove(ids),
         }
     }
 
@@ -67,6 +78,7 @@ impl Objects {
     pub(crate) fn littered(&self) -> bool {
         match self {
             Self::Folder(_) => false,
+            Self::Bucket(bucket) => bucket.littered(),
         }
     }
 
@@ -77,11 +89,36 @@ impl Objects {
                 let dir = Arc::clone(dir);
                 blocking(move || folder_sweep(&dir, &known)).await
             }
+            Self::Bucket(bucket) => bucket.sweep(&known).await,
         }
     }
 
-    /// Removes all of them and the place itself. Idempotent.
-    #[allow(dead_code, reason = "erasure is about to use it")]
+    /// Copies the stored bytes of an object to another place, where they open just as well. Again after it was broken off.
+    ///
+    /// # Errors
+    /// As [`Objects::open`], and what the other place runs into.
+    pub(crate) async fn copy(&self, id: BlobId, bytes: u64, to: &Self) -> Result<()> {
+        if let Self::Folder(dir) = to {
+            match fs::remove_file(path(dir, id)) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
+                _ => {}
+            }
+        }
+        let source = Arc::new(self.open(id, bytes).await?);
+        let (draft, mut sink) = to.begin(id)?;
+        let mut offset = 0;
+        while offset < bytes {
+            let piece = source.read(offset, COPY_BYTES.min(bytes - offset)).await?;
+            offset += piece.len() as u64;
+            sink = blocking(move || sink.write(&piece).map(|()| sink)).await?;
+            sink.ship().await?;
+        }
+        blocking(move || sink.flush().map(|()| sink)).await?.finish().await?;
+        draft.keep();
+        Ok(())
+    }
+
+    /// Removes all of them, and of a folder the folder itself. Idempotent.
     pub(crate) async fn remove_all(&self) -> Result<()> {
         match self {
             Self::Folder(dir) => {
@@ -92,6 +129,7 @@ impl Objects {
                 })
                 .await
             }
+            Self::Bucket(bucket) => bucket.sweep(&HashSet::new()).await,
         }
     }
 }
@@ -126,6 +164,7 @@ impl Drop for Draft {
             return;
         }
         match &self.objects {
+            Objects::Bucket(bucket) => bucket.remove(&[self.id]),
             Objects::Folder(dir) => {
                 if let Err(error) = fs::remove_file(path(dir, self.id)) {
                     tracing::warn!(%error, "an unfinished object could not be removed; the next sweep will");
@@ -135,26 +174,48 @@ impl Drop for Draft {
     }
 }
 
-/// Where the sealed bytes of one object go. Its methods do file work: call them off the async threads.
+/// Where the sealed bytes of one object go.
 pub(crate) enum Sink {
     /// Straight into the file.
     File { file: File, folder: PathBuf },
+    /// Into memory, and from there in parts.
+    Upload { sealed: Vec<u8>, upload: Upload },
 }
 
 impl Sink {
-    /// Appends.
-    pub(crate) fn write(&mut self, sealed: &[u8]) -> Result<()> {
+    /// Appends. File work: off the async threads.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
         match self {
-            Self::File { file, .. } => Ok(file.write_all(sealed)?),
+            Self::File { file, .. } => file.write_all(bytes)?,
+            Self::Upload { sealed, .. } => sealed.extend_from_slice(bytes),
+        }
+        Ok(())
+    }
+
+    /// Sends full parts away, after every [`Sink::write`] of at most some MiB.
+    pub(crate) async fn ship(&mut self) -> Result<()> {
+        match self {
+            Self::File { .. } => Ok(()),
+            Self::Upload { sealed, upload } => upload.ship(sealed).await,
         }
     }
 
-    /// What was written is durable, as far as it lies here.
-    pub(crate) fn finish(&mut self) -> Result<()> {
+    /// A file is durable. File work: off the async threads.
+    pub(crate) fn flush(&mut self) -> Result<()> {
+        if let Self::File { file, folder } = self {
+            file.sync_all()?;
+            File::open(folder)?.sync_all()?;
+        }
+        Ok(())
+    }
+
+    /// After [`Sink::flush`]: all of it is durable.
+    pub(crate) async fn finish(self) -> Result<()> {
         match self {
-            Self::File { file, folder } => {
-                file.sync_all()?;
-                Ok(File::open(folder)?.sync_all()?)
+            Self::File { .. } => Ok(()),
+            Self::Upload { mut sealed, mut upload } => {
+                upload.ship(&mut sealed).await?;
+                upload.finish(sealed).await
             }
         }
     }
@@ -164,14 +225,24 @@ impl Sink {
 pub(crate) enum Source {
     /// A file that is read in place; it stays readable after its removal.
     File(File),
+    /// An object in a bucket.
+    Remote(Remote),
 }
 
 impl Source {
-    /// Fills `sealed` from `offset`. Whoever calls it is off the async threads.
-    pub(crate) fn read_exact_at(&self, sealed: &mut [u8], offset: u64) -> Result<()> {
-        match self {
-            Self::File(file) => Ok(file.read_exact_at(sealed, offset)?),
+    /// These bytes of what is stored; all of them.
+    pub(crate) async fn read(self: &Arc<Self>, offset: u64, len: u64) -> Result<Bytes> {
+        if let Self::Remote(remote) = &**self {
+            return remote.read(offset..offset.saturating_add(len)).await;
         }
+        let source = Arc::clone(self);
+        let read = move || {
+            let Self::File(file) = &*source else { return Err(Error::internal("a place changed its kind")) };
+            let mut bytes = vec![0u8; usize::try_from(len).map_err(Error::internal)?];
+            file.read_exact_at(&mut bytes, offset).map_err(|error| Error::integrity(format!("an object's file: {error}")))?;
+            Ok(bytes.into())
+        };
+        blocking(read).await
     }
 }
 

@@ -123,6 +123,14 @@ impl Island {
         crate::rows::Place::Postgres(postgres.rows(self.id, self.tier, password).await.unwrap(), fence)
     }
 
+    pub(crate) async fn create_with(&self, bucket: Option<Objects>) -> Store {
+        Store::create_at(&self.dir, crate::rows::Place::File, bucket, Arc::clone(&self.keys), self.anchor()).await.unwrap()
+    }
+
+    pub(crate) async fn open_with(&self, bucket: Option<Objects>) -> Result<Store> {
+        Store::open_at(&self.dir, crate::rows::Place::File, bucket, Arc::clone(&self.keys), self.anchor()).await
+    }
+
     fn anchor(&self) -> AnchorSlot {
         self.anchors.slot(self.slot, self.id).unwrap()
     }

@@ -22,8 +22,9 @@ const EDGES: &[(&str, &[&str])] = &[
 const KEPT: &[(&str, &[&str])] = &[
     ("hyper", &["server"]),
     ("axum", &["server"]),
-    ("http", &["server"]),
-    ("reqwest", &["insula", "server"]),
+    // The kernel speaks no protocol of ours; an object store can only be reached and managed over its own.
+    ("http", &["server", "tenancy"]),
+    ("reqwest", &["insula", "server", "tenancy"]),
     ("sqlx", &["tenancy"]),
     ("libsqlite3-sys", &["tenancy"]),
     ("cedar-policy", &["tenancy"]),

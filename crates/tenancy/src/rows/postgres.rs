@@ -34,7 +34,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use sqlx::{ConnectOptions, Connection, Transaction, query_as};
+use sqlx::{ConnectOptions, Connection, Transaction, query_scalar};
 use tokio::time::timeout;
 
 use super::sql::Prepared;
@@ -54,8 +54,6 @@ const ACQUIRE_WAIT_MAX: Duration = Duration::from_secs(5);
 const STALE_AFTER: Duration = Duration::from_secs(1);
 const IDLE_MAX: Duration = Duration::from_secs(600);
 const LIFETIME_MAX: Duration = Duration::from_secs(1800);
-/// A server that was restarted leaves dead connections; that many are passed over.
-const BEGIN_TRIES: u32 = 4;
 /// Connections for the service's own rows.
 const CONTROL_CONNECTIONS_MAX: u32 = 8;
 /// Prepared statements that a connection keeps: more than there are.
@@ -129,7 +127,9 @@ impl Postgres {
             prepared,
             checked: Mutex::default(),
         };
-        catalogue::check(&mut *postgres.control.acquire().await?, &postgres.roles).await?;
+        let mut transaction = postgres.control().begin().await?;
+        catalogue::check(&mut transaction, &postgres.roles).await?;
+        transaction.commit().await?;
         Ok(Arc::new(postgres))
     }
 
@@ -230,11 +230,13 @@ impl PgRows {
     /// # Errors
     /// [`Error::Unavailable`] if the server does not answer or all connections stay in use.
     pub(crate) async fn begin(&self) -> Result<Transaction<'static, sqlx::Postgres>> {
-        let mut tries = BEGIN_TRIES;
+        let mut tries = 0;
         loop {
-            tries -= 1;
-            match self.begin_once().await {
-                Err(Error::Unavailable(reason)) if tries > 0 && reason == DEAD => {}
+            let pool = self.pool().await?;
+            tries += 1;
+            match self.begin_on(&pool).await {
+                // A server that was restarted leaves dead connections: they are passed over, all of them if need be.
+                Err(Error::Unavailable(DEAD)) if tries <= pool.options().get_max_connections() => {}
                 result => return result,
             }
         }
@@ -251,11 +253,14 @@ impl PgRows {
         self.prepared
     }
 
-    async fn begin_once(&self) -> Result<Transaction<'static, sqlx::Postgres>> {
-        let pool = match &self.source {
-            Source::Shared(pool) => pool.clone(),
-            Source::Own(pools, own) => pools.pool(&own.0, &own.1).await?,
-        };
+    async fn pool(&self) -> Result<PgPool> {
+        match &self.source {
+            Source::Shared(pool) => Ok(pool.clone()),
+            Source::Own(pools, own) => pools.pool(&own.0, &own.1).await,
+        }
+    }
+
+    async fn begin_on(&self, pool: &PgPool) -> Result<Transaction<'static, sqlx::Postgres>> {
         let connection = pool.acquire().await.map_err(unavailable)?;
         let sql = sqlx::SqlSafeStr::into_sql_str(built(Arc::clone(&self.begin)));
         // A task of its own: if the caller goes away between the message and the answer, somebody must still see that the transaction
@@ -321,9 +326,12 @@ async fn checked(options: &PgConnectOptions, what: &str) -> Result<String> {
         Ok(connected) => connected.map_err(|error| not_connected(error, what))?,
         Err(_) => return Err(Error::Unavailable("the database does not answer; try again")),
     };
-    server::version_checked(&mut connection).await?;
-    server::role_checked(&mut connection, what).await?;
-    let (database,): (String,) = query_as("SELECT current_database()::text").persistent(false).fetch_one(&mut connection).await?;
+    let mut transaction = connection.begin().await?;
+    server::version_checked(&mut transaction).await?;
+    server::role_checked(&mut transaction, what).await?;
+    let select = query_scalar("SELECT current_database()::text").persistent(false);
+    let database = select.fetch_one(&mut *transaction).await?;
+    transaction.commit().await?;
     connection.close().await?;
     Ok(database)
 }

@@ -28,10 +28,17 @@ pub(crate) const ROWS: Steps = &[("rows/0001", include_str!("../../../migrations
 /// Of the service's own rows.
 pub(crate) const CONTROL: Steps = &[("control/0001", include_str!("../../../migrations/control/postgres/0001.sql"))];
 
+pub(super) const ROLE_EXISTS: &str = "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)";
 /// Held while a place is changed. A number of ours among the advisory locks of a database.
 const LOCK: i64 = 0x696e_7375_6c61_0001;
 /// How long a change waits for another, or for those who use a table.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(120);
+
+/// Schemas of single tenants.
+pub(super) const OWN_SCHEMAS: &str = "SELECT nspname::text FROM pg_namespace WHERE nspname ~ '^t_[0-9a-f]{32}$' ORDER BY 1";
+/// Databases of single tenants on the server, if they belong to whom this one belongs to.
+const OWN_DATABASES: &str = "SELECT datname::text FROM pg_database WHERE datname ~ '^d_[0-9a-f]{32}$'
+    AND datdba = (SELECT datdba FROM pg_database WHERE datname = current_database()) ORDER BY 1";
 
 const NOTES: &str = "CREATE TABLE IF NOT EXISTS insula_control.migration (
     place      text COLLATE \"C\" NOT NULL,
@@ -49,10 +56,10 @@ pub(super) async fn migrate(config: &PostgresConfig) -> Result<Vec<String>> {
     let owner = owner(config)?;
     let roles = Roles::of(config)?;
     let mut connection = connect(&owner).await?;
-    version_checked(&mut connection).await?;
-    owner_checked(&mut connection, &roles).await?;
     let mut done = Vec::new();
     let mut change = Change::begin(&mut connection).await?;
+    version_checked(&mut change.transaction).await?;
+    owner_checked(&mut change.transaction, &roles).await?;
     change.roles(config, &roles, &mut done).await?;
     change.schemas(&[CONTROL_SCHEMA, POOLED_SCHEMA]).await?;
     change.steps(CONTROL_SCHEMA, CONTROL_SCHEMA, CONTROL, &mut done).await?;
@@ -62,8 +69,9 @@ pub(super) async fn migrate(config: &PostgresConfig) -> Result<Vec<String>> {
     change.run(format!("REVOKE INSERT, UPDATE, DELETE ON insula_control.migration FROM {}", roles.control)).await?;
     change.grant(POOLED_SCHEMA, &roles.rows).await?;
     change.close_database("TEMPORARY").await?;
+    let (schemas, databases) = (change.names(OWN_SCHEMAS).await?, change.names(OWN_DATABASES).await?);
     change.commit().await?;
-    tenants(&mut connection, &owner, &mut done).await?;
+    tenants(&mut connection, &owner, schemas, databases, &mut done).await?;
     connection.close().await?;
     Ok(done)
 }
@@ -91,13 +99,23 @@ impl<'c> Change<'c> {
         let mut transaction = connection.begin().await?;
         let wait = format!("SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = 0", LOCK_WAIT_MAX.as_millis());
         raw_sql(built(wait)).execute(&mut *transaction).await?;
-        query("SELECT pg_advisory_xact_lock($1)").bind(LOCK).execute(&mut *transaction).await?;
+        query("SELECT pg_advisory_xact_lock($1)").bind(LOCK).persistent(false).execute(&mut *transaction).await?;
         Ok(Self { transaction })
     }
 
     /// Runs a statement.
     pub(super) async fn run(&mut self, sql: String) -> Result<()> {
         raw_sql(built(sql)).execute(&mut *self.transaction).await.map(drop).map_err(not_allowed)
+    }
+
+    /// The names that a query finds.
+    async fn names(&mut self, select: &'static str) -> Result<Vec<String>> {
+        Ok(query_scalar(select).persistent(false).fetch_all(&mut *self.transaction).await?)
+    }
+
+    /// Whether something with a name exists.
+    pub(super) async fn exists(&mut self, select: &'static str, name: &str) -> Result<bool> {
+        Ok(query_scalar(select).bind(name).persistent(false).fetch_one(&mut *self.transaction).await?)
     }
 
     /// Everything, or nothing.
@@ -108,20 +126,15 @@ impl<'c> Change<'c> {
     /// Makes a role that may log in, or gives it this password.
     pub(super) async fn login(&mut self, role: &Ident, password: &str, what: &str) -> Result<()> {
         let verifier = scram(password, what)?;
-        let verb = if self.role_exists(role).await? { "ALTER" } else { "CREATE" };
+        let verb = if self.exists(ROLE_EXISTS, role.as_str()).await? { "ALTER" } else { "CREATE" };
         let rights = "LOGIN NOINHERIT NOCREATEDB NOCREATEROLE";
         self.run(format!("{verb} ROLE {role} {rights} PASSWORD '{verifier}'")).await
-    }
-
-    async fn role_exists(&mut self, role: &Ident) -> Result<bool> {
-        let select = "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)";
-        Ok(query_scalar(select).bind(role.as_str()).fetch_one(&mut *self.transaction).await?)
     }
 
     /// The roles of the two URLs, with the passwords that stand there. A role that is there keeps its password.
     async fn roles(&mut self, config: &PostgresConfig, roles: &Roles, done: &mut Vec<String>) -> Result<()> {
         for (role, url, what) in [(&roles.rows, &config.rows_url, "rows_url"), (&roles.control, &config.control_url, "control_url")] {
-            if !self.role_exists(role).await? {
+            if !self.exists(ROLE_EXISTS, role.as_str()).await? {
                 self.login(role, &password_of(url.expose())?, what).await?;
                 done.push(format!("role {}", role.as_str()));
             }
@@ -132,12 +145,11 @@ impl<'c> Change<'c> {
     /// Makes schemas, and the table of notes, which is in every database.
     pub(super) async fn schemas(&mut self, names: &[&str]) -> Result<()> {
         for name in names {
-            let exists = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)";
-            if !query_scalar::<_, bool>(exists).bind(name).fetch_one(&mut *self.transaction).await? {
+            if !self.exists("SELECT to_regnamespace(quote_ident($1)) IS NOT NULL", name).await? {
                 self.run(format!("CREATE SCHEMA \"{name}\"")).await?;
             }
         }
-        if query_scalar::<_, bool>("SELECT to_regclass('insula_control.migration') IS NULL").fetch_one(&mut *self.transaction).await? {
+        if !self.exists("SELECT to_regclass($1) IS NOT NULL", "insula_control.migration").await? {
             self.run(NOTES.to_owned()).await?;
         }
         Ok(())
@@ -149,13 +161,13 @@ impl<'c> Change<'c> {
     /// [`Error::Invalid`] if a step was changed after it was applied, or one was applied that we do not know.
     pub(super) async fn steps(&mut self, place: &str, schema: &str, steps: Steps, done: &mut Vec<String>) -> Result<()> {
         let select = "SELECT name, sha256 FROM insula_control.migration WHERE place = $1 ORDER BY name";
-        let applied: Vec<(String, String)> = query_as(select).bind(place).fetch_all(&mut *self.transaction).await?;
+        let applied: Vec<(String, String)> = query_as(select).bind(place).persistent(false).fetch_all(&mut *self.transaction).await?;
         known(place, steps, &applied)?;
         for (name, sql) in steps.get(applied.len()..).unwrap_or_default().iter().copied() {
             self.run(format!("SET LOCAL search_path = \"{schema}\", pg_temp")).await?;
             raw_sql(sql).execute(&mut *self.transaction).await.map_err(not_allowed)?;
             let note = "INSERT INTO insula_control.migration (place, name, sha256) VALUES ($1, $2, $3)";
-            query(note).bind(place).bind(name).bind(sha256(sql)).execute(&mut *self.transaction).await?;
+            query(note).bind(place).bind(name).bind(sha256(sql)).persistent(false).execute(&mut *self.transaction).await?;
             done.push(format!("{place}: {name}"));
         }
         Ok(())
@@ -169,9 +181,10 @@ impl<'c> Change<'c> {
 
     /// Takes a right on this database from everybody who has it for no reason.
     pub(super) async fn close_database(&mut self, right: &str) -> Result<()> {
-        let name: String = query_scalar("SELECT quote_ident(current_database())").fetch_one(&mut *self.transaction).await?;
+        let select = "SELECT quote_ident(current_database())";
+        let name: String = query_scalar(select).persistent(false).fetch_one(&mut *self.transaction).await?;
         self.run(format!("REVOKE {right} ON DATABASE {name} FROM PUBLIC")).await?;
-        if query_scalar::<_, bool>("SELECT to_regnamespace('public') IS NOT NULL").fetch_one(&mut *self.transaction).await? {
+        if self.exists("SELECT to_regnamespace($1) IS NOT NULL", "public").await? {
             self.run("REVOKE ALL ON SCHEMA public FROM PUBLIC".to_owned()).await?;
         }
         Ok(())
@@ -181,13 +194,19 @@ impl<'c> Change<'c> {
     pub(super) async fn tables(&mut self, own: &Own, done: &mut Vec<String>) -> Result<()> {
         self.schemas(&[CONTROL_SCHEMA, own.schema.as_str()]).await?;
         self.steps(own.role.as_str(), own.schema.as_str(), ROWS, done).await?;
-        self.grant(own.schema.as_str(), &own.role).await
+        self.grant(own.schema.as_str(), &own.role).await?;
+        if own.database.is_some() {
+            // In the common database it is the control role that reads which steps were applied.
+            self.run(format!("GRANT USAGE ON SCHEMA {CONTROL_SCHEMA} TO {}", own.role)).await?;
+            self.run(format!("GRANT SELECT ON {CONTROL_SCHEMA}.migration TO {}", own.role)).await?;
+        }
+        Ok(())
     }
 
     /// The rows without which nothing is read; left alone if they are there.
     pub(super) async fn state(&mut self, schema: &Ident, tenant: TenantId) -> Result<()> {
         self.run(format!("SET LOCAL search_path = {schema}, pg_temp; SET LOCAL insula.tenant = '{}'", tenant.hex())).await?;
-        query(super::STATE).execute(&mut *self.transaction).await?;
+        query(super::STATE).persistent(false).execute(&mut *self.transaction).await?;
         Ok(())
     }
 }
@@ -215,7 +234,7 @@ pub(super) fn known(place: &str, steps: Steps, applied: &[(String, String)]) -> 
 async fn owner_checked(connection: &mut PgConnection, roles: &Roles) -> Result<()> {
     let select = "SELECT current_user::text, pg_has_role(datdba, 'USAGE') AND has_database_privilege(datname, 'CREATE'),
         rolsuper OR rolcreaterole FROM pg_database, pg_roles WHERE datname = current_database() AND rolname = current_user";
-    let (name, owns, creates): (String, bool, bool) = query_as(select).fetch_one(connection).await?;
+    let (name, owns, creates): (String, bool, bool) = query_as(select).persistent(false).fetch_one(connection).await?;
     if name == roles.rows.as_str() || name == roles.control.as_str() {
         return Err(Error::Invalid(format!("owner_url: the role `{name}` also serves; it must be a third one")));
     }
@@ -229,20 +248,21 @@ async fn owner_checked(connection: &mut PgConnection, roles: &Roles) -> Result<(
     Ok(())
 }
 
-/// Every tenant's own schema here, and every own database on the server.
-async fn tenants(connection: &mut PgConnection, owner: &PgConnectOptions, done: &mut Vec<String>) -> Result<()> {
-    let schemas = "SELECT nspname::text FROM pg_namespace WHERE nspname ~ '^t_[0-9a-f]{32}$' ORDER BY 1";
-    for name in query_scalar::<_, String>(schemas).fetch_all(&mut *connection).await? {
-        let Some(own) = own_of(&name, Tier::Schema) else { continue };
+/// Brings tenants' own schemas and databases up to date.
+async fn tenants(
+    connection: &mut PgConnection,
+    owner: &PgConnectOptions,
+    schemas: Vec<String>,
+    databases: Vec<String>,
+    done: &mut Vec<String>,
+) -> Result<()> {
+    for own in schemas.iter().filter_map(|name| own_of(name, Tier::Schema)) {
         let mut change = Change::begin(connection).await?;
         change.tables(&own, done).await?;
         change.commit().await?;
     }
-    let databases = "SELECT datname::text FROM pg_database WHERE datname ~ '^d_[0-9a-f]{32}$' AND pg_has_role(datdba, 'USAGE')
-        AND datdba = (SELECT datdba FROM pg_database WHERE datname = current_database()) ORDER BY 1";
-    for name in query_scalar::<_, String>(databases).fetch_all(&mut *connection).await? {
-        let Some(own) = own_of(&name, Tier::Database) else { continue };
-        let mut there = connect(&owner.clone().database(&name)).await?;
+    for own in databases.iter().filter_map(|name| own_of(name, Tier::Database)) {
+        let mut there = connect(&owner.clone().database(own.role.as_str())).await?;
         let mut change = Change::begin(&mut there).await?;
         change.tables(&own, done).await?;
         change.commit().await?;

@@ -1,13 +1,19 @@
 //! Makes and destroys what a tenant has on the server. Each can be cut off anywhere and be done again.
 
-use sqlx::postgres::PgConnection;
-use sqlx::{Connection, query, query_scalar, raw_sql};
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{Connection, query, raw_sql};
 
 use super::ident::{Ident, Own, built};
-use super::migrate::{Change, connect, owner};
+use super::migrate::{Change, ROLE_EXISTS, connect, owner};
 use crate::error::{Error, Result};
 use crate::name::TenantId;
 use crate::place::PostgresConfig;
+
+/// How often, and after which pause, a database is tried to be dropped that somebody is connected to whom the owner cannot cut off.
+const DROP_TRIES: u32 = 10;
+const DROP_PAUSE: Duration = Duration::from_millis(500);
 
 /// Every table of a tenant, the one with the generation last.
 const EMPTY: [&str; 7] = [
@@ -51,17 +57,18 @@ pub(super) async fn destroy(config: &PostgresConfig, own: &Own) -> Result<()> {
     let owner = owner(config)?;
     let mut connection = connect(&owner).await?;
     let role = &own.role;
-    let there = exists(&mut connection, "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)", role).await?;
+    let mut change = Change::begin(&mut connection).await?;
+    let there = change.exists(ROLE_EXISTS, role.as_str()).await?;
     if there {
         // Nobody comes in any more, and the owner may end who is in.
-        let mut change = Change::begin(&mut connection).await?;
         change.run(format!("ALTER ROLE {role} NOLOGIN; GRANT {role} TO CURRENT_USER")).await?;
-        change.commit().await?;
-        let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = $1";
-        query_scalar::<_, i64>(end).bind(role.as_str()).fetch_one(&mut connection).await?;
     }
+    change.commit().await?;
+    let mut change = Change::begin(&mut connection).await?;
+    change.exists("SELECT count(pg_terminate_backend(pid)) > 0 FROM pg_stat_activity WHERE usename = $1", role.as_str()).await?;
+    change.commit().await?;
     if let Some(database) = &own.database {
-        raw_sql(built(format!("DROP DATABASE IF EXISTS {database} WITH (FORCE)"))).execute(&mut connection).await?;
+        database_gone(&mut connection, &owner, own, database).await?;
     }
     let mut change = Change::begin(&mut connection).await?;
     if own.database.is_none() {
@@ -73,6 +80,34 @@ pub(super) async fn destroy(config: &PostgresConfig, own: &Own) -> Result<()> {
     }
     change.commit().await?;
     Ok(connection.close().await?)
+}
+
+/// Drops a database. Its tables go first: should a pooler or a monitor of the operator hold the database, it holds an empty one.
+async fn database_gone(connection: &mut PgConnection, owner: &PgConnectOptions, own: &Own, database: &Ident) -> Result<()> {
+    let mut change = Change::begin(connection).await?;
+    let there = change.exists("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)", database.as_str()).await?;
+    change.commit().await?;
+    if !there {
+        return Ok(());
+    }
+    let mut inside = connect(&owner.clone().database(database.as_str())).await?;
+    let mut change = Change::begin(&mut inside).await?;
+    change.run(format!("DROP SCHEMA IF EXISTS {} CASCADE", own.schema)).await?;
+    change.commit().await?;
+    inside.close().await?;
+    for _ in 0..DROP_TRIES {
+        let drop = format!("DROP DATABASE IF EXISTS {database} WITH (FORCE)");
+        match raw_sql(built(drop)).execute(&mut *connection).await {
+            Ok(_) => return Ok(()),
+            // 42501: the other one is a superuser, or of a role the owner has nothing to do with. 55006: he came back.
+            Err(sqlx::Error::Database(inner)) if matches!(inner.code().as_deref(), Some("42501" | "55006")) => {
+                tracing::warn!(error = inner.message(), "a tenant's database, empty by now, cannot be dropped while others use it");
+            }
+            Err(error) => return Err(error.into()),
+        }
+        tokio::time::sleep(DROP_PAUSE).await;
+    }
+    Err(Error::Unavailable("the tenant's tables are gone, but somebody is connected to its empty database; end that and try again"))
 }
 
 /// Deletes all rows of the tenant whose transaction this is. The condition says it once more: should row-level security ever be off, this
@@ -94,21 +129,14 @@ impl Change<'_> {
 
 /// From the empty template: nothing that somebody left in the other one comes with it.
 async fn database_made(connection: &mut PgConnection, database: &Ident) -> Result<()> {
-    if exists(connection, "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)", database).await? {
-        return Ok(());
-    }
     let create = format!("CREATE DATABASE {database} TEMPLATE template0 ENCODING 'UTF8'");
     match raw_sql(built(create)).execute(connection).await {
         Ok(_) => Ok(()),
-        // 42P04: somebody was quicker.
+        // 42P04: it is there already.
         Err(sqlx::Error::Database(inner)) if inner.code().as_deref() == Some("42P04") => Ok(()),
         Err(sqlx::Error::Database(inner)) if inner.code().as_deref() == Some("42501") => {
             Err(Error::Invalid(format!("owner_url: {}: ALTER ROLE … CREATEDB", inner.message())))
         }
         Err(error) => Err(error.into()),
     }
-}
-
-async fn exists(connection: &mut PgConnection, select: &'static str, name: &Ident) -> Result<bool> {
-    Ok(query_scalar(select).bind(name.as_str()).fetch_one(connection).await?)
 }

@@ -13,8 +13,8 @@ const MAJOR: i32 = 10_000;
 
 /// Refuses a server with known holes.
 pub(super) async fn version_checked(connection: &mut PgConnection) -> Result<()> {
-    let (number, name): (i32, String) =
-        query_as("SELECT current_setting('server_version_num')::int4, current_setting('server_version')").fetch_one(connection).await?;
+    let select = "SELECT current_setting('server_version_num')::int4, current_setting('server_version')";
+    let (number, name): (i32, String) = query_as(select).persistent(false).fetch_one(connection).await?;
     version_of(number, &name)
 }
 
@@ -34,7 +34,7 @@ fn version_of(number: i32, name: &str) -> Result<()> {
 
 /// Refuses a role that could see or do more than it is for. `what` says where it comes from.
 pub(super) async fn role_checked(connection: &mut PgConnection, what: &str) -> Result<()> {
-    let (role, faults): (String, Vec<String>) = query_as(ROLE_FAULTS).fetch_one(connection).await?;
+    let (role, faults): (String, Vec<String>) = query_as(ROLE_FAULTS).persistent(false).fetch_one(connection).await?;
     if faults.is_empty() {
         return Ok(());
     }

@@ -1,5 +1,9 @@
 //! On a real server: `INSULA_PG_URL` names a superuser of it, who only prepares. All that is tested runs with the service's own roles.
 
+mod attacks;
+mod bleed;
+mod catalogue;
+
 use super::*;
 use crate::name::hex;
 use crate::seal::random;
@@ -50,6 +54,23 @@ impl Scratch {
             connections_dedicated_max: 8,
         };
         Self { superuser, name, config }
+    }
+
+    /// The same through PgBouncer in transaction mode, if there is one. The owner goes past it.
+    pub(crate) fn pooled(&self) -> Option<PostgresConfig> {
+        let Ok(url) = std::env::var("INSULA_PGBOUNCER_URL") else {
+            assert!(std::env::var("INSULA_REQUIRE").is_err(), "INSULA_PGBOUNCER_URL is not set");
+            println!("SKIPPED: INSULA_PGBOUNCER_URL is not set, nothing behind PgBouncer is tested");
+            return None;
+        };
+        let bouncer: PgConnectOptions = url.parse().unwrap();
+        let through = |url: &Secret| {
+            let server = format!("@{}:{}/", self.superuser.get_host(), self.superuser.get_port());
+            Secret::new(url.expose().replace(&server, &format!("@{}:{}/", bouncer.get_host(), bouncer.get_port())))
+        };
+        let (rows_url, control_url) = (through(&self.config.rows_url), through(&self.config.control_url));
+        assert_ne!(rows_url, self.config.rows_url);
+        Some(PostgresConfig { rows_url, control_url, prepared_statements: false, ..self.config.clone() })
     }
 
     /// With all tables, and open.
@@ -107,12 +128,14 @@ fn refusal<T>(result: Result<T>) -> String {
 
 async fn count(rows: &PgRows) -> i64 {
     let mut transaction = rows.begin().await.unwrap();
-    sqlx::query_scalar("SELECT count(*) FROM record").fetch_one(&mut *transaction).await.unwrap()
+    let select = sqlx::query_scalar("SELECT count(*) FROM record").persistent(rows.prepared() == Prepared::Kept);
+    select.fetch_one(&mut *transaction).await.unwrap()
 }
 
 async fn put(rows: &PgRows, key: &str) {
     let mut transaction = rows.begin().await.unwrap();
     let insert = sqlx::query("INSERT INTO record (kind, key, value) VALUES ('k', $1, 'v')").bind(key);
+    let insert = insert.persistent(rows.prepared() == Prepared::Kept);
     insert.execute(&mut *transaction).await.unwrap();
     transaction.commit().await.unwrap();
 }
@@ -190,6 +213,14 @@ async fn a_role_that_could_do_more_does_not_serve() {
 async fn every_tier_has_a_life() {
     let Some(scratch) = scratch().await else { return };
     let postgres = scratch.open().await;
+    lives(&scratch, &postgres).await;
+    if let Some(config) = scratch.pooled() {
+        lives(&scratch, &Postgres::connect(&config).await.unwrap()).await;
+    }
+    scratch.drop().await;
+}
+
+async fn lives(scratch: &Scratch, postgres: &Postgres) {
     for tier in [Tier::Pooled, Tier::Schema, Tier::Database] {
         let (tenant, other, password) = (tenant(), tenant(), password());
         postgres.provision(tenant, tier, &password).await.unwrap();
@@ -205,7 +236,7 @@ async fn every_tier_has_a_life() {
         Postgres::connect(&scratch.config).await.unwrap();
         let fence: i64 = {
             let mut transaction = rows.begin().await.unwrap();
-            sqlx::query_scalar("SELECT sum(value)::int8 FROM state").fetch_one(&mut *transaction).await.unwrap()
+            sqlx::query_scalar("SELECT sum(value)::int8 FROM state").persistent(false).fetch_one(&mut *transaction).await.unwrap()
         };
         assert_eq!(fence, 0, "{tier}: generation and fence");
 
@@ -214,8 +245,8 @@ async fn every_tier_has_a_life() {
         if tier == Tier::Pooled {
             drop(_in);
         }
-        let destroyed = tokio::time::timeout(Duration::from_secs(10), postgres.destroy(tenant, tier)).await;
-        destroyed.expect("it does not wait for ever").unwrap();
+        let destroyed = tokio::time::timeout(Duration::from_secs(90), destroy(postgres, tenant, tier)).await;
+        destroyed.expect("it does not wait for ever");
         postgres.destroy(tenant, tier).await.unwrap();
         assert_eq!(count(&others).await, 1, "{tier}: the other one is untouched");
         if tier == Tier::Pooled {
@@ -223,7 +254,100 @@ async fn every_tier_has_a_life() {
         } else {
             rows.begin().await.map(drop).expect_err("no role, no way in");
         }
-        postgres.destroy(other, tier).await.unwrap();
+        destroy(postgres, other, tier).await;
     }
+}
+
+/// A pooler asks for passwords in the tenant's own database, as a superuser, and stays connected for a while.
+async fn destroy(postgres: &Postgres, tenant: TenantId, tier: Tier) {
+    let behind = postgres.prepared == Prepared::Once;
+    while let Err(error) = postgres.destroy(tenant, tier).await {
+        assert!(behind && tier == Tier::Database && matches!(error, Error::Unavailable(_)), "{error}: {:?}", error.private());
+    }
+}
+
+#[tokio::test]
+async fn without_an_owner_only_shared_tables_take_tenants() {
+    let Some(scratch) = scratch().await else { return };
+    scratch.open().await;
+    let config = PostgresConfig { owner_url: None, ..scratch.config.clone() };
+    let postgres = Postgres::connect(&config).await.unwrap();
+    postgres.provision(tenant(), Tier::Pooled, "").await.unwrap();
+    for tier in [Tier::Schema, Tier::Database] {
+        assert!(refusal(postgres.provision(tenant(), tier, &password()).await).contains("set `owner_url`"));
+    }
+    assert!(refusal(Postgres::migrate(&config).await).contains("set `owner_url`"));
+    scratch.drop().await;
+}
+
+#[tokio::test]
+async fn connections_of_single_tenants_are_bounded_together() {
+    let Some(scratch) = scratch().await else { return };
+    scratch.open().await;
+    let config = PostgresConfig { connections_tenant_max: 1, connections_dedicated_max: 2, ..scratch.config.clone() };
+    let postgres = Postgres::connect(&config).await.unwrap();
+    let mut all = Vec::new();
+    for _ in 0..6 {
+        let (tenant, password) = (tenant(), password());
+        postgres.provision(tenant, Tier::Schema, &password).await.unwrap();
+        all.push((tenant, postgres.rows(tenant, Tier::Schema, Some(&password)).await.unwrap()));
+    }
+    let names: Vec<String> = all.iter().map(|(tenant, _)| format!("t_{}", tenant.hex())).collect();
+    let work = futures_util::future::join_all(all.iter().map(|(tenant, rows)| async move {
+        for n in 0..5 {
+            put(rows, &format!("{}/{n}", tenant.hex())).await;
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(count(rows).await, 5);
+    }));
+    let mut watcher = scratch.raw(&config.control_url).await;
+    let watch = async {
+        let mut most = 0i64;
+        loop {
+            let open = "SELECT count(*) FROM pg_stat_activity WHERE usename::text = ANY ($1)";
+            most = most.max(sqlx::query_scalar(open).bind(&names).fetch_one(&mut watcher).await.unwrap());
+            if most > 2 {
+                return most;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::select! {
+        _ = work => {}
+        most = watch => panic!("{most} connections, 2 are allowed"),
+    }
+
+    // All places in use: a clear answer, and a place again when one is left.
+    let held = [all[0].1.begin().await.unwrap(), all[1].1.begin().await.unwrap()];
+    assert!(refusal(all[2].1.begin().await).contains("too many tenants with a schema or database of their own"));
+    drop(held);
+    assert_eq!(count(&all[2].1).await, 5);
+    for (tenant, _) in all {
+        postgres.destroy(tenant, Tier::Schema).await.unwrap();
+    }
+    scratch.drop().await;
+}
+
+#[tokio::test]
+async fn a_broken_connection_is_replaced() {
+    let Some(scratch) = scratch().await else { return };
+    let postgres = scratch.open().await;
+    let tenant = tenant();
+    postgres.provision(tenant, Tier::Pooled, "").await.unwrap();
+    let rows = postgres.rows(tenant, Tier::Pooled, None).await.unwrap();
+    for round in 0..3 {
+        let all = futures_util::future::join_all((0..4).map(|_| rows.begin())).await;
+        assert!(all.iter().all(|begun| begun.is_ok()), "round {round}");
+        drop(all);
+        let role = postgres.roles.rows.as_str();
+        scratch.plant(&format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{role}'")).await;
+    }
+    put(&rows, "after").await;
+    assert_eq!(count(&rows).await, 1);
+
+    // All in use: a clear answer.
+    let _all = futures_util::future::join_all((0..4).map(|_| rows.begin())).await;
+    assert!(refusal(rows.begin().await).contains("all connections to the database are in use"));
+    drop(_all);
     scratch.drop().await;
 }

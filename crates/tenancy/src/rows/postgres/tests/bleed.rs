@@ -133,16 +133,15 @@ async fn a_beginning_that_is_cut_leaves_no_transaction() {
     let config = PostgresConfig { connections_pooled_max: 1, ..scratch.config.clone() };
     let postgres = Postgres::connect(&config).await.unwrap();
     let rows = postgres.rows(tenant(), Tier::Pooled, None).await.unwrap();
-    for polls in (0..6).cycle().take(60) {
+    for polls in (0..6).cycle().take(300) {
         drop(cut_after(polls, rows.begin()).await);
+        // The raw connection of the pool, with nothing of ours around it.
+        let mut connection = postgres.pooled.acquire().await.unwrap();
+        let refused = raw_sql("SAVEPOINT s").execute(&mut *connection).await.unwrap_err().to_string();
+        assert!(refused.contains("can only be used in transaction blocks"), "cut after {polls}: a transaction is open: {refused}");
+        let select = "SELECT nullif(current_setting('insula.tenant', true), '')";
+        let left: Option<String> = sqlx::query_scalar(select).fetch_one(&mut *connection).await.unwrap();
+        assert_eq!(left, None, "cut after {polls}");
     }
-    // The raw connection of the pool, with nothing of ours around it.
-    let mut connection = postgres.pooled.acquire().await.unwrap();
-    let left: Option<String> =
-        sqlx::query_scalar("SELECT nullif(current_setting('insula.tenant', true), '')").fetch_one(&mut *connection).await.unwrap();
-    assert_eq!(left, None);
-    let refused = raw_sql("SAVEPOINT s").execute(&mut *connection).await.unwrap_err().to_string();
-    assert!(refused.contains("can only be used in transaction blocks"), "a transaction is open: {refused}");
-    drop(connection);
     scratch.drop().await;
 }

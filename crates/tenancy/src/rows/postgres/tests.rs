@@ -245,7 +245,7 @@ async fn lives(scratch: &Scratch, postgres: &Postgres) {
         if tier == Tier::Pooled {
             drop(_in);
         }
-        let destroyed = tokio::time::timeout(Duration::from_secs(90), destroy(postgres, tenant, tier)).await;
+        let destroyed = tokio::time::timeout(Duration::from_secs(90), destroy(scratch, postgres, tenant, tier)).await;
         destroyed.expect("it does not wait for ever");
         postgres.destroy(tenant, tier).await.unwrap();
         assert_eq!(count(&others).await, 1, "{tier}: the other one is untouched");
@@ -254,15 +254,17 @@ async fn lives(scratch: &Scratch, postgres: &Postgres) {
         } else {
             rows.begin().await.map(drop).expect_err("no role, no way in");
         }
-        destroy(postgres, other, tier).await;
+        destroy(scratch, postgres, other, tier).await;
     }
 }
 
-/// A pooler asks for passwords in the tenant's own database, as a superuser, and stays connected for a while.
-async fn destroy(postgres: &Postgres, tenant: TenantId, tier: Tier) {
+/// A pooler that asks for passwords as a superuser does so in the tenant's own database, and stays connected for a while.
+async fn destroy(scratch: &Scratch, postgres: &Postgres, tenant: TenantId, tier: Tier) {
     let behind = postgres.prepared == Prepared::Once;
     while let Err(error) = postgres.destroy(tenant, tier).await {
         assert!(behind && tier == Tier::Database && matches!(error, Error::Unavailable(_)), "{error}: {:?}", error.private());
+        let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname";
+        scratch.plant(&format!("{end} = 'd_{}'", tenant.hex())).await;
     }
 }
 

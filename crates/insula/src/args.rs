@@ -67,6 +67,8 @@ pub(crate) enum Command {
     Serve(serve::StartArgs),
     /// Say whether a configuration is safe to run, and what to change.
     Check(serve::StartArgs),
+    /// Bring the shared stores up to date: roles, schemas, tables, rights. Before the first start and after each update.
+    Migrate(serve::MigrateArgs),
     /// Operator: create, list, limit, suspend and erase tenants.
     #[command(subcommand)]
     Tenant(tenant::TenantCommand),
@@ -129,6 +131,7 @@ mod tests {
         let accepted = [
             "insula serve --config c.toml --data d --listen 127.0.0.1:0",
             "insula check",
+            "insula migrate --config c.toml --json",
             "insula tenant create clinic --admin ada --limit requests_per_second=5 --limit keys=3",
             "insula tenant erase clinic --confirm clinic",
             "insula member set ada --role admin --role auditor",
@@ -168,6 +171,7 @@ mod tests {
             "insula predict m --data f --row a=1",
             "insula predict m --row a",
             "insula serve --listen here",
+            "insula migrate",
         ];
         for line in refused {
             let error = Cli::try_parse_from(line.split(' ')).expect_err(line);

@@ -50,7 +50,7 @@ pub(crate) async fn run(command: Command, globals: &Globals, output: &Output) ->
         Command::Quota => quota::quota(&client, output).await,
         Command::Usage(args) => quota::usage(&args, &client, output).await,
         Command::Erase(args) => erase::run(&args, &client, output).await,
-        Command::Serve(_) | Command::Check(_) | Command::Login(_) | Command::Completion { .. } => {
+        Command::Serve(_) | Command::Check(_) | Command::Migrate(_) | Command::Login(_) | Command::Completion { .. } => {
             Err(Failure::usage("this command runs alone"))
         }
     }

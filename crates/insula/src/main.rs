@@ -1,6 +1,6 @@
 //! `insula`: the service (`insula serve`) and its command line in one program.
 //!
-//! Everything but `serve` and `check` is a client of the public API: it holds a credential and nothing else, so what it can do is
+//! Everything but `serve`, `check` and `migrate` is a client of the public API: it holds a credential and nothing else, so what it can do is
 //! what anybody with that credential can do. A command is one function: settings in, one or two requests, a table out.
 //!
 //! ```text
@@ -57,6 +57,7 @@ fn run(cli: Cli, output: &Output) -> Result<()> {
         // The service makes its own runtime: its first child process is started while there is one thread.
         Command::Serve(start) => commands::serve::serve(start, output),
         Command::Check(start) => commands::serve::check(start, output),
+        Command::Migrate(args) => commands::serve::migrate(args, output),
         Command::Completion { shell } => commands::completion(shell, output),
         command => {
             let runtime = tokio::runtime::Builder::new_current_thread()

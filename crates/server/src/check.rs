@@ -7,6 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use platform::jail::zygote::Launcher;
+use platform::tenancy::check_stores;
 
 use crate::config::Config;
 use crate::tls;
@@ -36,10 +37,21 @@ impl Finding {
 #[must_use]
 pub fn check(config: &Config) -> Vec<Finding> {
     let mut findings = check_files(config);
+    findings.extend(stores(config));
     if findings.iter().all(|finding| finding.ok) {
         findings.push(sandbox(config));
     }
     findings
+}
+
+/// The shared stores, as far as they are configured.
+fn stores(config: &Config) -> Vec<Finding> {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return vec![Finding::bad(format!("the shared stores cannot be looked at: {error}"), "try again")],
+    };
+    let found = runtime.block_on(check_stores(&config.stores));
+    found.into_iter().map(|found| Finding { ok: found.ok, what: found.what, remedy: found.remedy }).collect()
 }
 
 /// The part that only looks at files and addresses; done at every start.
@@ -51,6 +63,7 @@ pub(crate) fn check_files(config: &Config) -> Vec<Finding> {
     for name in ["root.key", "ca.key", "bootstrap.secret", "anchors"] {
         findings.extend(private_file(&config.keystore_dir.join(name)));
     }
+    findings.extend(shared_keystore(config));
     findings.push(program(&config.cells.program));
     findings.push(library(&config.cells.engine_library));
     findings
@@ -87,6 +100,19 @@ fn nested(config: &Config) -> Finding {
         );
     }
     Finding::ok(format!("the keystore `{}` is outside the data directory `{}`", keys.display(), data.display()))
+}
+
+/// Nodes that do not find the same root key cannot read the same tenants.
+fn shared_keystore(config: &Config) -> Option<Finding> {
+    let node = config.stores.node.as_ref()?;
+    let keystore = config.keystore_dir.display();
+    Some(match config.keystore_dir.is_dir() {
+        true => Finding::ok(format!("node `{}` shares the keystore `{keystore}`", node.name)),
+        false => Finding::bad(
+            format!("node `{}` is one of several, and the keystore `{keystore}` that they share is not there", node.name),
+            "mount it; for the first node of all, make the empty folder with `mkdir -m 700`",
+        ),
+    })
 }
 
 /// The path without links, as far as it exists.

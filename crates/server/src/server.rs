@@ -90,6 +90,15 @@ pub fn serve(config: Config, started: impl FnOnce(&Started)) -> Result<(), Start
     })
 }
 
+/// Brings the shared stores up to date; what was done, a line each. Blocking; makes its own runtime.
+///
+/// # Errors
+/// [`StartError`] when the owner's role may not, or a server cannot be reached.
+pub fn migrate(config: &Config) -> Result<Vec<String>, StartError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::new)?;
+    runtime.block_on(platform::tenancy::migrate(&config.stores)).map_err(kernel_failed)
+}
+
 /// A running service. Dropping it aborts; [`Server::stop`] ends it well.
 pub struct Server {
     started: Started,

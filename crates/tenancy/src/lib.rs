@@ -47,6 +47,7 @@ mod root;
 mod rotation;
 mod rows;
 mod seal;
+mod stores;
 mod tenant;
 mod token;
 
@@ -66,4 +67,5 @@ pub use place::{NodeConfig, Peer, PostgresConfig, S3Config, S3Credentials, S3Ten
 pub use policy::Role;
 pub use quota::{Exceeded, Limits, RateLimitState, Resource, Usage};
 pub use rows::{Record, Rows};
+pub use stores::{StoreFinding, check_stores, migrate};
 pub use tenant::{Caller, IslandToken, Lease, RequestId, Scoped, Tenant};

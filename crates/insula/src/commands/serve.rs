@@ -1,4 +1,4 @@
-//! `serve` and `check`: the only commands that are not clients.
+//! `serve`, `check` and `migrate`: the only commands that are not clients.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -27,16 +27,39 @@ pub(crate) struct StartArgs {
     listen: Option<SocketAddr>,
 }
 
+/// Which stores are brought up to date.
+#[derive(Debug, Args)]
+pub(crate) struct MigrateArgs {
+    /// Configuration file (TOML) with `[stores.postgres]` and its `owner_url`.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
 /// Runs the service until it is told to stop.
 pub(crate) fn serve(args: StartArgs, output: &Output) -> Result<()> {
     let config = configuration(args)?;
-    server::serve(config, |started| announce(started, output)).map_err(|error| {
-        let failure = Failure::new(Class::Failed, error.to_string());
-        match error.remedy() {
-            Some(remedy) => failure.help(remedy),
-            None => failure,
-        }
-    })
+    server::serve(config, |started| announce(started, output)).map_err(|error| failed(&error))
+}
+
+fn failed(error: &server::StartError) -> Failure {
+    let failure = Failure::new(Class::Failed, error.to_string());
+    match error.remedy() {
+        Some(remedy) => failure.help(remedy),
+        None => failure,
+    }
+}
+
+/// Brings the shared stores up to date and says what was done.
+pub(crate) fn migrate(args: MigrateArgs, output: &Output) -> Result<()> {
+    let config = configuration(StartArgs { config: Some(args.config), data: None, keystore: None, listen: None })?;
+    let applied = server::migrate(&config).map_err(|error| failed(&error))?;
+    if output.is_json() {
+        return output.value(&json!({ "applied": applied }));
+    }
+    if applied.is_empty() {
+        output.note("Everything is up to date.");
+    }
+    applied.iter().try_for_each(|line| output.line(line))
 }
 
 /// Tells where the service is and what its first start made.

@@ -17,4 +17,5 @@ mod clients;
 mod crash;
 mod newcomer;
 mod operator;
+mod stores;
 mod world;

@@ -1,0 +1,128 @@
+//! Shared stores from the administrator's side, on a real PostgreSQL.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::world::{insula, programs};
+
+/// An empty database with an owner that may make roles.
+pub(crate) struct Database {
+    admin: String,
+    psql: PathBuf,
+    /// Unique, also in the names of the roles.
+    name: String,
+}
+
+impl Database {
+    /// None, with a printed reason, where no server is and nobody demands one.
+    pub(crate) fn make() -> Option<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let (Ok(admin), Ok(programs)) = (std::env::var("INSULA_PG_URL"), std::env::var("INSULA_PG_BIN")) else {
+            assert!(std::env::var_os("INSULA_REQUIRE").is_none(), "INSULA_PG_URL and INSULA_PG_BIN are demanded");
+            println!("SKIPPED: needs a PostgreSQL in INSULA_PG_URL and its programs in INSULA_PG_BIN");
+            return None;
+        };
+        let name = format!("cli_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let database = Self { admin, psql: Path::new(&programs).join("psql"), name };
+        database.sql(&database.admin, &format!("CREATE ROLE owner_{} LOGIN PASSWORD 'o' CREATEROLE CREATEDB", database.name));
+        database.sql(&database.admin, &format!("CREATE DATABASE {0} OWNER owner_{0}", database.name));
+        Some(database)
+    }
+
+    /// The URL of `owner`, `rows` or `control`.
+    pub(crate) fn url(&self, role: &str) -> String {
+        let (_, host) = self.admin.rsplit_once('@').unwrap();
+        let (host, _) = host.split_once('/').unwrap();
+        format!("postgres://{role}_{0}:{1}@{host}/{0}", self.name, &role[..1])
+    }
+
+    /// `[stores.postgres]` with its secrets in files in `dir`.
+    pub(crate) fn config(&self, dir: &Path) -> String {
+        let mut text = "[stores.postgres]\n".to_owned();
+        for role in ["rows", "control", "owner"] {
+            let file = dir.join(format!("{role}.url"));
+            fs::write(&file, self.url(role)).unwrap();
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+            text += &format!("{role}_url_file = {file:?}\n");
+        }
+        text
+    }
+
+    /// Runs SQL as the server's administrator, in this database.
+    pub(crate) fn plant(&self, sql: &str) {
+        let (server, _) = self.admin.rsplit_once('/').unwrap();
+        self.sql(&format!("{server}/{}", self.name), sql);
+    }
+
+    fn sql(&self, url: &str, sql: &str) {
+        let run = Command::new(&self.psql).args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-c", sql, url]).output().unwrap();
+        assert!(run.status.success(), "{sql}: {}", String::from_utf8_lossy(&run.stderr));
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let name = &self.name;
+        let each = [
+            format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"),
+            format!("DROP ROLE IF EXISTS rows_{name}, control_{name}, owner_{name}"),
+        ];
+        for sql in each {
+            let _ = Command::new(&self.psql).args(["-X", "-q", "-c", &sql, &self.admin]).output();
+        }
+    }
+}
+
+#[test]
+fn a_database_is_migrated_once_and_checked() {
+    let (Some((cell, engine)), Some(database)) = (programs(), Database::make()) else { return };
+    let home = tempfile::tempdir().unwrap();
+    let config = home.path().join("config.toml");
+    let cells = format!("[cells]\nprogram = {cell:?}\nengine_library = {engine:?}\nfloor = 'development'\n");
+    fs::write(&config, format!("{}{cells}", database.config(home.path()))).unwrap();
+    let config = config.to_str().unwrap();
+    let run = |arguments: &[&str]| insula(home.path(), &[], &[arguments, &["--config", config]].concat());
+
+    let before = run(&["check"]);
+    assert_eq!(before.status, 1, "{}", before.output);
+    assert!(before.output.contains("unsafe  PostgreSQL") && before.output.contains("insula migrate"), "{}", before.output);
+
+    let applied = run(&["migrate", "--json"]).json();
+    assert!(applied["applied"].as_array().unwrap().len() > 1, "{applied}");
+    assert_eq!(run(&["migrate", "--json"]).json()["applied"].as_array().unwrap().len(), 0, "the second time nothing is left to do");
+    let again = run(&["migrate"]);
+    assert!(again.status == 0 && again.error.contains("up to date"), "{}", again.error);
+
+    let after = run(&["check"]);
+    assert_eq!(after.status, 0, "{}{}", after.output, after.error);
+    assert!(after.output.contains("ok      PostgreSQL answers"), "{}", after.output);
+    for secret in [database.url("rows"), database.url("control"), database.url("owner")] {
+        assert!(!after.output.contains(&secret) && !after.error.contains(&secret), "a secret is printed");
+    }
+
+    database.plant(&format!("ALTER ROLE rows_{} BYPASSRLS", database.name));
+    let faulty = run(&["check"]);
+    assert_eq!(faulty.status, 1);
+    assert!(faulty.output.contains("bypasses row-level security") && faulty.output.contains("NOBYPASSRLS"), "{}", faulty.output);
+    run(&["serve", "--listen", "127.0.0.1:0"]).failed(1, "bypasses row-level security");
+}
+
+#[test]
+fn an_owner_that_may_not_is_told_what_to_do() {
+    let Some(database) = Database::make() else { return };
+    let home = tempfile::tempdir().unwrap();
+    let config = home.path().join("config.toml");
+    fs::write(&config, database.config(home.path())).unwrap();
+    let run = || insula(home.path(), &[], &["migrate", "--config", config.to_str().unwrap()]);
+    database.plant(&format!("ALTER ROLE owner_{} NOCREATEROLE", database.name));
+    run().failed(1, "CREATEROLE");
+    fs::remove_file(home.path().join("owner.url")).unwrap();
+    run().failed(2, "owner.url");
+    let text = fs::read_to_string(&config).unwrap();
+    let without: Vec<&str> = text.lines().filter(|line| !line.starts_with("owner_url")).collect();
+    fs::write(&config, without.join("\n")).unwrap();
+    run().failed(1, "owner_url");
+}

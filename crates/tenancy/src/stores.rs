@@ -1,0 +1,90 @@
+//! The shared stores as an administrator meets them: brought up to date, and looked at before a start.
+
+use crate::error::{Error, Result};
+use crate::place::{PostgresConfig, StoresConfig};
+use crate::rows::postgres::Postgres;
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreFinding {
+    /// Whether the service may start with it.
+    pub ok: bool,
+    /// What was found.
+    pub what: String,
+    /// What to do when it is not right.
+    pub remedy: Option<String>,
+}
+
+/// Brings the shared stores up to date with the owner's role: roles, schemas, tables, rights. Says what was done, a line each;
+/// nothing when nothing was left to do.
+///
+/// # Errors
+/// [`Error::Invalid`] with the remedy, [`Error::Unavailable`] when the server cannot be reached.
+pub async fn migrate(config: &StoresConfig) -> Result<Vec<String>> {
+    let missing = || Error::Invalid("there is nothing to migrate: PostgreSQL is not configured".to_owned());
+    Postgres::migrate(config.postgres.as_ref().ok_or_else(missing)?).await
+}
+
+/// Looks at everything that a start would refuse; changes nothing. Nothing is found where no shared store is configured.
+pub async fn check_stores(config: &StoresConfig) -> Vec<StoreFinding> {
+    let mut findings = Vec::new();
+    if let Some(postgres) = &config.postgres {
+        findings.push(check_postgres(postgres).await);
+    }
+    findings
+}
+
+/// Version, roles and catalogue.
+async fn check_postgres(config: &PostgresConfig) -> StoreFinding {
+    let bad = |what: String, remedy: &str| StoreFinding { ok: false, what, remedy: Some(remedy.to_owned()) };
+    match Postgres::connect(config).await {
+        Ok(_) => StoreFinding {
+            ok: true,
+            what: "PostgreSQL answers, and its version, roles and tables keep tenants apart".to_owned(),
+            remedy: None,
+        },
+        Err(Error::Invalid(text)) => {
+            bad(format!("PostgreSQL: {text}"), "do what is named above; `insula migrate` makes roles, tables and rights as they must be")
+        }
+        Err(Error::Unavailable(text)) => {
+            bad(format!("PostgreSQL: {text}"), "start the server, and check host, port, role and password of the URLs")
+        }
+        Err(error) => {
+            let context = error.private().unwrap_or_default();
+            bad(
+                format!("PostgreSQL: {error}: {context}"),
+                "look into the log of the database server; `insula migrate` makes what is missing",
+            )
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nothing_configured_is_nothing_found() {
+        assert_eq!(check_stores(&StoresConfig::default()).await, []);
+        assert!(matches!(migrate(&StoresConfig::default()).await, Err(Error::Invalid(_))));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_does_not_answer_is_a_finding_with_a_remedy() {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let url = |role: &str| crate::place::Secret::new(format!("postgres://{role}:p@127.0.0.1:{port}/x"));
+        let postgres = PostgresConfig {
+            rows_url: url("rows"),
+            control_url: url("control"),
+            owner_url: Some(url("owner")),
+            prepared_statements: true,
+            connections_pooled_max: 1,
+            connections_tenant_max: 1,
+            connections_dedicated_max: 1,
+        };
+        let config = StoresConfig { postgres: Some(postgres), ..StoresConfig::default() };
+        let found = check_stores(&config).await;
+        assert!(matches!(found.as_slice(), [one] if !one.ok && one.remedy.is_some()), "{found:?}");
+        assert!(migrate(&config).await.is_err());
+    }
+}

@@ -67,5 +67,5 @@ pub use place::{NodeConfig, Peer, PostgresConfig, S3Config, S3Credentials, S3Ten
 pub use policy::Role;
 pub use quota::{Exceeded, Limits, RateLimitState, Resource, Usage};
 pub use rows::{Record, Rows};
-pub use stores::{StoreFinding, check_stores, migrate};
+pub use stores::{StoreFinding, check_stores};
 pub use tenant::{Caller, IslandToken, Lease, RequestId, Scoped, Tenant};

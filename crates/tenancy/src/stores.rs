@@ -1,6 +1,6 @@
-//! The shared stores as an administrator meets them: brought up to date, and looked at before a start.
+//! The shared stores, looked at before a start.
 
-use crate::error::{Error, Result};
+use crate::error::Error;
 use crate::place::{PostgresConfig, StoresConfig};
 use crate::rows::postgres::Postgres;
 
@@ -13,16 +13,6 @@ pub struct StoreFinding {
     pub what: String,
     /// What to do when it is not right.
     pub remedy: Option<String>,
-}
-
-/// Brings the shared stores up to date with the owner's role: roles, schemas, tables, rights. Says what was done, a line each;
-/// nothing when nothing was left to do.
-///
-/// # Errors
-/// [`Error::Invalid`] with the remedy, [`Error::Unavailable`] when the server cannot be reached.
-pub async fn migrate(config: &StoresConfig) -> Result<Vec<String>> {
-    let missing = || Error::Invalid("there is nothing to migrate: PostgreSQL is not configured".to_owned());
-    Postgres::migrate(config.postgres.as_ref().ok_or_else(missing)?).await
 }
 
 /// Looks at everything that a start would refuse; changes nothing. Nothing is found where no shared store is configured.
@@ -66,7 +56,6 @@ mod tests {
     #[tokio::test]
     async fn nothing_configured_is_nothing_found() {
         assert_eq!(check_stores(&StoresConfig::default()).await, []);
-        assert!(matches!(migrate(&StoresConfig::default()).await, Err(Error::Invalid(_))));
     }
 
     #[tokio::test]
@@ -85,6 +74,5 @@ mod tests {
         let config = StoresConfig { postgres: Some(postgres), ..StoresConfig::default() };
         let found = check_stores(&config).await;
         assert!(matches!(found.as_slice(), [one] if !one.ok && one.remedy.is_some()), "{found:?}");
-        assert!(migrate(&config).await.is_err());
     }
 }

@@ -11,7 +11,10 @@ use crate::failure::{Class, Failure, Result};
 use crate::output::{Field, Output};
 use crate::settings::Environment;
 
-const FIELDS: &[Field] = &[("name", "/name"), ("state", "/state"), ("created", "/created_at")];
+const FIELDS: &[Field] = &[("name", "/name"), ("state", "/state"), ("storage", "/storage"), ("created", "/created_at")];
+
+/// Where rows can lie.
+const TIERS: [&str; 4] = ["embedded", "pooled", "schema", "database"];
 
 /// Commands on tenants.
 #[derive(Debug, Subcommand)]
@@ -26,6 +29,9 @@ pub(crate) enum TenantCommand {
         /// A limit that differs from the service's default, as in requests_per_second=20; repeatable.
         #[arg(long = "limit", value_name = "LIMIT=VALUE", value_parser = count_pair)]
         limits: Vec<(String, u64)>,
+        /// Where its rows lie, when not where the service puts new tenants.
+        #[arg(long, value_name = "TIER", value_parser = TIERS)]
+        storage: Option<String>,
         /// Store the key in this profile instead of showing it.
         #[arg(long, value_name = "PROFILE")]
         save: Option<String>,
@@ -88,12 +94,11 @@ pub(crate) async fn run(
     output: &Output,
 ) -> Result<()> {
     match command {
-        TenantCommand::Create { name, admin, limits, save } => {
+        TenantCommand::Create { name, admin, limits, storage, save } => {
             let mut body = json!({"name": name, "admin": admin});
-            if !limits.is_empty()
-                && let Some(map) = body.as_object_mut()
-            {
-                map.insert("limits".to_owned(), limits_object(limits));
+            if let Some(map) = body.as_object_mut() {
+                map.extend((!limits.is_empty()).then(|| ("limits".to_owned(), limits_object(limits))));
+                map.extend(storage.map(|tier| ("storage".to_owned(), tier.into())));
             }
             let created = client.send(Method::POST, &["v1", "tenants"], &body).await?;
             created_shown(&created, save.as_deref(), client, globals, environment, output)

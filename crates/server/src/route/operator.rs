@@ -1,7 +1,7 @@
 //! The operator: tenants, their limits, their end, operator keys, the service's own ledger. No path to tenant content.
 
 use http::StatusCode;
-use platform::tenancy::{Limits, Name, Operator, TenantInfo, TenantSpec};
+use platform::tenancy::{Limits, Name, Operator, TenantInfo, TenantSpec, Tier};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -108,6 +108,9 @@ struct TenantRequest {
     /// What it may use; the service's defaults when absent.
     #[schema(value_type = Option<LimitsDto>)]
     limits: Option<Limits>,
+    /// Where its rows lie: `embedded`, `pooled`, `schema` or `database`; the service's default when absent.
+    #[schema(value_type = Option<String>)]
+    storage: Option<Tier>,
 }
 
 /// A tenant as the operator sees it.
@@ -120,11 +123,14 @@ struct TenantAnswer {
     #[schema(format = DateTime)]
     created_at: String,
     limits: LimitsDto,
+    /// `embedded`, `pooled`, `schema` or `database`.
+    storage: &'static str,
 }
 
 impl From<TenantInfo> for TenantAnswer {
     fn from(info: TenantInfo) -> Self {
-        Self { name: info.name, state: info.state, created_at: rfc3339(info.created_at), limits: info.limits.into() }
+        let storage = info.storage.name();
+        Self { name: info.name, state: info.state, created_at: rfc3339(info.created_at), limits: info.limits.into(), storage }
     }
 }
 
@@ -142,7 +148,7 @@ async fn tenant_create(operator: &Operator, ask: Ask) -> Result<Reply> {
         Some(admin) => admin,
         None => "admin".parse()?,
     };
-    let created = operator.tenant_create(TenantSpec { name: request.name, admin, limits: request.limits, tier: None }).await?;
+    let created = operator.tenant_create(TenantSpec { name: request.name, admin, limits: request.limits, tier: request.storage }).await?;
     let location = format!("/v1/tenants/{}", created.tenant.name);
     let answer = CreatedTenantAnswer { tenant: created.tenant.into(), admin_key: IssuedKeyAnswer::new(&created.admin_key) };
     Ok(Reply::json(&answer)?.created(&location))

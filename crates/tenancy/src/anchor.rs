@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -101,7 +101,26 @@ impl Anchors {
         if self.open_slots.lock().insert(slot, id).is_some() {
             return Err(Error::internal(format!("anchor {slot} is open already")));
         }
-        Ok(AnchorSlot { anchors: Arc::clone(self), slot, id, now: Mutex::new(now), released: AtomicBool::new(false) })
+        Ok(AnchorSlot {
+            anchors: Arc::clone(self),
+            slot: AtomicU64::new(slot),
+            id,
+            now: Mutex::new(now),
+            released: AtomicBool::new(false),
+            detached: AtomicBool::new(false),
+        })
+    }
+
+    /// For a store that is not the tenant's yet, or no longer: it was left as `now` says, and what becomes of it is written nowhere.
+    pub(crate) fn detached(self: &Arc<Self>, id: TenantId, now: Anchor) -> AnchorSlot {
+        AnchorSlot {
+            anchors: Arc::clone(self),
+            slot: AtomicU64::new(0),
+            id,
+            now: Mutex::new(now),
+            released: AtomicBool::new(false),
+            detached: AtomicBool::new(true),
+        }
     }
 
     /// Whether the store of this slot never committed anything.
@@ -183,10 +202,12 @@ impl Fields<'_> {
 /// The anchor of one open store. Generation and ledger size only grow.
 pub(crate) struct AnchorSlot {
     anchors: Arc<Anchors>,
-    slot: u64,
+    slot: AtomicU64,
     id: TenantId,
     now: Mutex<Anchor>,
     released: AtomicBool,
+    /// In memory only.
+    detached: AtomicBool,
 }
 
 impl AnchorSlot {
@@ -235,9 +256,30 @@ impl AnchorSlot {
     /// The store is closed: it may be opened again, and changes nothing here any more.
     pub(crate) fn release(&self) {
         let _now = self.now.lock();
-        if !self.released.swap(true, Ordering::AcqRel) {
-            self.anchors.open_slots.lock().remove(&self.slot);
+        if !self.released.swap(true, Ordering::AcqRel) && !self.detached.load(Ordering::Acquire) {
+            self.anchors.open_slots.lock().remove(&self.slot.load(Ordering::Acquire));
         }
+    }
+
+    /// The tenant moved to the store of `to`, which was detached: from here on that one is anchored, and this one is detached.
+    pub(crate) fn hand_over(&self, to: &Self) -> Result<()> {
+        let (mine, mut theirs) = (self.now.lock(), to.now.lock());
+        let gone = self.released.load(Ordering::Acquire) || self.detached.load(Ordering::Acquire);
+        if gone || !to.detached.load(Ordering::Acquire) || to.released.load(Ordering::Acquire) || self.id != to.id {
+            return Err(Error::internal("an anchor is handed over that nobody holds"));
+        }
+        let next = Anchor {
+            generation: mine.generation.max(theirs.generation),
+            ledger_size: mine.ledger_size.max(theirs.ledger_size),
+            clean: None,
+        };
+        let slot = self.slot.load(Ordering::Acquire);
+        self.anchors.write(slot, self.id, &next)?;
+        *theirs = next;
+        to.slot.store(slot, Ordering::Release);
+        to.detached.store(false, Ordering::Release);
+        self.detached.store(true, Ordering::Release);
+        Ok(())
     }
 
     fn change(&self, change: impl FnOnce(&mut Anchor)) -> Result<()> {
@@ -245,16 +287,18 @@ impl AnchorSlot {
         if self.released.load(Ordering::Acquire) {
             return Err(Error::Unavailable("the store is closed"));
         }
-        if self.anchors.sharing == Sharing::Nodes {
+        if self.anchors.sharing == Sharing::Nodes && !self.detached.load(Ordering::Acquire) {
             // Others may have written since. Never lower what they wrote.
-            let theirs = self.anchors.read(self.slot, self.id)?;
+            let theirs = self.anchors.read(self.slot.load(Ordering::Acquire), self.id)?;
             now.generation = now.generation.max(theirs.generation);
             now.ledger_size = now.ledger_size.max(theirs.ledger_size);
         }
         let mut next = *now;
         change(&mut next);
         if next != *now {
-            self.anchors.write(self.slot, self.id, &next)?;
+            if !self.detached.load(Ordering::Acquire) {
+                self.anchors.write(self.slot.load(Ordering::Acquire), self.id, &next)?;
+            }
             *now = next;
         }
         Ok(())
@@ -323,6 +367,26 @@ mod tests {
         let moved = [&good[RECORD_BYTES..], &good[RECORD_BYTES..]].concat();
         std::fs::write(&path, moved).unwrap();
         assert!(anchors.slot(0, ID).is_err(), "moved to another slot");
+    }
+
+    #[test]
+    fn an_anchor_goes_over_to_where_its_store_moved() {
+        let (_dir, root) = keystore();
+        let anchors = Anchors::open(&root).unwrap();
+        let (old, new) = (anchors.slot(2, ID).unwrap(), anchors.detached(ID, Anchor::default()));
+        old.clean(5, [1; 32]).unwrap();
+        old.ledger_size(3).unwrap();
+        new.generation(9).unwrap();
+        old.hand_over(&new).unwrap();
+        assert_eq!(new.now(), Anchor { generation: 9, ledger_size: 3, clean: None });
+        assert!(old.hand_over(&new).is_err(), "once");
+        old.generation(20).unwrap();
+        drop(old);
+        assert!(anchors.slot(2, ID).is_err(), "the end of the old one frees nothing");
+        new.generation(10).unwrap();
+        drop(new);
+        assert_eq!(anchors.slot(2, ID).unwrap().now(), Anchor { generation: 10, ledger_size: 3, clean: None });
+        drop(anchors.detached(ID, Anchor::default()));
     }
 
     #[test]

@@ -11,6 +11,7 @@
 
 #[allow(dead_code, reason = "the shared stores are being built")]
 mod bucket;
+mod copy;
 #[allow(dead_code, reason = "the shared stores are being built")]
 mod objects;
 #[allow(dead_code, reason = "the shared stores are being built")]
@@ -83,7 +84,7 @@ impl std::fmt::Display for BlobId {
 }
 
 /// What a tenant's rows know about an object.
-#[derive(Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct BlobRow {
     pub(crate) key_version: u32,
     pub(crate) wrapped_key: Vec<u8>,
@@ -108,7 +109,10 @@ pub(crate) struct BlobWriter {
 impl BlobWriter {
     /// Begins an object in the tenant's place.
     pub(crate) fn create(objects: &Objects, tenant: TenantId) -> Result<Self> {
-        let (id, key) = (BlobId(seal::random()?), Key::random()?);
+        Self::begin(objects, tenant, BlobId(seal::random()?), Key::random()?)
+    }
+
+    fn begin(objects: &Objects, tenant: TenantId, id: BlobId, key: Key) -> Result<Self> {
         let (draft, sink) = objects.begin(id)?;
         let (chunks, commitment) = Chunks::new(&key, tenant, id)?;
         let (buffer, digest) = (Zeroizing::new(Vec::new()), digest::Context::new(&digest::SHA256));

@@ -293,7 +293,6 @@ impl Control {
     }
 
     /// Sets where the tenant lives (JSON).
-    #[cfg_attr(not(test), allow(dead_code, reason = "the shared stores are being built"))]
     pub(crate) async fn tenant_set_placement(&self, id: TenantId, placement: &str) -> Result<()> {
         self.tenant_change(id, |row| {
             placement.clone_into(&mut row.placement);

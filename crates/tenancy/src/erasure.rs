@@ -344,12 +344,12 @@ async fn step(
     })
 }
 
-/// Where it lives, and where it lived if it moved and the move was not finished.
+/// Where it lives, where it lived if it moved and the move was not finished, and where it was about to live.
 async fn placements(kernel: &Kernel, tenant: TenantId) -> Result<Vec<Placement>> {
     let Some(row) = kernel.0.control.tenant_by_id(tenant).await? else { return Ok(Vec::new()) };
     let now = Placement::parse(&row.placement)?;
-    let before = now.previous.as_deref().cloned();
-    Ok(std::iter::once(now).chain(before).collect())
+    let others: Vec<Placement> = [&now.previous, &now.next].into_iter().flatten().map(|place| Placement::clone(place)).collect();
+    Ok(std::iter::once(now).chain(others).collect())
 }
 
 /// The tenant's ledger gets its last entry and its last checkpoint, while its keys still exist.
@@ -425,7 +425,7 @@ async fn certify(kernel: &Kernel, tenant: TenantId, row: &ErasureRow, detail: &D
 }
 
 /// The key of the service's own ledger, under the ledger's origin.
-fn service_key(kernel: &Kernel) -> Result<SigningKey> {
+pub(crate) fn service_key(kernel: &Kernel) -> Result<SigningKey> {
     let seed = kernel.0.root.control_key().derive("service ledger signing", &[]);
     SigningKey::from_seed(&kernel.origin("service"), seed.bytes()).map_err(Error::internal)
 }

@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 use home::{Home, Service};
 
 use crate::anchor::Anchors;
+use crate::bundle;
 use crate::clock::{now_micros, now_seconds};
 use crate::cluster::{Cluster, Hold, Pool as LeasePool};
 use crate::control::{Control, ControlStore, CredentialKind, CredentialRow, TenantRow, TenantState, TicketRow};
@@ -30,6 +31,7 @@ use crate::keyring::Keyring;
 use crate::ledger::{Entry, Ledger, LedgerKeys, Outcome};
 use crate::manage::IssuedKey;
 use crate::member::Member;
+use crate::moving::{self, Moves};
 use crate::name::{Name, TenantId, hex};
 use crate::operator::Operator;
 use crate::place::Placement;
@@ -156,6 +158,9 @@ pub(crate) struct Inner {
     flusher: Mutex<Option<tokio::task::JoinHandle<()>>>,
     flusher_stop: Arc<Notify>,
     pub(crate) erasing: tokio::sync::Mutex<()>,
+    pub(crate) moves: Moves,
+    /// One import of a tenant at a time.
+    pub(crate) importing: AsyncMutex<()>,
     /// Held shared while a key is wrapped under the present root epoch and stored; alone while an epoch is destroyed.
     pub(crate) epoch_gate: tokio::sync::RwLock<()>,
 }
@@ -218,6 +223,8 @@ impl Kernel {
             flusher: Mutex::default(),
             flusher_stop: Arc::new(Notify::new()),
             erasing: tokio::sync::Mutex::new(()),
+            moves: Moves::default(),
+            importing: AsyncMutex::new(()),
             epoch_gate: tokio::sync::RwLock::new(()),
             config,
             root,
@@ -233,6 +240,11 @@ impl Kernel {
         }
         kernel.keep();
         first.bootstrap_secret = kernel.bootstrap_secret().await?;
+        if kernel.0.home.is_none()
+            && let Err(error) = bundle::sweep(&kernel).await
+        {
+            tracing::warn!(context = error.private(), "what an import left that died could not be removed yet");
+        }
         let stop = Arc::clone(&kernel.0.flusher_stop);
         *kernel.0.flusher.lock() = Some(tokio::spawn(flusher(Arc::downgrade(&kernel.0), stop)));
         Ok((kernel, first))
@@ -335,6 +347,7 @@ impl Kernel {
         let island = Arc::new(self.island_open(&row, hold).await?);
         let evicted = self.island_keep(&island);
         drop(guard);
+        moving::forget_later(self, id, &Placement::parse(&row.placement)?);
         if island.store.keyring()?.has_old_version() {
             let (kernel, island) = (self.clone(), Arc::clone(&island));
             tokio::spawn(async move {
@@ -379,6 +392,23 @@ impl Kernel {
         }
         open.put(island.id, Arc::clone(island));
         evicted
+    }
+
+    /// Whether this is the island that everybody uses.
+    pub(crate) fn holds(&self, island: &Arc<Island>) -> bool {
+        self.0.islands.lock().peek(&island.id).is_some_and(|held| Arc::ptr_eq(held, island))
+    }
+
+    /// Nothing more is written where this island is: the next request opens it anew. Under its opening lock.
+    pub(crate) fn island_abandon(&self, island: &Arc<Island>) {
+        island.freeze();
+        self.0.islands.lock().pop(&island.id);
+        if let Err(error) = island.flush(true) {
+            tracing::error!(context = error.private(), "an abandoned tenant's ledger could not be flushed");
+        }
+        if let Ok(anchor) = island.store.anchor() {
+            anchor.release();
+        }
     }
 
     /// From now on the island, if it is open, allows and commits nothing.

@@ -130,6 +130,19 @@ impl Keyring {
         Ok((Self::load(root, tenant, &rows)?, rows))
     }
 
+    /// The rows to store of keys that were made just now, under the root key of now.
+    pub(crate) fn stored_anew(&self, root: &RootStore, now: i64) -> Result<KeyRows> {
+        let key = self.kek(self.active)?;
+        Ok(KeyRows {
+            tenant: vec![wrapped_version(root, self.tenant, self.active, key, now)?],
+            data: self
+                .data
+                .iter()
+                .map(|((purpose, n), data)| wrapped_data(self.tenant, key, self.active, *purpose, *n, data))
+                .collect::<Result<_>>()?,
+        })
+    }
+
     /// Opens stored keys.
     ///
     /// # Errors

@@ -24,6 +24,7 @@
 pub mod act;
 mod anchor;
 mod blobs;
+mod bundle;
 mod clock;
 mod cluster;
 mod control;
@@ -36,6 +37,7 @@ mod keyring;
 mod ledger;
 mod manage;
 mod member;
+mod moving;
 mod name;
 mod operator;
 mod permit;
@@ -52,6 +54,7 @@ mod tenant;
 mod token;
 
 pub use blobs::{BlobId, BlobReader, IsolationProbe, ProbeOutcome};
+pub use bundle::{Export, ExportInfo, FormerLedger};
 pub use credential::Scope;
 pub use erasure::{Compute, ErasureInfo, ErasureState, ErasureStatement, name_digest, verify_certificate};
 pub use error::{Error, Result};
@@ -60,6 +63,7 @@ pub use kernel::{AccessToken, FirstStart, Identity, Kernel, KernelConfig, Presen
 pub use ledger::{Entry, Filter, Found, Numbered, Outcome, Report, verify_export};
 pub use manage::{IssuedKey, KEY_DAYS_MAX, KeyInfo, KeySpec, KeyringVersion, LedgerView, QuotaUse, TenantInfo};
 pub use member::Member;
+pub use moving::{MoveInfo, MoveState};
 pub use name::{NAME_BYTES_MAX, Name};
 pub use operator::{CreatedTenant, OPERATOR_ACTS, Operator, TenantSpec};
 pub use permit::{Blobs, Closed, Held, MeterHandle, Permit, StoredUpload, Tx, Upload};

@@ -30,6 +30,13 @@ pub const OPERATOR_ACTS: &[&str] = &[
     "TenantLimits",
     "TenantErasure",
     "ErasureRead",
+    "TenantMove",
+    "TenantMoveRead",
+    "TenantMoveFinish",
+    "TenantMoveRollback",
+    "TenantExport",
+    "TenantImport",
+    "IsolationVerify",
     "OperatorKeyIssue",
     "OperatorKeyRevoke",
     "OperatorKeyList",
@@ -68,6 +75,14 @@ pub struct CreatedTenant {
 impl Operator {
     pub(crate) fn new(kernel: Kernel, via: String, request: RequestId) -> Self {
         Self { kernel, via, request }
+    }
+
+    pub(crate) fn request(&self) -> &RequestId {
+        &self.request
+    }
+
+    pub(crate) fn kernel(&self) -> &Kernel {
+        &self.kernel
     }
 
     /// Id of the credential.
@@ -307,13 +322,13 @@ impl Operator {
 
     /// Writes down what is about to be done, does it, and writes it down again should it fail: nothing is done without a trace,
     /// and nothing that failed looks done.
-    async fn acted<T>(&self, act: &str, resource: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+    pub(crate) async fn acted<T>(&self, act: &str, resource: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
         self.log(act, resource, Outcome::Allowed)?;
         self.failing(act, resource, work).await
     }
 
     /// The second half of [`Operator::acted`].
-    async fn failing<T>(&self, act: &str, resource: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+    pub(crate) async fn failing<T>(&self, act: &str, resource: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
         let result = work.await;
         if let Err(error) = &result {
             self.kernel.0.record("operator", &self.via, &self.request, act, resource, Outcome::Failed, error.code())?;
@@ -321,7 +336,7 @@ impl Operator {
         result
     }
 
-    async fn named(&self, act: &str, name: &Name) -> Result<TenantRow> {
+    pub(crate) async fn named(&self, act: &str, name: &Name) -> Result<TenantRow> {
         match self.kernel.0.control.tenant_by_name(name).await? {
             Some(row) if row.state != TenantState::Erased => {
                 self.log(act, &resource(row.id), Outcome::Allowed)?;
@@ -340,11 +355,11 @@ impl Operator {
     }
 }
 
-fn resource(id: TenantId) -> String {
+pub(crate) fn resource(id: TenantId) -> String {
     format!("tenant:{}", id.hex())
 }
 
-fn info(row: &TenantRow) -> Result<TenantInfo> {
+pub(crate) fn info(row: &TenantRow) -> Result<TenantInfo> {
     let state = match row.state {
         TenantState::Active => "active",
         TenantState::Suspended => "suspended",

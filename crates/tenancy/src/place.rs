@@ -176,6 +176,39 @@ pub(crate) struct Placement {
     /// Where it lived before it moved, until the move is finished.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) previous: Option<Box<Placement>>,
+    /// Where it is about to live, while it is copied there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) next: Option<Box<Placement>>,
+    /// Of a previous place: how it was left.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) left: Option<Left>,
+    /// What the last move was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) moved: Option<Moved>,
+}
+
+/// How a place was left: it must be found so again.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Left {
+    pub(crate) generation: u64,
+    /// Of the file, hex; none once it was written to again.
+    pub(crate) sha256: Option<String>,
+}
+
+/// Figures of a move. Times in Unix microseconds.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Moved {
+    pub(crate) from: Tier,
+    pub(crate) records: u64,
+    pub(crate) objects: u64,
+    pub(crate) bytes: u64,
+    pub(crate) passes: u32,
+    pub(crate) pause_micros: u64,
+    pub(crate) sha256: String,
+    pub(crate) started_at: i64,
+    pub(crate) moved_at: i64,
 }
 
 /// Where a tenant's rows lie. Passwords are sealed.

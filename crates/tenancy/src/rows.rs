@@ -16,6 +16,7 @@
 
 #[allow(dead_code, reason = "the shared stores are being built")]
 mod codec;
+pub(crate) mod contents;
 #[allow(dead_code, reason = "the shared stores are being built")]
 pub(crate) mod db;
 #[allow(dead_code, reason = "the shared stores are being built")]
@@ -30,22 +31,26 @@ use std::collections::HashSet;
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use crate::anchor::AnchorSlot;
 use crate::blobs::{BlobId, BlobReader, BlobRow, BlobWriter, Objects, SealedBlob};
 use crate::error::{Error, Result};
 use crate::keyring::Keyring;
 use codec::Codec;
-use db::{Db, PostgresDb, Txn};
+use db::{CLOSED, Db, LOCK_WAIT_MAX, PostgresDb, Reading, Txn};
 use parking_lot::RwLock;
 use postgres::PgRows;
+pub(crate) use records::content_fits;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlite::{Expect, Migrations, SqliteDb};
+use tokio::sync::{RwLockReadGuard, RwLockWriteGuard};
 
 const ROWS: &str = "rows.db";
+/// All that a tenant's own file consists of.
+pub(crate) const ROWS_FILES: [&str; 4] = ["rows.db", "rows.db-wal", "rows.db-shm", "rows.db-journal"];
 const BLOBS: &str = "blobs";
 const MIGRATIONS: Migrations = &[include_str!("../migrations/rows/sqlite/0001.sql")];
 
@@ -72,14 +77,28 @@ pub(crate) enum Place {
 
 /// One tenant's open rows and blobs.
 pub(crate) struct Store {
-    db: Db,
-    codec: Codec,
-    objects: Objects,
+    home: Home,
     keys: RwLock<Arc<Keyring>>,
     /// Set when the tenant is frozen: also a download that is on its way ends.
     cut: Arc<AtomicBool>,
     /// Commits with objects whose outcome was not seen: files may lie around that no row knows.
     unseen: AtomicU64,
+    /// Held by each writer, and alone by who moves the rows to another place.
+    gate: tokio::sync::RwLock<()>,
+}
+
+/// Where rows and objects are. Once they moved, where they moved to.
+pub(crate) struct Home {
+    db: Db,
+    codec: Codec,
+    objects: Objects,
+    next: OnceLock<Box<Home>>,
+}
+
+impl Home {
+    fn new(db: Db, codec: Codec, objects: Objects) -> Self {
+        Self { db, codec, objects, next: OnceLock::new() }
+    }
 }
 
 impl Store {
@@ -148,15 +167,51 @@ impl Store {
     }
 
     fn new(objects: Objects, keys: Arc<Keyring>, db: Db, codec: Codec) -> Self {
-        Self { db, codec, objects, keys: RwLock::new(keys), cut: Arc::default(), unseen: AtomicU64::new(0) }
+        Self {
+            home: Home::new(db, codec, objects),
+            keys: RwLock::new(keys),
+            cut: Arc::default(),
+            unseen: AtomicU64::new(0),
+            gate: tokio::sync::RwLock::new(()),
+        }
+    }
+
+    /// Where rows and objects are now.
+    fn home(&self) -> &Home {
+        let mut home = &self.home;
+        while let Some(next) = home.next.get() {
+            home = next;
+        }
+        home
+    }
+
+    async fn reading(&self) -> Result<(Reading<'_>, &Home)> {
+        loop {
+            let home = self.home();
+            match home.db.read().await {
+                // They moved while we waited.
+                Err(Error::Unavailable(reason)) if reason == CLOSED && !std::ptr::eq(home, self.home()) => {}
+                reading => return Ok((reading?, home)),
+            }
+        }
+    }
+
+    /// Lets a writer in; not while the rows move.
+    async fn writing(&self) -> Result<RwLockReadGuard<'_, ()>> {
+        tokio::time::timeout(LOCK_WAIT_MAX, self.gate.read()).await.map_err(|_| Error::Unavailable("the tenant's rows are busy"))
+    }
+
+    /// Waits for the writers there are, and holds up all others.
+    pub(crate) async fn pause(&self) -> Result<RwLockWriteGuard<'_, ()>> {
+        tokio::time::timeout(LOCK_WAIT_MAX, self.gate.write()).await.map_err(|_| Error::Unavailable("the tenant's rows are busy"))
     }
 
     /// Checkpoints, closes and leaves the hash of the file in the anchor. Everything asked later is refused.
     pub(crate) async fn close(&self) -> Result<()> {
-        if self.unseen.swap(0, Ordering::AcqRel) > 0 || self.objects.littered() {
+        if self.unseen.swap(0, Ordering::AcqRel) > 0 || self.home().objects.littered() {
             self.sweep().await?;
         }
-        self.db.close().await
+        self.home().db.close().await
     }
 
     /// Reads.
@@ -166,12 +221,14 @@ impl Store {
 
     /// Begins a transaction; waits for the one before it.
     pub(crate) async fn tx(&self) -> Result<Tx<'_>> {
-        Ok(Tx { store: self, txn: self.db.begin().await?, attached: Vec::new(), detached: Vec::new() })
+        let gate = self.writing().await?;
+        let home = self.home();
+        Ok(Tx { store: self, home, txn: home.db.begin().await?, attached: Vec::new(), detached: Vec::new(), _gate: gate })
     }
 
     /// Begins a blob.
     pub(crate) fn blob_writer(&self) -> Result<BlobWriter> {
-        BlobWriter::create(&self.objects, self.keys.read().tenant())
+        BlobWriter::create(&self.home().objects, self.keys.read().tenant())
     }
 
     /// Open objects give nothing more.
@@ -181,7 +238,7 @@ impl Store {
 
     /// The anchor, for the ledger's size.
     pub(crate) fn anchor(&self) -> Result<&AnchorSlot> {
-        Ok(self.db.anchor())
+        Ok(self.home().db.anchor())
     }
 
     /// The keys in use.
@@ -196,7 +253,8 @@ impl Store {
 
     /// Re-wraps at most `limit` object keys under the active version; returns how many are left under older ones.
     pub(crate) async fn blobs_rewrap(&self, limit: u32) -> Result<u64> {
-        let mut txn = self.db.begin().await?;
+        let _gate = self.writing().await?;
+        let mut txn = self.home().db.begin().await?;
         let keys = self.keyring()?;
         let result = records::blobs_rewrap(txn.enter()?, &keys, limit).await;
         let (changed, left) = txn.leave(result)?;
@@ -208,12 +266,14 @@ impl Store {
 
     /// Committed entries the ledger may not have yet: (generation, entry), oldest first.
     pub(crate) async fn outbox_pending(&self, limit: u32) -> Result<Vec<(u64, Vec<u8>)>> {
-        records::outbox_pending(self.db.read().await?.sql()?, &self.codec, limit).await
+        let (mut reading, home) = self.reading().await?;
+        records::outbox_pending(reading.sql()?, &home.codec, limit).await
     }
 
     /// Forgets entries up to and with `generation`, once the ledger has them durably.
     pub(crate) async fn outbox_prune(&self, up_to_generation: u64) -> Result<()> {
-        let mut txn = self.db.begin().await?;
+        let _gate = self.writing().await?;
+        let mut txn = self.home().db.begin().await?;
         let result = records::outbox_prune(txn.enter()?, up_to_generation).await;
         if txn.leave(result)? > 0 {
             txn.commit().await?;
@@ -223,8 +283,10 @@ impl Store {
 
     /// Removes objects that no row knows: left-overs of a crash.
     async fn sweep(&self) -> Result<()> {
-        let known: HashSet<BlobId> = records::blob_ids(self.db.read().await?.sql()?).await?.into_iter().collect();
-        self.objects.sweep(known).await
+        let (mut reading, home) = self.reading().await?;
+        let known: HashSet<BlobId> = records::blob_ids(reading.sql()?).await?.into_iter().collect();
+        drop(reading);
+        home.objects.sweep(known).await
     }
 }
 
@@ -239,7 +301,8 @@ impl Rows<'_> {
     /// # Errors
     /// [`Error::Internal`] when the store fails, [`Error::Unavailable`] when it is busy for too long; so for all methods here.
     pub async fn get<R: Record>(&self, key: &str) -> Result<Option<R>> {
-        records::get(self.store.db.read().await?.sql()?, &self.store.codec, key).await
+        let (mut reading, home) = self.store.reading().await?;
+        records::get(reading.sql()?, &home.codec, key).await
     }
 
     /// As [`Rows::get`].
@@ -252,22 +315,26 @@ impl Rows<'_> {
 
     /// At most `limit` (and 1,000) records after the key `after`, ordered by key; only those whose key begins with `prefix`.
     pub async fn list<R: Record>(&self, after: Option<&str>, limit: u32, prefix: Option<&str>) -> Result<Vec<R>> {
-        records::list(self.store.db.read().await?.sql()?, &self.store.codec, after, limit, prefix).await
+        let (mut reading, home) = self.store.reading().await?;
+        records::list(reading.sql()?, &home.codec, after, limit, prefix).await
     }
 
     /// At most `limit` (and 1,000) records whose field has this value, after the key `after`, ordered by key.
     pub async fn find<R: Record>(&self, field: &'static str, value: &str, after: Option<&str>, limit: u32) -> Result<Vec<R>> {
-        records::find(self.store.db.read().await?.sql()?, &self.store.codec, field, value, after, limit).await
+        let (mut reading, home) = self.store.reading().await?;
+        records::find(reading.sql()?, &home.codec, field, value, after, limit).await
     }
 
     /// How many records of the kind there are.
     pub async fn count<R: Record>(&self) -> Result<u64> {
-        records::count::<R>(self.store.db.read().await?.sql()?).await
+        let (mut reading, _) = self.store.reading().await?;
+        records::count::<R>(reading.sql()?).await
     }
 
     /// A durable counter; 0 if it never was added to.
     pub async fn usage(&self, name: &str) -> Result<i64> {
-        records::usage(self.store.db.read().await?.sql()?, name).await
+        let (mut reading, _) = self.store.reading().await?;
+        records::usage(reading.sql()?, name).await
     }
 
     /// Opens a blob.
@@ -275,9 +342,11 @@ impl Rows<'_> {
     /// # Errors
     /// [`Error::NotFound`] if no row knows it; [`Error::Integrity`] if its file is gone, cut or not the one that was written.
     pub async fn blob(&self, id: BlobId) -> Result<BlobReader> {
-        let row = records::blob_row(self.store.db.read().await?.sql()?, id).await?.ok_or(Error::NotFound("object"))?;
+        let (mut reading, home) = self.store.reading().await?;
+        let row = records::blob_row(reading.sql()?, id).await?.ok_or(Error::NotFound("object"))?;
+        drop(reading);
         let keys = self.store.keyring()?;
-        BlobReader::open(&self.store.objects, id, &row, &keys, Arc::clone(&self.store.cut)).await
+        BlobReader::open(&home.objects, id, &row, &keys, Arc::clone(&self.store.cut)).await
     }
 }
 
@@ -286,15 +355,17 @@ impl Rows<'_> {
 /// An operation whose future is dropped half-way breaks the transaction: it can then only be dropped.
 pub struct Tx<'p> {
     store: &'p Store,
+    home: &'p Home,
     txn: Txn<'p>,
     attached: Vec<SealedBlob>,
     detached: Vec<BlobId>,
+    _gate: RwLockReadGuard<'p, ()>,
 }
 
 impl Tx<'_> {
     /// As [`Rows::get`].
     pub async fn get<R: Record>(&mut self, key: &str) -> Result<Option<R>> {
-        let result = records::get(self.txn.enter()?, &self.store.codec, key).await;
+        let result = records::get(self.txn.enter()?, &self.home.codec, key).await;
         self.txn.leave(result)
     }
 
@@ -305,13 +376,13 @@ impl Tx<'_> {
 
     /// As [`Rows::list`].
     pub async fn list<R: Record>(&mut self, after: Option<&str>, limit: u32, prefix: Option<&str>) -> Result<Vec<R>> {
-        let result = records::list(self.txn.enter()?, &self.store.codec, after, limit, prefix).await;
+        let result = records::list(self.txn.enter()?, &self.home.codec, after, limit, prefix).await;
         self.txn.leave(result)
     }
 
     /// As [`Rows::find`].
     pub async fn find<R: Record>(&mut self, field: &'static str, value: &str, after: Option<&str>, limit: u32) -> Result<Vec<R>> {
-        let result = records::find(self.txn.enter()?, &self.store.codec, field, value, after, limit).await;
+        let result = records::find(self.txn.enter()?, &self.home.codec, field, value, after, limit).await;
         self.txn.leave(result)
     }
 
@@ -326,13 +397,13 @@ impl Tx<'_> {
     /// # Errors
     /// [`Error::Conflict`] if the key is taken; the transaction may go on.
     pub async fn insert<R: Record>(&mut self, record: &R) -> Result<()> {
-        let result = records::insert(self.txn.enter()?, &self.store.codec, record).await;
+        let result = records::insert(self.txn.enter()?, &self.home.codec, record).await;
         self.txn.leave(result)
     }
 
     /// Adds or replaces a record.
     pub async fn put<R: Record>(&mut self, record: &R) -> Result<()> {
-        let result = records::put(self.txn.enter()?, &self.store.codec, record).await;
+        let result = records::put(self.txn.enter()?, &self.home.codec, record).await;
         self.txn.leave(result)
     }
 
@@ -394,7 +465,7 @@ impl Tx<'_> {
     pub(crate) async fn commit_with(mut self, entry: Option<Vec<u8>>) -> Result<u64> {
         if let Some(entry) = entry {
             let generation = self.generation();
-            let result = records::outbox_insert(self.txn.enter()?, &self.store.codec, generation, &entry).await;
+            let result = records::outbox_insert(self.txn.enter()?, &self.home.codec, generation, &entry).await;
             self.txn.leave(result)?;
         }
         let objects = !self.attached.is_empty() || !self.detached.is_empty();
@@ -404,7 +475,7 @@ impl Tx<'_> {
             self.attached.drain(..).for_each(SealedBlob::keep);
         }
         let generation = self.txn.commit().await?;
-        self.store.objects.remove(&self.detached);
+        self.home.objects.remove(&self.detached);
         if objects {
             self.store.unseen.fetch_sub(1, Ordering::AcqRel);
         }

@@ -31,6 +31,11 @@ impl Key {
         Ok(key)
     }
 
+    /// A key from elsewhere.
+    pub(crate) fn new(bytes: [u8; KEY_BYTES]) -> Self {
+        Self(bytes)
+    }
+
     /// From [`Key::hex`].
     pub(crate) fn from_hex(text: &str) -> Option<Self> {
         unhex(text).map(Self)

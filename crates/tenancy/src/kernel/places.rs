@@ -4,7 +4,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::*;
-use crate::place::{Placement, RowsPlace, StoresConfig, Tier};
+use crate::blobs::Objects;
+use crate::place::{ObjectsPlace, Placement, RowsPlace, StoresConfig, Tier};
 use crate::rows::Place;
 use crate::rows::postgres::Postgres;
 use crate::seal;
@@ -98,6 +99,14 @@ impl Kernel {
         match placement.rows.tier() {
             Tier::Embedded => Ok(()),
             tier => self.0.stores.postgres()?.destroy(id, tier).await,
+        }
+    }
+
+    /// Where its objects lie.
+    pub(crate) fn objects_place(&self, id: TenantId, placement: &Placement) -> Result<Objects> {
+        match &placement.objects {
+            ObjectsPlace::Folder => Ok(Objects::folder(&self.tenant_dir(id).join("blobs"))),
+            ObjectsPlace::Bucket { .. } => Err(Error::Invalid("objects in S3 need `[stores.s3]` in the configuration".to_owned())),
         }
     }
 

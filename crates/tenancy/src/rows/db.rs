@@ -277,6 +277,11 @@ impl Txn<'_> {
         self.generation
     }
 
+    /// The generation it will have is at least this one.
+    pub(crate) fn raise(&mut self, to: u64) {
+        self.generation = self.generation.max(to);
+    }
+
     /// The connection, where any failure or dropped future ends the whole transaction anyway.
     pub(crate) fn sql(&mut self) -> Result<Sql<'_>> {
         Ok(match &mut self.inner {

@@ -166,6 +166,11 @@ pub(super) async fn counter_set(mut db: Sql<'_>, name: &str, value: i64) -> Resu
     Ok(())
 }
 
+/// Forgets a counter by its stored name.
+pub(super) async fn counter_delete(mut db: Sql<'_>, name: &str) -> Result<()> {
+    db.execute("DELETE FROM state WHERE name = $1 AND name LIKE 'usage/%'", &[name.into()]).await.map(drop)
+}
+
 pub(super) async fn usage(mut db: Sql<'_>, name: &str) -> Result<i64> {
     let row = db.optional("SELECT value FROM state WHERE name = $1", &[(&usage_name(name)).into()]).await?;
     row.map_or(Ok(0), |row| row.int(0))
@@ -201,6 +206,12 @@ pub(super) async fn blob_insert(mut db: Sql<'_>, id: BlobId, row: &BlobRow) -> R
     let (wrapped_key, bytes) = (&row.wrapped_key, as_i64(row.bytes)?);
     let params = [(&id.0).into(), row.key_version.into(), wrapped_key.into(), (&row.commitment).into(), bytes.into(), (&row.sha256).into()];
     db.execute(insert, &params).await.map(drop)
+}
+
+/// Adds or replaces what is known about an object.
+pub(super) async fn blob_put(mut db: Sql<'_>, id: BlobId, row: &BlobRow) -> Result<()> {
+    db.execute("DELETE FROM blob WHERE id = $1", &[(&id.0).into()]).await?;
+    blob_insert(db, id, row).await
 }
 
 pub(super) async fn blob_delete(mut db: Sql<'_>, id: BlobId) -> Result<Option<u64>> {
@@ -259,6 +270,13 @@ fn encode<R: Record>(record: &R) -> Result<(String, Content)> {
     fields.sort_unstable();
     fields.dedup();
     Ok((key, Content { value, fields }))
+}
+
+/// Whether a record that comes from elsewhere can be stored.
+pub(crate) fn content_fits(kind: &str, key: &str, fields: &[(String, String)]) -> bool {
+    let fits = |text: &str| text.len() <= KEY_BYTES_MAX && !text.contains([KEY_END, '\0']);
+    let word = |text: &str| !text.is_empty() && fits(text);
+    word(kind) && word(key) && fields.len() <= FIELDS_MAX && fields.iter().all(|(field, value)| word(field) && fits(value))
 }
 
 async fn fields_insert(db: &mut Sql<'_>, codec: &Codec, kind: &str, key: &str, fields: &[(String, String)]) -> Result<()> {

@@ -308,7 +308,7 @@ async fn data_of_a_newer_version_is_refused() {
     let tenant = place.tenant(1);
     let store = tenant.create().await;
     {
-        let mut txn = store.db.begin().await.unwrap();
+        let mut txn = store.home().db.begin().await.unwrap();
         sqlx::raw_sql("PRAGMA user_version = 99").execute(txn.connection().unwrap()).await.unwrap();
         txn.commit().await.unwrap();
     }
@@ -322,7 +322,7 @@ async fn every_open_file_has_its_settings() {
     let tenant = place.tenant(1);
     let created = tenant.create().await;
     let check = async |store: &Store| {
-        let mut reading = store.db.read().await.unwrap();
+        let mut reading = store.home().db.read().await.unwrap();
         let db = reading.connection().unwrap();
         let mut number = async |sql: &'static str| sqlx::query_scalar::<_, i64>(sql).fetch_one(&mut *db).await.unwrap();
         assert_eq!(number("PRAGMA synchronous").await, 2);

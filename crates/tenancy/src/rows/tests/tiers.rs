@@ -101,7 +101,7 @@ async fn a_killed_process_loses_nothing_committed(place: &Place) {
     drop(tx);
     tenant.kill(store).await;
     let store = tenant.open().await.unwrap();
-    assert_eq!(store.db.generation(), generation);
+    assert_eq!(store.home().db.generation(), generation);
     assert!(store.rows().get::<Note>("a").await.unwrap().is_some());
     assert!(store.rows().get::<Note>("b").await.unwrap().is_none());
 }
@@ -141,7 +141,7 @@ async fn counters_never_fall_below_zero(place: &Place) {
 async fn a_transaction_may_be_cancelled_anywhere(place: &Place) {
     let tenant = place.tenant(1);
     let store = tenant.create().await;
-    let mut generation = store.db.generation();
+    let mut generation = store.home().db.generation();
     let (mut cancelled, mut done) = (0, 0);
     for polls in 0..100 {
         let name = format!("n{polls}");
@@ -164,7 +164,7 @@ async fn a_transaction_may_be_cancelled_anywhere(place: &Place) {
         assert_eq!(store.outbox_pending(1000).await.unwrap().len() as u64, notes);
         assert_eq!(store.rows().find::<Note>("colour", "red", None, 1000).await.unwrap().len() as u64, notes);
         generation += u64::from(there);
-        assert_eq!(store.db.generation(), generation);
+        assert_eq!(store.home().db.generation(), generation);
         assert_eq!(store.anchor().unwrap().now().generation, generation);
     }
     assert!(cancelled > 3 && done > 3, "{cancelled} cancelled, {done} done");
@@ -205,7 +205,7 @@ async fn values_lie_sealed_where_others_could_read_them(place: &Place) {
     if place.postgres.is_none() {
         return; // the file is encrypted as a whole: see the tests of files
     }
-    let mut reading = store.db.read().await.unwrap();
+    let mut reading = store.home().db.read().await.unwrap();
     let mut sql = reading.sql().unwrap();
     let record = sql.one("SELECT value FROM record", &[]).await.unwrap().bytes(0).unwrap();
     let entry = sql.one("SELECT entry FROM outbox", &[]).await.unwrap().bytes(0).unwrap();
@@ -216,7 +216,7 @@ async fn values_lie_sealed_where_others_could_read_them(place: &Place) {
     assert_ne!(field, "red");
     // Moved to another key it does not open.
     drop(reading);
-    let mut txn = store.db.begin().await.unwrap();
+    let mut txn = store.home().db.begin().await.unwrap();
     txn.sql().unwrap().execute("UPDATE record SET key = 'b'", &[]).await.unwrap();
     txn.commit().await.unwrap();
     refused(store.rows().get::<Note>("b").await);

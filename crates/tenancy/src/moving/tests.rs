@@ -1,0 +1,416 @@
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bytes::Bytes;
+use serde::Deserialize;
+
+use super::*;
+use crate::act::{DatasetRead, DatasetWrite, LedgerRead};
+use crate::blobs::Objects;
+use crate::rows::postgres::tests::{Scratch, scratch};
+use crate::rows::{Place, Record, Store};
+use crate::{BlobId, Filter, Identity, KernelConfig, Limits, Presented, StoresConfig, Tenant, TenantSpec};
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Note {
+    name: String,
+    text: String,
+}
+
+impl Record for Note {
+    const KIND: &'static str = "note";
+    fn key(&self) -> String {
+        self.name.clone()
+    }
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        vec![("text", self.text.clone())]
+    }
+}
+
+fn note(name: &str, text: &str) -> Note {
+    Note { name: name.into(), text: text.into() }
+}
+
+async fn put(store: &Store, name: &str, text: &str) {
+    let mut tx = store.tx().await.unwrap();
+    tx.put(&note(name, text)).await.unwrap();
+    tx.usage_add("notes", 1).await.unwrap();
+    tx.commit_with(Some(name.into())).await.unwrap();
+}
+
+#[tokio::test]
+async fn rows_move_while_they_are_used() {
+    let place = crate::rows::tests::Place::new();
+    let tenant = place.tenant(1);
+    let store = Arc::new(tenant.create().await);
+    for number in 0..450 {
+        put(&store, &format!("n{number:04}"), "before").await;
+    }
+    let mut blob = store.blob_writer().unwrap();
+    blob.write(Bytes::from(vec![7; 300_000])).await.unwrap();
+    let blob = blob.finish().await.unwrap();
+    let mut tx = store.tx().await.unwrap();
+    let blob = tx.attach(blob).await.unwrap();
+    tx.commit_with(None).await.unwrap();
+
+    // To another folder, objects too.
+    let dir = place.dir.path().join("elsewhere");
+    std::fs::create_dir(&dir).unwrap();
+    let objects = Objects::folder(&dir.join("blobs"));
+    objects.ensure().unwrap();
+    let anchor = place.anchors.detached(tenant.id, Anchor::default());
+    let home = Home::target(&dir, Place::File, objects, &tenant.keys, anchor).await.unwrap();
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let writer = tokio::spawn({
+        let (store, stop) = (Arc::clone(&store), Arc::clone(&stop));
+        async move {
+            let mut done = 0;
+            while !stop.load(Ordering::Acquire) {
+                put(&store, &format!("n{:04}", done * 7 % 600), &format!("changed {done}")).await;
+                if done % 5 == 0 {
+                    let mut tx = store.tx().await.unwrap();
+                    tx.delete::<Note>(&format!("n{:04}", done * 3 % 600)).await.unwrap();
+                    tx.commit_with(None).await.unwrap();
+                }
+                done += 1;
+                tokio::task::yield_now().await;
+            }
+            done
+        }
+    });
+    let first = store.pass(&home).await.unwrap();
+    assert!(first.differences >= 400 && !first.equal(), "{first:?}");
+    store.pass(&home).await.unwrap();
+    let paused = store.pause().await.unwrap();
+    store.pass(&home).await.unwrap();
+    let proof = store.pass(&home).await.unwrap();
+    assert!(proof.equal(), "{proof:?}");
+    assert_eq!(proof.amount.objects, 1);
+    store.conclude(&home).await.unwrap();
+    let generation = store.parting().await.unwrap();
+    let waiting = store.outbox_pending(u32::MAX).await.unwrap();
+    let old = store.moved(home).unwrap();
+    drop(paused);
+    let left = old.leave().await.unwrap();
+    assert_eq!(left.generation, generation);
+    assert!(left.clean.is_some());
+
+    // The writer goes on at the new place, and notices nothing.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    stop.store(true, Ordering::Release);
+    writer.await.unwrap();
+    put(&store, "after", "after").await;
+    assert_eq!(store.rows().require::<Note>("after").await.unwrap().text, "after");
+    assert_eq!(store.rows().find::<Note>("text", "after", None, 10).await.unwrap().len(), 1, "look-ups came along");
+    assert_eq!(store.rows().blob(blob).await.unwrap().read_at(0, 300_000).await.unwrap(), vec![7; 300_000]);
+    assert!(dir.join("blobs").read_dir().unwrap().next().is_some(), "objects lie at the new place");
+    let outbox = store.outbox_pending(u32::MAX).await.unwrap();
+    assert!(waiting.iter().all(|entry| outbox.contains(entry)), "entries on their way came along");
+    assert!(store.anchor().unwrap().now().generation > generation);
+    store.close().await.unwrap();
+    let anchor = place.anchors.slot(1, tenant.id).unwrap();
+    assert!(anchor.now().generation > generation && anchor.now().clean.is_some(), "the new place is anchored");
+    let again = Store::open(&dir, Place::File, Arc::clone(&tenant.keys), anchor).await.unwrap();
+    assert_eq!(again.rows().require::<Note>("after").await.unwrap().text, "after");
+}
+
+/// A service with one tenant, `a`; its other tiers are on the test server.
+struct House {
+    dir: tempfile::TempDir,
+    database: Scratch,
+    stores: StoresConfig,
+}
+
+impl House {
+    async fn new() -> Option<Self> {
+        let database = scratch().await?;
+        database.open().await;
+        let stores = StoresConfig { postgres: Some(database.config.clone()), ..StoresConfig::default() };
+        Some(Self { dir: tempfile::tempdir().unwrap(), database, stores })
+    }
+
+    async fn open(&self) -> Kernel {
+        let config = || KernelConfig {
+            data_dir: self.dir.path().join("data"),
+            keystore_dir: self.dir.path().join("keystore"),
+            issuer: "https://localhost".to_owned(),
+            stores_open_max: 4,
+            limits: Limits { requests_per_second: 1_000_000, ..Limits::default() },
+            stores: self.stores.clone(),
+        };
+        loop {
+            match Kernel::open(config()).await {
+                Ok((kernel, _)) => return kernel,
+                // The one before is just letting go.
+                Err(Error::Unavailable(_)) => tokio::time::sleep(Duration::from_millis(20)).await,
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+    }
+
+    /// The operator and the tenant's key.
+    async fn people(&self, kernel: &Kernel) -> (Operator, String) {
+        let secret = std::fs::read_to_string(self.dir.path().join("keystore/bootstrap.secret")).unwrap();
+        let operator = kernel.bootstrap(secret.trim(), &RequestId::fresh()).await.unwrap();
+        let operator = operator_of(kernel, operator.secret()).await;
+        let spec = TenantSpec { name: name(), admin: "ada".parse().unwrap(), limits: None, tier: None };
+        let key = operator.tenant_create(spec).await.unwrap().admin_key.secret().to_owned();
+        (operator, key)
+    }
+
+    /// The tenant's rows in its file.
+    fn file(&self, id: TenantId) -> std::path::PathBuf {
+        self.dir.path().join("data/tenants").join(id.hex()).join("rows.db")
+    }
+
+    async fn end(self) {
+        self.database.drop().await;
+    }
+}
+
+fn name() -> Name {
+    "a".parse().unwrap()
+}
+
+async fn operator_of(kernel: &Kernel, key: &str) -> Operator {
+    match kernel.authenticate(Presented::Bearer(key), &RequestId::fresh()).await.unwrap() {
+        Identity::Operator(operator) => operator,
+        Identity::Tenant(_) => panic!("an operator's key"),
+    }
+}
+
+async fn tenant(kernel: &Kernel, key: &str) -> Result<Tenant> {
+    match kernel.authenticate(Presented::Bearer(key), &RequestId::fresh()).await? {
+        Identity::Tenant(caller) => kernel.open_tenant(caller).await,
+        Identity::Operator(_) => panic!("a tenant's key"),
+    }
+}
+
+async fn note_put(kernel: &Kernel, key: &str, name: &str, text: &str) -> Result<()> {
+    let permit = tenant(kernel, key).await?.allow::<DatasetWrite>(name)?;
+    let mut tx = permit.tx().await?;
+    tx.put(&note(name, text)).await?;
+    tx.commit().await?;
+    permit.finish().map(drop)
+}
+
+async fn note_get(kernel: &Kernel, key: &str, name: &str) -> Result<Option<Note>> {
+    let permit = tenant(kernel, key).await?.allow::<DatasetRead>(name)?;
+    let found = permit.rows().get::<Note>(name).await?;
+    permit.finish().map(|_| found)
+}
+
+async fn blob_put(kernel: &Kernel, key: &str, bytes: &'static [u8]) -> BlobId {
+    let permit = tenant(kernel, key).await.unwrap().allow::<DatasetWrite>("x").unwrap();
+    let mut upload = permit.blob_create().await.unwrap();
+    upload.write(Bytes::from_static(bytes)).await.unwrap();
+    let stored = upload.finish().await.unwrap();
+    let mut tx = permit.tx().await.unwrap();
+    let id = tx.attach(stored).await.unwrap();
+    tx.commit().await.unwrap();
+    id
+}
+
+async fn blob_get(kernel: &Kernel, key: &str, id: BlobId) -> Bytes {
+    let permit = tenant(kernel, key).await.unwrap().allow::<DatasetRead>("x").unwrap();
+    permit.blobs().open(id).await.unwrap().read_at(0, 1 << 20).await.unwrap()
+}
+
+async fn settled(operator: &Operator) -> MoveInfo {
+    for _ in 0..3000 {
+        let info = operator.move_info(&name()).await.unwrap();
+        if info.state != MoveState::Copying {
+            return info;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the move does not end");
+}
+
+/// Requests of the writing acts in the ledger, in order.
+async fn ledger(kernel: &Kernel, key: &str) -> (u64, Vec<String>) {
+    let permit = tenant(kernel, key).await.unwrap().allow::<LedgerRead>("").unwrap();
+    let view = permit.ledger();
+    let filter = Filter { act: Some("DatasetWrite".to_owned()), oldest_first: true, ..Filter::default() };
+    let found = view.search(&filter, usize::MAX).unwrap();
+    let mut bytes = Vec::new();
+    view.export(&mut bytes).unwrap();
+    let report = crate::verify_export(&mut bytes.as_slice(), &export_origin(&bytes), &view.vkey(), None).unwrap();
+    (report.size, found.entries.into_iter().map(|entry| entry.entry.unwrap().resource).collect())
+}
+
+fn export_origin(export: &[u8]) -> String {
+    let line = export.split(|byte| *byte == b'\n').next().unwrap();
+    serde_json::from_slice::<serde_json::Value>(line).unwrap()["origin"].as_str().unwrap().to_owned()
+}
+
+async fn id_of(kernel: &Kernel) -> TenantId {
+    kernel.0.control.tenant_by_name(&name()).await.unwrap().unwrap().id
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_moves_through_all_tiers_and_back_under_load() {
+    let Some(house) = House::new().await else { return };
+    let kernel = house.open().await;
+    let (operator, key) = house.people(&kernel).await;
+    let id = id_of(&kernel).await;
+    for number in 0..300 {
+        note_put(&kernel, &key, &format!("old{number}"), "x").await.unwrap();
+    }
+    let blob = blob_put(&kernel, &key, b"an object").await;
+    let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let load = tokio::spawn({
+        let (kernel, key, stop, written) = (kernel.clone(), key.clone(), Arc::clone(&stop), Arc::clone(&written));
+        async move {
+            while !stop.load(Ordering::Acquire) {
+                let number = written.load(Ordering::Acquire);
+                let name = format!("new{number}");
+                note_put(&kernel, &key, &name, "y").await.unwrap();
+                written.fetch_add(1, Ordering::AcqRel);
+                assert!(note_get(&kernel, &key, &name).await.unwrap().is_some(), "reads what it wrote: {name}");
+                assert!(note_get(&kernel, &key, "old7").await.unwrap().is_some());
+            }
+        }
+    });
+    for tier in [Tier::Pooled, Tier::Schema, Tier::Database, Tier::Embedded, Tier::Schema, Tier::Embedded] {
+        let before = written.load(Ordering::Acquire);
+        operator.tenant_move(&name(), tier).await.unwrap();
+        assert!(matches!(operator.tenant_move(&name(), tier).await, Err(Error::Conflict(_))), "one at a time");
+        let info = settled(&operator).await;
+        assert_eq!((info.state, info.to), (MoveState::Moved, tier), "{info:?}");
+        assert!(info.records >= 300 && info.objects == 1 && info.passes >= 2, "{info:?}");
+        println!("to {tier}: {} records, {} passes, writers waited {} us", info.records, info.passes, info.pause_micros.unwrap());
+        assert_eq!(operator.tenant(&name()).await.unwrap().storage, tier);
+        let finished = operator.move_finish(&name()).await.unwrap();
+        assert_eq!(finished.state, MoveState::Settled);
+        assert_eq!(house.file(id).exists(), tier == Tier::Embedded, "nothing of the old place is left");
+        assert!(written.load(Ordering::Acquire) > before, "the tenant worked all the while");
+    }
+    stop.store(true, Ordering::Release);
+    load.await.unwrap();
+    let written = written.load(Ordering::Acquire);
+    assert_eq!(blob_get(&kernel, &key, blob).await, "an object");
+    let check = async |kernel: &Kernel| {
+        for number in 0..written {
+            assert!(note_get(kernel, &key, &format!("new{number}")).await.unwrap().is_some(), "new{number}");
+        }
+    };
+    check(&kernel).await;
+    let (size, entries) = ledger(&kernel, &key).await;
+    assert_eq!(entries.len() as u64, 301 + written, "one entry a write, none twice");
+    assert_eq!(entries.iter().filter(|entry| entry.starts_with("dataset:new")).collect::<HashSet<_>>().len() as u64, written);
+    kernel.close().await.unwrap();
+    drop(operator);
+    drop(kernel);
+    let kernel = house.open().await;
+    check(&kernel).await;
+    assert!(ledger(&kernel, &key).await.0 > size);
+    drop(kernel);
+    house.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_move_is_taken_back_with_what_was_written_since() {
+    let Some(house) = House::new().await else { return };
+    let kernel = house.open().await;
+    let (operator, key) = house.people(&kernel).await;
+    let id = id_of(&kernel).await;
+    for tier in [Tier::Pooled, Tier::Schema, Tier::Database] {
+        note_put(&kernel, &key, "before", "x").await.unwrap();
+        note_put(&kernel, &key, "gone", "x").await.unwrap();
+        operator.tenant_move(&name(), tier).await.unwrap();
+        assert_eq!(settled(&operator).await.state, MoveState::Moved);
+        assert!(house.file(id).exists(), "the old place is kept");
+        assert!(matches!(operator.tenant_move(&name(), Tier::Embedded).await, Err(Error::Conflict(_))), "finish or take back first");
+        note_put(&kernel, &key, "since", tier.name()).await.unwrap();
+        let permit = tenant(&kernel, &key).await.unwrap().allow::<DatasetWrite>("gone").unwrap();
+        let mut tx = permit.tx().await.unwrap();
+        assert!(tx.delete::<Note>("gone").await.unwrap());
+        tx.commit().await.unwrap();
+        drop(permit);
+        operator.move_rollback(&name()).await.unwrap();
+        let info = settled(&operator).await;
+        assert_eq!((info.state, info.to, &info.error), (MoveState::Settled, Tier::Embedded, &None));
+        assert_eq!(note_get(&kernel, &key, "since").await.unwrap().unwrap().text, tier.name());
+        assert!(note_get(&kernel, &key, "before").await.unwrap().is_some());
+        assert!(note_get(&kernel, &key, "gone").await.unwrap().is_none());
+        assert!(matches!(operator.move_rollback(&name()).await, Err(Error::Conflict(_))));
+        assert!(matches!(operator.move_finish(&name()).await, Err(Error::Conflict(_))));
+    }
+    drop((operator, kernel));
+    house.end().await;
+}
+
+#[tokio::test]
+async fn a_kept_place_that_was_changed_is_not_moved_back_to() {
+    let Some(house) = House::new().await else { return };
+    let kernel = house.open().await;
+    let (operator, key) = house.people(&kernel).await;
+    note_put(&kernel, &key, "x", "x").await.unwrap();
+    operator.tenant_move(&name(), Tier::Pooled).await.unwrap();
+    assert_eq!(settled(&operator).await.state, MoveState::Moved);
+    let file = house.file(id_of(&kernel).await);
+    let mut bytes = std::fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    operator.move_rollback(&name()).await.unwrap();
+    let info = settled(&operator).await;
+    assert_eq!(info.state, MoveState::Failed, "{info:?}");
+    assert!(note_get(&kernel, &key, "x").await.unwrap().is_some(), "the tenant works where it is");
+    assert_eq!(operator.move_finish(&name()).await.unwrap().state, MoveState::Settled);
+    drop((operator, kernel));
+    house.end().await;
+}
+
+const STOPS: [(Step, Between); 6] = [
+    (Step::Noted, |step| stop(step, Step::Noted)),
+    (Step::Made, |step| stop(step, Step::Made)),
+    (Step::Copied, |step| stop(step, Step::Copied)),
+    (Step::Proven, |step| stop(step, Step::Proven)),
+    (Step::CutOver, |step| stop(step, Step::CutOver)),
+    (Step::Left, |step| stop(step, Step::Left)),
+];
+
+fn stop(step: Step, at: Step) -> Result<()> {
+    if step == at || step == Step::Failed { Err(Error::Unavailable("stopped here")) } else { Ok(()) }
+}
+
+#[tokio::test]
+async fn dead_between_any_two_steps_nothing_is_lost() {
+    let Some(house) = House::new().await else { return };
+    let mut kernel = house.open().await;
+    let (operator, key) = house.people(&kernel).await;
+    let operator_key = operator.key_issue(&"o".parse().unwrap(), now_micros() + 3_600_000_000).await.unwrap().secret().to_owned();
+    drop(operator);
+    let id = id_of(&kernel).await;
+    for (number, (at, between)) in STOPS.into_iter().enumerate() {
+        let (from, to) = if number % 2 == 0 { (Tier::Embedded, Tier::Schema) } else { (Tier::Embedded, Tier::Pooled) };
+        note_put(&kernel, &key, &format!("n{number}"), "x").await.unwrap();
+        let mover = Mover { kernel: kernel.clone(), id, between };
+        let target = kernel.placement_new(id, to).unwrap();
+        assert!(mover.go(Way::There(target), now_micros()).await.is_err(), "stopped at {at:?}");
+        drop(mover);
+        drop(kernel);
+        kernel = house.open().await;
+        let operator = operator_of(&kernel, &operator_key).await;
+        for number in 0..=number {
+            assert!(note_get(&kernel, &key, &format!("n{number}")).await.unwrap().is_some(), "n{number} after {at:?}");
+        }
+        note_put(&kernel, &key, "after", "x").await.unwrap();
+        let info = settled(&operator).await;
+        if matches!(at, Step::CutOver | Step::Left) {
+            assert_eq!((info.state, info.to), (MoveState::Moved, to), "done, from the cut-over on");
+            operator.move_rollback(&name()).await.unwrap();
+            let info = settled(&operator).await;
+            assert_eq!((info.state, info.to), (MoveState::Settled, from), "{info:?}");
+        } else {
+            assert_eq!((info.state, info.to), (MoveState::Settled, from), "as if it had never begun, after {at:?}");
+            let placement = Placement::parse(&kernel.0.control.tenant_by_id(id).await.unwrap().unwrap().placement).unwrap();
+            assert_eq!(placement.next, None, "the half-made copy is gone");
+        }
+        assert!(note_get(&kernel, &key, "after").await.unwrap().is_some());
+    }
+    drop(kernel);
+    house.end().await;
+}

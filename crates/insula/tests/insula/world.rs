@@ -199,6 +199,7 @@ impl Service {
             Body::None => request,
             Body::Json(json) => request.json(&json),
             Body::Bytes(bytes) => request.header("content-type", "application/octet-stream").body(bytes),
+            Body::Form(form) => request.header("content-type", "application/x-www-form-urlencoded").body(form),
         };
         let answer = request.send().await?;
         let headers = format!("{:?}", answer.headers());
@@ -258,6 +259,7 @@ pub(crate) enum Body {
     None,
     Json(Value),
     Bytes(Vec<u8>),
+    Form(String),
 }
 
 impl From<Value> for Body {

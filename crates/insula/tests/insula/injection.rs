@@ -81,7 +81,7 @@ async fn no_text_becomes_sql() {
     let ended = futures_util::stream::iter(tries).map(|(operation, slot, text)| {
         let (made, counts) = (&made, &counts);
         async move {
-            let Some(answer) = attempt(cluster_ref, document_ref, attacker_ref, operation, &slot, text).await else { return None };
+            let answer = attempt(cluster_ref, document_ref, attacker_ref, operation, &slot, text).await?;
             made.fetch_add(1, Ordering::Relaxed);
             *counts.lock().unwrap().entry(answer.status).or_default() += 1;
             let told = answer.text();
@@ -106,7 +106,15 @@ async fn no_text_becomes_sql() {
 /// Neither the service nor PostgreSQL met anything that looks like SQL made of a text. Proves that it would be seen.
 fn no_trace(cluster: &Cluster) {
     let suspicious = |log: &str| {
-        let words = ["syntax error", "SQLSTATE", "invalid byte sequence", "unterminated", "permission denied", "row-level security", "division by zero"];
+        let words = [
+            "syntax error",
+            "SQLSTATE",
+            "invalid byte sequence",
+            "unterminated",
+            "permission denied",
+            "row-level security",
+            "division by zero",
+        ];
         log.lines().find(|line| words.iter().any(|word| line.contains(word))).map(str::to_owned)
     };
     let stores = cluster.stores.lock().unwrap();
@@ -153,11 +161,16 @@ fn state(cluster: &Cluster) -> String {
     let mut state = String::new();
     // The others keep house and may move on by themselves: generations, the log's shipping.
     for table in ["record", "field"] {
-        let rows = sql(&format!("SELECT count(*), md5(string_agg(r::text, ',' ORDER BY r::text)) FROM insula.{table} r WHERE tenant = '{id}'"));
+        let rows =
+            sql(&format!("SELECT count(*), md5(string_agg(r::text, ',' ORDER BY r::text)) FROM insula.{table} r WHERE tenant = '{id}'"));
         writeln!(state, "{table}: {rows}").unwrap();
     }
-    state += &sql("SELECT table_schema, table_name FROM information_schema.tables WHERE table_schema LIKE 'insula%' OR table_schema = 'public' ORDER BY 1, 2");
-    state += &sql("SELECT oid::regprocedure FROM pg_proc WHERE pronamespace::regnamespace::text NOT IN ('pg_catalog', 'information_schema') ORDER BY 1");
+    state += &sql(
+        "SELECT table_schema, table_name FROM information_schema.tables WHERE table_schema LIKE 'insula%' OR table_schema = 'public' ORDER BY 1, 2",
+    );
+    state += &sql(
+        "SELECT oid::regprocedure FROM pg_proc WHERE pronamespace::regnamespace::text NOT IN ('pg_catalog', 'information_schema') ORDER BY 1",
+    );
     state += &sql("SELECT rolname, rolsuper, rolbypassrls FROM pg_roles WHERE rolname NOT LIKE 'pg\\_%' ORDER BY 1");
     state + &sql("SELECT name, state FROM insula_control.tenant WHERE name IN ('victim', 'attacker') ORDER BY 1")
 }
@@ -284,7 +297,7 @@ fn put(body: &mut Value, at: &[String], text: &str) {
         return;
     };
     if first == "0" {
-        if !body.as_array().is_some_and(|items| !items.is_empty()) {
+        if body.as_array().is_none_or(Vec::is_empty) {
             *body = json!([null]);
         }
         return put(&mut body[0], rest, text);
@@ -335,7 +348,9 @@ async fn attempt(
             }
             Body::Form(fields.iter().map(|(name, value)| format!("{name}={}", encoded(value))).collect::<Vec<_>>().join("&"))
         }
-        (Some(_), Slot::Content) => Body::Bytes(format!("a,\"{}\"\n1,\"{}\"\n", text.replace('"', "\"\""), text.replace('"', "\"\"")).into()),
+        (Some(_), Slot::Content) => {
+            Body::Bytes(format!("a,\"{}\"\n1,\"{}\"\n", text.replace('"', "\"\""), text.replace('"', "\"\"")).into())
+        }
         (Some(_), _) => Body::Bytes(rows(8).into()),
         (None, _) => Body::None,
     };

@@ -132,7 +132,9 @@ impl Cluster {
 
     /// All that the nodes wrote.
     pub(crate) fn logs(&self) -> String {
-        (0..self.nodes.len()).map(|node| fs::read_to_string(self.home.path().join(format!("log-{}", name(node)))).unwrap_or_default()).collect()
+        (0..self.nodes.len())
+            .map(|node| fs::read_to_string(self.home.path().join(format!("log-{}", name(node)))).unwrap_or_default())
+            .collect()
     }
 
     pub(crate) fn stores_kill(&self, kind: Kind) {

@@ -63,7 +63,8 @@ pub(crate) fn judge(initial: &str, operations: &[Operation]) -> Result<(), Strin
     let zones: Vec<_> = zones.into_values().filter(|zone| zone.first_end != usize::MAX).collect();
     let (forward, backward): (Vec<_>, Vec<_>) = zones.into_iter().partition(Zone::is_forward);
     for (index, one) in forward.iter().enumerate() {
-        if let Some(other) = forward[index + 1..].iter().find(|other| one.first_end < other.last_begin && other.first_end < one.last_begin) {
+        if let Some(other) = forward[index + 1..].iter().find(|other| one.first_end < other.last_begin && other.first_end < one.last_begin)
+        {
             return Err(format!("`{}` and `{}` were both there, one came back after the other", one.value, other.value));
         }
         if let Some(lost) = backward.iter().find(|zone| one.first_end < zone.last_begin && zone.first_end < one.last_begin) {
@@ -106,7 +107,10 @@ fn known_histories_are_judged() {
         (&[("a", write, 1, 2), ("b", write, 3, 4), ("a", read, 5, 6)], "lost"),
         (&[("a", write, 1, 10), ("a", read, 2, 3), ("0", read, 4, 5)], "lost"),
         (&[("a", write, 1, 0), ("a", read, 2, 3), ("0", read, 4, 5)], "lost"),
-        (&[("a", write, 1, 20), ("b", write, 1, 20), ("a", read, 2, 3), ("b", read, 4, 5), ("a", read, 6, 7), ("b", read, 8, 9)], "came back"),
+        (
+            &[("a", write, 1, 20), ("b", write, 1, 20), ("a", read, 2, 3), ("b", read, 4, 5), ("a", read, 6, 7), ("b", read, 8, 9)],
+            "came back",
+        ),
         (&[("z", read, 1, 2)], "never written"),
         (&[("a", read, 1, 2), ("a", write, 3, 4)], "before it was written"),
     ];

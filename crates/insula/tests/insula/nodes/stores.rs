@@ -53,8 +53,7 @@ impl Stores {
         let (rows, start) = ((PORTS.end - PORTS.start) / PORT_COUNT, u16::from_le_bytes([random[0], random[1]]));
         let is_free = |first: &u16| (*first..first + PORT_COUNT).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok());
         let mut firsts = (0..rows).map(|turn| PORTS.start + (start.wrapping_add(turn) % rows) * PORT_COUNT);
-        let mut stores =
-            Self { dir: tempfile::tempdir().unwrap(), port: firsts.find(is_free).unwrap(), password, running: [None, None] };
+        let mut stores = Self { dir: tempfile::tempdir().unwrap(), port: firsts.find(is_free).unwrap(), password, running: [None, None] };
         stores.launch(Kind::S3);
         stores.launch(Kind::Postgres);
         stores.wait(Kind::Postgres);

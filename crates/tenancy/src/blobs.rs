@@ -215,6 +215,11 @@ impl SealedBlob {
         self.commitment
     }
 
+    /// Where it was written.
+    pub(crate) fn objects(&self) -> &Objects {
+        self.draft.objects()
+    }
+
     /// Reads it back before any record knows it.
     pub(crate) async fn open(&self) -> Result<BlobReader> {
         let (chunks, _) = Chunks::new(&self.key, self.tenant, self.id())?;

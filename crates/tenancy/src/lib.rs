@@ -52,6 +52,7 @@ mod seal;
 mod stores;
 mod tenant;
 mod token;
+mod verify;
 
 pub use blobs::{BlobId, BlobReader, IsolationProbe, ProbeOutcome};
 pub use bundle::{Export, ExportInfo, FormerLedger};
@@ -73,3 +74,4 @@ pub use quota::{Exceeded, Limits, RateLimitState, Resource, Usage};
 pub use rows::{Record, Rows};
 pub use stores::{StoreFinding, check_stores};
 pub use tenant::{Caller, IslandToken, Lease, RequestId, Scoped, Tenant};
+pub use verify::Finding;

@@ -75,6 +75,11 @@ pub(crate) enum Place {
     Postgres(PgRows, Option<u64>),
 }
 
+/// Whether a copy of a tenant's own file opens with this key.
+pub(crate) async fn file_opens(path: &Path, key: &crate::seal::Key, anchor: AnchorSlot) -> Result<()> {
+    SqliteDb::open(path, key, anchor, MIGRATIONS, Expect::Present).await?.close().await
+}
+
 /// One tenant's open rows and blobs.
 pub(crate) struct Store {
     home: Home,
@@ -415,6 +420,10 @@ impl Tx<'_> {
 
     /// Takes a written blob over; it exists from the commit on.
     pub async fn attach(&mut self, blob: SealedBlob) -> Result<BlobId> {
+        if !blob.objects().same_place(&self.home.objects) {
+            // The tenant moved while it was written.
+            blob.objects().carry(blob.id(), blob.bytes(), &self.home.objects).await?;
+        }
         let keys = self.store.keyring()?;
         let (key_version, wrapped_key) = keys.wrap_object(blob.key(), blob.id().0)?;
         let row = BlobRow { key_version, wrapped_key, commitment: blob.commitment(), bytes: blob.bytes(), sha256: blob.sha256() };

@@ -147,6 +147,11 @@ impl Draft {
         self.id
     }
 
+    /// Where it lies.
+    pub(crate) fn objects(&self) -> &Objects {
+        &self.objects
+    }
+
     /// Opens it before a row knows it, as [`Objects::open`].
     pub(crate) async fn open(&self, bytes: u64) -> Result<Source> {
         self.objects.open(self.id, bytes).await

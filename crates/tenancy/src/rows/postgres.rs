@@ -23,6 +23,7 @@ mod catalogue;
 mod dedicated;
 mod ident;
 mod migrate;
+pub(crate) mod probe;
 mod provision;
 mod server;
 #[cfg(test)]

@@ -350,6 +350,10 @@ fn not_connected(error: sqlx::Error, what: &str) -> Error {
         sqlx::Error::Tls(inner) => {
             Error::Invalid(format!("{what}: no TLS connection: {inner}; see `sslmode` and `sslrootcert` of the URL"))
         }
+        // A certificate that does not verify.
+        sqlx::Error::Io(inner) if inner.kind() == std::io::ErrorKind::InvalidData => {
+            Error::Invalid(format!("{what}: no TLS connection: {inner}; see `sslmode` and `sslrootcert` of the URL"))
+        }
         sqlx::Error::Configuration(inner) => Error::Invalid(format!("{what}: {inner}")),
         _ => error.into(),
     }

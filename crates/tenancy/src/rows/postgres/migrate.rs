@@ -68,7 +68,7 @@ pub(super) async fn migrate(config: &PostgresConfig) -> Result<Vec<String>> {
     change.grant(CONTROL_SCHEMA, &roles.control).await?;
     change.run(format!("REVOKE INSERT, UPDATE, DELETE ON insula_control.migration FROM {}", roles.control)).await?;
     change.grant(POOLED_SCHEMA, &roles.rows).await?;
-    change.close_database("TEMPORARY").await?;
+    change.close_database("TEMPORARY", &[&roles.rows, &roles.control]).await?;
     let (schemas, databases) = (change.names(OWN_SCHEMAS).await?, change.names(OWN_DATABASES).await?);
     change.commit().await?;
     tenants(&mut connection, &owner, schemas, databases, &mut done).await?;
@@ -179,11 +179,14 @@ impl<'c> Change<'c> {
         self.run(format!("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA \"{schema}\" TO {role}")).await
     }
 
-    /// Takes a right on this database from everybody who has it for no reason.
-    pub(super) async fn close_database(&mut self, right: &str) -> Result<()> {
+    /// Takes a right on this database from everybody who has it for no reason; lets some in.
+    pub(super) async fn close_database(&mut self, right: &str, roles: &[&Ident]) -> Result<()> {
         let select = "SELECT quote_ident(current_database())";
         let name: String = query_scalar(select).persistent(false).fetch_one(&mut *self.transaction).await?;
         self.run(format!("REVOKE {right} ON DATABASE {name} FROM PUBLIC")).await?;
+        for role in roles {
+            self.run(format!("GRANT CONNECT ON DATABASE {name} TO {role}")).await?;
+        }
         if self.exists("SELECT to_regnamespace($1) IS NOT NULL", "public").await? {
             self.run("REVOKE ALL ON SCHEMA public FROM PUBLIC".to_owned()).await?;
         }

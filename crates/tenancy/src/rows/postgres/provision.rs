@@ -39,8 +39,7 @@ pub(super) async fn provision(config: &PostgresConfig, tenant: TenantId, own: &O
         let mut there = connect(&owner.database(database.as_str())).await?;
         let mut change = Change::begin(&mut there).await?;
         change.tables(own, &mut done).await?;
-        change.close_database("ALL").await?;
-        change.run(format!("GRANT CONNECT ON DATABASE {database} TO {}", own.role)).await?;
+        change.close_database("ALL", &[&own.role]).await?;
         change.state(&own.schema, tenant).await?;
         change.commit().await?;
         there.close().await?;

@@ -8,9 +8,12 @@ ours AS (
         CASE nspname WHEN 'insula' THEN $1 WHEN 'insula_control' THEN $2 ELSE nspname::text END AS role
     FROM pg_namespace WHERE nspname IN ('insula', 'insula_control') OR nspname ~ '^t_[0-9a-f]{32}$'
 ),
--- Roles that serve.
+-- Roles that serve; a tenant's own if its schema is here, or its database belongs to whom this one belongs to. Roles are known to a whole
+-- server, and another service may have tenants there too.
 service AS (
-    SELECT * FROM pg_roles WHERE rolname IN ($1, $2) OR rolname ~ '^[td]_[0-9a-f]{32}$'
+    SELECT * FROM pg_roles WHERE rolname IN ($1, $2) OR rolname IN (SELECT nspname FROM ours WHERE nspname ~ '^t_')
+        OR NOT $3 AND rolname ~ '^d_[0-9a-f]{32}$' AND EXISTS (
+        SELECT FROM pg_database WHERE datname = rolname AND datdba = (SELECT datdba FROM pg_database WHERE datname = current_database()))
 ),
 relation AS (
     SELECT pg_class.oid AS id, pg_class.*, ours.*, format('%I.%I', nspname, relname) AS object, nspname <> 'insula_control' AS tenants

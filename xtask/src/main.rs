@@ -30,7 +30,7 @@ const HELP: &str = "\
 usage: cargo xtask COMMAND
   demo [--keep] [--json]  build, start a service, play the main job with two tenants (--keep: leave its files)
        [--stores shared]  the same on PostgreSQL and S3 servers of its own, and what only they can do
-  bench [--quick] [PART]  build for release, measure, write docs/bench (PART: kernel, serving or tenants, only shown)
+  bench [--quick] [PART]  build for release, measure, write docs/bench (PART: kernel, stores, serving or tenants, only shown)
   test                    install what is needed, check everything, run all tests
   tidy                    check the rules that no compiler knows
   setup                   install what tests need, and stop";

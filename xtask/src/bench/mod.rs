@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: builds the service for release, starts it in a temporary folder, and measures what the README claims.
 //!
 //! ```text
-//! kernel ─► upload ─► train (ours, LightGBM) ─► predict (engine alone, whole path) ─► cold starts ─► many tenants
+//! kernel ─► rows in each tier ─► upload ─► train (ours, LightGBM) ─► predict (engine alone, whole path) ─► cold starts ─► many tenants
 //! ```
 //!
 //! Everything goes over TLS with identity, policy, quota, audit and a sandbox on, as in production. The client is a program of its
@@ -17,6 +17,7 @@ mod kernel;
 mod predict;
 mod report;
 mod service;
+mod stores;
 mod tenants;
 mod train;
 
@@ -46,6 +47,9 @@ pub(crate) struct Options {
     tenants: usize,
     /// Rows of the large data set.
     rows: usize,
+    /// Reads and writes of one round on each tier of rows, and tenants made and opened there.
+    stores_operations: usize,
+    stores_made: usize,
     quick: bool,
     keep: bool,
     only: Option<Part>,
@@ -55,6 +59,7 @@ pub(crate) struct Options {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     Kernel,
+    Stores,
     Serving,
     Tenants,
 }
@@ -70,6 +75,8 @@ impl Options {
             cold_tenants: 100,
             tenants: 10_000,
             rows: 200_000,
+            stores_operations: 400,
+            stores_made: 50,
             quick: false,
             keep: false,
             only: None,
@@ -82,6 +89,8 @@ impl Options {
             cold_tenants: 50,
             tenants: 500,
             rows: 20_000,
+            stores_operations: 160,
+            stores_made: 10,
             quick: true,
             ..full
         };
@@ -91,9 +100,10 @@ impl Options {
                 "--quick" => {}
                 "--keep" => options.keep = true,
                 "kernel" => options.only = Some(Part::Kernel),
+                "stores" => options.only = Some(Part::Stores),
                 "serving" => options.only = Some(Part::Serving),
                 "tenants" => options.only = Some(Part::Tenants),
-                other => return Err(format!("`bench` knows --quick, --keep, and one of kernel, serving, tenants; not `{other}`")),
+                other => return Err(format!("`bench` knows --quick, --keep, and one of kernel, stores, serving, tenants; not `{other}`")),
             }
         }
         Ok(options)
@@ -111,6 +121,7 @@ struct Programs {
     client: PathBuf,
     engine_alone: PathBuf,
     kernel_cost: PathBuf,
+    stores_cost: PathBuf,
     engine: PathBuf,
     /// Python with LightGBM.
     python: PathBuf,
@@ -121,7 +132,7 @@ pub(crate) fn bench(options: &Options) -> Result<bool> {
     let tools = setup::for_tests()?;
     println!("building for release (the first time takes many minutes)");
     let built = build(&["--package", "insula", "--package", "insula-cell", "--bins"])?;
-    let examples = ["bench_client", "engine_alone", "kernel_cost"].map(|name| ["--example", name]).concat();
+    let examples = ["bench_client", "engine_alone", "kernel_cost", "stores_cost"].map(|name| ["--example", name]).concat();
     let packages = ["--package", "server", "--package", "insula-cell", "--package", "tenancy"];
     let helpers = build(&[&packages[..], &examples].concat())?;
     let programs = Programs {
@@ -130,6 +141,7 @@ pub(crate) fn bench(options: &Options) -> Result<bool> {
         client: program(&helpers, "bench_client")?,
         engine_alone: program(&helpers, "engine_alone")?,
         kernel_cost: program(&helpers, "kernel_cost")?,
+        stores_cost: program(&helpers, "stores_cost")?,
         engine: tools.engine.clone(),
         python: tools.python.clone(),
     };
@@ -156,6 +168,9 @@ pub(crate) fn bench(options: &Options) -> Result<bool> {
 fn measure(options: &Options, programs: &Programs, folder: &Path, report: &mut Report) -> Result<()> {
     if options.wants(Part::Kernel) {
         kernel::measure(options, programs, folder, report)?;
+    }
+    if options.wants(Part::Stores) {
+        stores::measure(options, programs, folder, report)?;
     }
     if options.wants(Part::Serving) {
         let data = data::Data::make(folder, options.rows)?;

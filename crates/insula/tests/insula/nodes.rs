@@ -7,6 +7,7 @@ mod load;
 pub(crate) mod stores;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -42,37 +43,38 @@ enum Victim {
 #[ignore = "the ledger's copy in PostgreSQL is being merged"]
 async fn kills_lose_nothing() {
     let Some(cluster) = Cluster::start(NODES).await else { return };
+    let cluster = Arc::new(cluster);
     let mut islands = Vec::new();
     for number in 0..ISLANDS {
-        islands.push(Island::make(&cluster, &format!("island{number}")).await);
+        islands.push(Arc::new(Island::make(&cluster, &format!("island{number}")).await));
     }
     let began = Instant::now();
-    let loads = join_all(islands.iter().map(|island| island.load(&cluster)));
-    let chaos = async {
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        let (home, trainings) = trainings_begin(&cluster, &islands[0]).await;
-        let others = (0..NODES).filter(|node| *node != home).map(Victim::Node);
-        let victims = [Victim::NodeForLong(home)].into_iter().chain(others).chain([Victim::Store(Kind::Postgres), Victim::Store(Kind::S3)]);
-        for victim in victims {
-            kill_and_wait(&cluster, &islands, victim).await;
-        }
-        islands.iter().for_each(Island::stop);
-        trainings
-    };
-    let (_, trainings) = tokio::join!(loads, chaos);
-    let took = began.elapsed();
+    let loads: Vec<_> = islands.iter().map(|island| tokio::spawn(Arc::clone(island).load(Arc::clone(&cluster)))).collect();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let school = Trainings::begin(&cluster).await;
+    let home = cluster.home_of("school").unwrap();
+    let others = (0..NODES).filter(|node| *node != home).map(Victim::Node);
+    let victims = [Victim::NodeForLong(home)].into_iter().chain(others).chain([Victim::Store(Kind::Postgres), Victim::Store(Kind::S3)]);
+    for victim in victims {
+        kill_and_wait(&cluster, &islands, victim).await;
+    }
+    islands.iter().for_each(|island| island.stop());
+    for load in loads {
+        load.await.unwrap();
+    }
     let told = std::mem::take(&mut *cluster.told.lock().unwrap());
-    println!("answers in {took:.1?}: {:?}", told.counts);
+    println!("answers in {:.1?}: {:?}", began.elapsed(), told.counts);
     let more = told.faults.len().saturating_sub(5);
     assert!(told.faults.is_empty(), "{:#?} and {more} more", &told.faults[..told.faults.len().min(5)]);
+    assert!(told.refusals.is_empty(), "nobody may be refused because of an outage: {:#?}", told.refusals);
     for island in &islands {
         kept_whole(&cluster, island).await;
     }
-    trainings_end(&cluster, &islands[0], &trainings).await;
+    school.end(&cluster).await;
 }
 
 /// Kills, starts again, and waits until every tenant is served.
-async fn kill_and_wait(cluster: &Cluster, islands: &[Island], victim: Victim) {
+async fn kill_and_wait(cluster: &Cluster, islands: &[Arc<Island>], victim: Victim) {
     let homes: Vec<_> = islands.iter().map(|island| cluster.home_of(&island.name).map_or("-", name)).collect();
     let killed = Instant::now();
     match victim {
@@ -101,7 +103,7 @@ async fn kill_and_wait(cluster: &Cluster, islands: &[Island], victim: Victim) {
 }
 
 /// Waits until each tenant and the operator are served.
-async fn served_again(cluster: &Cluster, islands: &[Island], victim: Victim, since: Instant) {
+async fn served_again(cluster: &Cluster, islands: &[Arc<Island>], victim: Victim, since: Instant) {
     loop {
         let late: Vec<_> = islands.iter().filter(|island| island.served_since(since) < SERVED).map(|island| &island.name).collect();
         let asked = cluster.try_ask(Method::GET, "/v1/tenants", &cluster.operator, None, Body::None).await;
@@ -126,17 +128,22 @@ async fn kept_whole(cluster: &Cluster, island: &Island) {
     history::judge(INITIAL, &seen.register).unwrap_or_else(|told| panic!("{}: {told}", island.name));
 
     let datasets: BTreeSet<&String> = seen.appended.keys().map(|(dataset, _)| dataset).collect();
+    let mut total = 0;
     for dataset in datasets {
         let listed = cluster.items(&format!("/v1/datasets/{dataset}/versions"), &island.key).await;
         let mut numbers: Vec<u64> = listed.iter().map(|version| version["version"].as_u64().unwrap()).collect();
         numbers.sort_unstable();
         assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>(), "no gap and nothing twice in {dataset}");
+        total += numbers.len();
         for ((_, version), content) in seen.appended.iter().filter(|((of, _), _)| of == dataset) {
             let path = format!("/v1/datasets/{dataset}/versions/{version}/content");
             let stored = cluster.get(&path, &island.key).await.expect(200).text();
             assert!(stored == *content, "{}: {dataset} version {version} is not what was sent", island.name);
         }
     }
+
+    let objects = cluster.get("/v1/quota", &island.key).await.expect(200).json()["used"]["objects"].clone();
+    assert_eq!(objects, total, "{}: the counter and what it counts", island.name);
 
     let file = cluster.path(&format!("{}.ledger", island.name)).display().to_string();
     std::fs::write(&file, cluster.get("/v1/ledger/export", &island.key).await.expect(200).body).unwrap();
@@ -160,36 +167,45 @@ async fn kept_whole(cluster: &Cluster, island: &Island) {
     );
 }
 
-/// Queues trainings and waits until one runs; where they run, and which.
-async fn trainings_begin(cluster: &Cluster, island: &Island) -> (usize, Vec<String>) {
-    let wine = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/wine.csv")).unwrap();
-    cluster.ask(Method::PUT, "/v1/datasets/wine", &island.key, wine).await.expect(201);
-    let body = json!({"name": "taster", "dataset": "wine", "target": "cultivar", "task": "classification"});
-    let mut trainings = Vec::new();
-    for _ in 0..TRAININGS {
-        let answer = cluster.ask(Method::POST, "/v1/trainings", &island.key, body.clone()).await.expect(202).json();
-        trainings.push(answer["id"].as_str().unwrap().to_owned());
-    }
-    (cluster.home_of(&island.name).unwrap(), trainings)
+/// Trainings that a node has taken on when it is killed, of a tenant of their own.
+struct Trainings {
+    key: String,
+    ids: Vec<String>,
 }
 
-async fn trainings_end(cluster: &Cluster, island: &Island, trainings: &[String]) {
-    let deadline = Instant::now() + RECOVERY_MAX;
-    let mut attempts = Vec::new();
-    for id in trainings {
-        loop {
-            let training = cluster.get(&format!("/v1/trainings/{id}"), &island.key).await.expect(200).json();
-            match training["state"].as_str() {
-                Some("succeeded") => break attempts.push(training["attempts"].clone()),
-                Some("queued" | "running") => assert!(Instant::now() < deadline, "a training does not end: {training}"),
-                _ => panic!("{training}"),
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
+impl Trainings {
+    async fn begin(cluster: &Cluster) -> Self {
+        let key = cluster.tenant("school", json!({"jobs_running": 1})).await;
+        let wine = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/wine.csv")).unwrap();
+        cluster.ask(Method::PUT, "/v1/datasets/wine", &key, wine).await.expect(201);
+        let body = json!({"name": "taster", "dataset": "wine", "target": "cultivar", "task": "classification"});
+        let mut ids = Vec::new();
+        for _ in 0..TRAININGS {
+            let answer = cluster.ask(Method::POST, "/v1/trainings", &key, body.clone()).await.expect(202).json();
+            ids.push(answer["id"].as_str().unwrap().to_owned());
         }
+        let last = cluster.get(&format!("/v1/trainings/{}", ids[TRAININGS - 1]), &key).await.expect(200).json();
+        assert!(matches!(last["state"].as_str(), Some("queued" | "running")), "nothing is left for another node: {last}");
+        Self { key, ids }
     }
-    println!("trainings that the killed node had taken on: {} done by others, attempts {attempts:?}", trainings.len());
-    let versions = cluster.items("/v1/models/taster/versions", &island.key).await;
-    assert_eq!(versions.len(), trainings.len(), "each training made one version");
+
+    async fn end(&self, cluster: &Cluster) {
+        let deadline = Instant::now() + RECOVERY_MAX;
+        for id in &self.ids {
+            loop {
+                let training = cluster.get(&format!("/v1/trainings/{id}"), &self.key).await.expect(200).json();
+                match training["state"].as_str() {
+                    Some("succeeded") => break,
+                    Some("queued" | "running") => assert!(Instant::now() < deadline, "a training does not end: {training}"),
+                    _ => panic!("{training}"),
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+        let versions = cluster.items("/v1/models/taster/versions", &self.key).await;
+        assert_eq!(versions.len(), self.ids.len(), "each training made one version");
+        println!("{} trainings outlived their node, each made one version", self.ids.len());
+    }
 }
 
 /// What one node was told holds on all of them, from the answer on.

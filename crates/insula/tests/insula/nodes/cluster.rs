@@ -42,6 +42,8 @@ pub(crate) struct Told {
     pub(crate) counts: BTreeMap<String, usize>,
     /// Answers that no client should ever see.
     pub(crate) faults: Vec<String>,
+    /// Other refusals than of too much, one of each code: whether they are right, who asked knows.
+    pub(crate) refusals: BTreeMap<String, String>,
 }
 
 /// How a request ended.
@@ -205,7 +207,11 @@ impl Cluster {
                 if answer.status >= 500 && !(problem && is_clear(answer.status, &answer.code())) {
                     told.faults.push(format!("{what}: {} {}", answer.status, answer.text()));
                 }
-                format!("{} {}", answer.status, answer.code())
+                let key = format!("{} {}", answer.status, answer.code());
+                if answer.status < 500 && answer.status != 429 {
+                    told.refusals.entry(key.clone()).or_insert_with(|| format!("{what}: {}", answer.text()));
+                }
+                key
             }
         };
         *told.counts.entry(key).or_default() += 1;

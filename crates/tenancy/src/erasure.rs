@@ -312,6 +312,9 @@ async fn step(
         ErasureState::Shredded => {
             let blobs = kernel.tenant_dir(tenant).join("blobs");
             blocking(move || remove_folder(&blobs)).await?;
+            for placement in placements(kernel, tenant).await? {
+                kernel.objects_place_destroy(tenant, &placement.objects).await?;
+            }
             ErasureState::BlobsGone
         }
         ErasureState::BlobsGone => {

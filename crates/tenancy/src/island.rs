@@ -273,7 +273,7 @@ impl Island {
     /// Finds out what became of a commit that was broken off. Nothing was committed since: the island is frozen.
     async fn settle(&self) -> Result<()> {
         let Some((generation, failed)) = self.unsettled.lock().take() else { return Ok(()) };
-        let happened = self.store.outbox_pending(u32::MAX).await?.iter().any(|(pending, _)| *pending == generation);
+        let happened = self.store.outbox_settled().await?.iter().any(|(pending, _)| *pending == generation);
         // If it happened, its entry waits in the outbox for the next opening.
         if happened { Ok(()) } else { self.ledger.append(&failed).map(drop) }
     }

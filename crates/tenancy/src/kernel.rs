@@ -184,7 +184,7 @@ impl Kernel {
         private_folder(&config.data_dir)?;
         private_folder(&config.data_dir.join("tenants"))?;
         let folder = if several { Some(home::folder_taken(&config.data_dir)?) } else { None };
-        let stores = Stores::connect(&config.stores).await?;
+        let stores = Stores::connect(&config.stores, &root).await?;
         let file = config.data_dir.join("control.db");
         let control = if several { ControlStore::Postgres(stores.postgres()?.control()) } else { ControlStore::File(&file) };
         let control = Control::open(control, &root, &anchors).await?;
@@ -437,9 +437,10 @@ impl Kernel {
         let keyring = Keyring::load(&self.0.root, row.id, &self.0.control.keys_of(row.id).await?)?;
         let ledger = self.ledger_open(&dir, &keyring)?;
         let fence = hold.as_ref().map(|hold| hold.fence());
-        let place = self.rows_place(row.id, &Placement::parse(&row.placement)?, fence).await?;
+        let placement = Placement::parse(&row.placement)?;
+        let place = self.rows_place(row.id, &placement, fence).await?;
         let anchor = self.0.anchors.slot(row.slot, row.id)?;
-        let store = Store::open(&dir, place, Arc::new(keyring), anchor).await?;
+        let store = Store::open_at(&dir, place, self.bucket(row.id, &placement)?, Arc::new(keyring), anchor).await?;
         let meter = self.meter(row)?;
         let keys_alive = self.0.control.credentials_alive(row.id).await?;
         Ok(Island::new(row.id, row.name.clone(), store, ledger, keys_alive, meter, Arc::clone(&self.0.policy)).await?.held_by(hold))
@@ -488,7 +489,7 @@ impl Kernel {
         let place = self.rows_place(row.id, &placement, hold.as_ref().map(|hold| hold.fence())).await?;
         let anchor = self.0.anchors.slot(row.slot, row.id)?;
         let keyring = Arc::new(keyring);
-        let store = Store::create(&dir, place, Arc::clone(&keyring), anchor).await?;
+        let store = Store::create_at(&dir, place, self.bucket(row.id, &placement)?, Arc::clone(&keyring), anchor).await?;
         let ledger = self.ledger_open(&dir, &keyring)?;
         let mut tx = store.tx().await?;
         tx.insert(&Member { name: admin.clone(), roles: vec![Role::Admin], description: "first administrator".to_owned() }).await?;

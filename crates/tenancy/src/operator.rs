@@ -111,7 +111,8 @@ impl Operator {
         let _opening = self.kernel.opening(id)?.lock().await;
         let _shared = self.kernel.0.epoch_gate.read().await;
         let (keyring, keys) = Keyring::create(&self.kernel.0.root, id, now_micros())?;
-        let placement = self.kernel.placement_new(id, tier)?;
+        let rows = self.kernel.placement_new(id, tier)?;
+        let placement = Placement { objects: self.kernel.objects_place_new(id, &spec.name, tier).await?, ..rows };
         let row = TenantRow {
             id,
             name: spec.name,
@@ -127,7 +128,12 @@ impl Operator {
         let (admin_key, credential) =
             self.kernel.key_made(Some(id), admin.as_str(), "operator", "first administrator", Scope::all(), Some(expires_at))?;
         let hold = self.kernel.home(id).await?;
-        let row = self.kernel.0.control.tenant_insert(&row, &keys, Some(&credential)).await?;
+        let inserted = self.kernel.0.control.tenant_insert(&row, &keys, Some(&credential)).await;
+        if let Err(Error::Conflict(_)) = &inserted {
+            // Nobody will ever ask for this bucket.
+            self.kernel.objects_place_destroy(id, &placement.objects).await?;
+        }
+        let row = inserted?;
         if let Some(hold) = &hold {
             hold.taken_up(row.epoch_generation);
         }
@@ -158,6 +164,7 @@ impl Operator {
         control.keys_destroy(row.id).await?;
         control.credentials_destroy(row.id).await?;
         kernel.rows_place_destroy(row.id, &placement).await?;
+        kernel.objects_place_destroy(row.id, &placement.objects).await?;
         control.tenant_set_state(row.id, TenantState::Erased).await?;
         kernel.meter_forget(row.id);
         blocking(move || remove_folder(&dir)).await

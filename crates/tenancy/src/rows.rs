@@ -107,12 +107,13 @@ impl Home {
 }
 
 impl Store {
-    /// Makes `dir` (which must not exist) with an empty `rows.db` and `blobs/`; a place on a server was made before.
+    /// As [`Store::create_at`], with the objects in the folder.
+    #[cfg(test)]
     pub(crate) async fn create(dir: &Path, place: Place, keys: Arc<Keyring>, anchor: AnchorSlot) -> Result<Self> {
         Self::create_at(dir, place, None, keys, anchor).await
     }
 
-    /// As [`Store::create`], with the objects in a bucket.
+    /// Makes `dir` (which must not exist) with an empty `rows.db` and `blobs/`; a bucket, and a place on a server, were made before.
     pub(crate) async fn create_at(
         dir: &Path,
         place: Place,
@@ -136,15 +137,16 @@ impl Store {
         Ok(Self::new(objects, keys, db, codec))
     }
 
-    /// Opens what [`Store::create`] made.
-    ///
-    /// # Errors
-    /// [`Error::Integrity`] if the rows do not decrypt, are older than their anchor, or were changed while they were closed.
+    /// As [`Store::open_at`], with the objects in the folder.
+    #[cfg(test)]
     pub(crate) async fn open(dir: &Path, place: Place, keys: Arc<Keyring>, anchor: AnchorSlot) -> Result<Self> {
         Self::open_at(dir, place, None, keys, anchor).await
     }
 
-    /// As [`Store::open`], with the objects in a bucket.
+    /// Opens what [`Store::create_at`] made.
+    ///
+    /// # Errors
+    /// [`Error::Integrity`] if the rows do not decrypt, are older than their anchor, or were changed while they were closed.
     pub(crate) async fn open_at(dir: &Path, place: Place, bucket: Option<Objects>, keys: Arc<Keyring>, anchor: AnchorSlot) -> Result<Self> {
         let (clean, db, codec) = match place {
             Place::File => {
@@ -273,6 +275,12 @@ impl Store {
     pub(crate) async fn outbox_pending(&self, limit: u32) -> Result<Vec<(u64, Vec<u8>)>> {
         let (mut reading, home) = self.reading().await?;
         records::outbox_pending(reading.sql()?, &home.codec, limit).await
+    }
+
+    /// As [`Store::outbox_pending`], all of them, once every commit that is still on its way to a server has come to its end.
+    pub(crate) async fn outbox_settled(&self) -> Result<Vec<(u64, Vec<u8>)>> {
+        let mut txn = self.db.begin().await?;
+        records::outbox_pending(txn.sql()?, &self.codec, u32::MAX).await
     }
 
     /// Forgets entries up to and with `generation`, once the ledger has them durably.

@@ -4,24 +4,29 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::*;
-use crate::blobs::Objects;
-use crate::place::{ObjectsPlace, Placement, RowsPlace, StoresConfig, Tier};
+use crate::blobs::{Objects, S3};
+use crate::erasure::remove_folder;
+use crate::place::{ObjectsPlace, Placement, RowsPlace, S3Config, S3Credentials, StoresConfig, Tier};
 use crate::rows::Place;
+use crate::rows::db::blocking;
 use crate::rows::postgres::Postgres;
 use crate::seal;
 
 /// Random bytes of a role's password.
 const PASSWORD_BYTES: usize = 32;
+/// Tenants read at once when buckets are compared.
+const BUCKETS_PAGE: u32 = 1000;
 
 /// The stores beside the data folder, connected.
 pub(crate) struct Stores {
     pub(crate) config: StoresConfig,
     postgres: Option<Arc<Postgres>>,
+    s3: Option<S3>,
 }
 
 impl Stores {
     /// Connects; refuses a server that is not as it must be.
-    pub(crate) async fn connect(config: &StoresConfig) -> Result<Self> {
+    pub(crate) async fn connect(config: &StoresConfig, root: &RootStore) -> Result<Self> {
         if config.node.is_some() && config.postgres.is_none() {
             return Err(Error::Invalid("several nodes need PostgreSQL: give `[stores.postgres]`, or leave `[node]` out".to_owned()));
         }
@@ -29,7 +34,8 @@ impl Stores {
             Some(postgres) => Some(Postgres::connect(postgres).await?),
             None => None,
         };
-        let stores = Self { config: config.clone(), postgres };
+        let s3 = config.s3.as_ref().map(|s3| S3::new(s3.clone(), root.service_id(), root.control_key())).transpose()?;
+        let stores = Self { config: config.clone(), postgres, s3 };
         stores.takes(config.tier)?;
         Ok(stores)
     }
@@ -39,6 +45,12 @@ impl Stores {
         self.postgres
             .as_ref()
             .ok_or_else(|| Error::Invalid("this tier needs PostgreSQL: give `[stores.postgres]` in the configuration".to_owned()))
+    }
+
+    fn s3(&self) -> Result<&S3> {
+        self.s3
+            .as_ref()
+            .ok_or_else(|| Error::Invalid("this tenant's objects are in S3: give `[stores.s3]` in the configuration".to_owned()))
     }
 
     /// Refuses a tier that tenants cannot have here.
@@ -102,11 +114,58 @@ impl Kernel {
         }
     }
 
+    /// Makes a place for the objects of a tenant in this tier: a bucket where there is S3 and the rows are not in the data folder.
+    pub(crate) async fn objects_place_new(&self, id: TenantId, name: &Name, tier: Tier) -> Result<ObjectsPlace> {
+        let stores = &self.0.stores;
+        let Some(s3) = stores.s3.as_ref().filter(|_| tier != Tier::Embedded) else { return Ok(ObjectsPlace::Folder) };
+        s3.provision(id, name.as_str(), &self.buckets().await?).await
+    }
+
     /// Where its objects lie.
     pub(crate) fn objects_place(&self, id: TenantId, placement: &Placement) -> Result<Objects> {
         match &placement.objects {
             ObjectsPlace::Folder => Ok(Objects::folder(&self.tenant_dir(id).join("blobs"))),
-            ObjectsPlace::Bucket { .. } => Err(Error::Invalid("objects in S3 need `[stores.s3]` in the configuration".to_owned())),
+            ObjectsPlace::Bucket { name, access_key_id, sealed_secret } => self.0.stores.s3()?.open(id, name, access_key_id, sealed_secret),
+        }
+    }
+
+    /// The bucket to open a store with, if its objects are in one.
+    pub(crate) fn bucket(&self, id: TenantId, placement: &Placement) -> Result<Option<Objects>> {
+        match &placement.objects {
+            ObjectsPlace::Folder => Ok(None),
+            ObjectsPlace::Bucket { .. } => self.objects_place(id, placement).map(Some),
+        }
+    }
+
+    /// Destroys the place of the objects with all of them. Idempotent.
+    pub(crate) async fn objects_place_destroy(&self, id: TenantId, place: &ObjectsPlace) -> Result<()> {
+        match place {
+            ObjectsPlace::Folder => {
+                let blobs = self.tenant_dir(id).join("blobs");
+                blocking(move || remove_folder(&blobs)).await
+            }
+            ObjectsPlace::Bucket { name, access_key_id, sealed_secret } => {
+                self.0.stores.s3()?.destroy(id, name, access_key_id, sealed_secret).await
+            }
+        }
+    }
+
+    /// Buckets of all tenants, where two could have been given the same.
+    async fn buckets(&self) -> Result<Vec<String>> {
+        let configured = |s3: &S3Config| matches!(s3.credentials, S3Credentials::Configured(_));
+        if !self.0.stores.config.s3.as_ref().is_some_and(configured) {
+            return Ok(Vec::new());
+        }
+        let (mut buckets, mut after) = (Vec::new(), None);
+        loop {
+            let page = self.0.control.tenants_page(after.as_ref(), BUCKETS_PAGE).await?;
+            let Some(last) = page.last() else { return Ok(buckets) };
+            after = Some(last.name.clone());
+            for row in page {
+                if let ObjectsPlace::Bucket { name, .. } = Placement::parse(&row.placement)?.objects {
+                    buckets.push(name);
+                }
+            }
         }
     }
 

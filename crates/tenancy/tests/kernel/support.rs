@@ -64,7 +64,21 @@ pub(crate) fn stores_in(name: &str) -> StoresConfig {
         connections_tenant_max: 2,
         connections_dedicated_max: 8,
     };
-    StoresConfig { postgres: Some(postgres), tier: tier(), ..StoresConfig::default() }
+    // Objects go to a bucket in one of the tiers, so that both places are under the same suite.
+    let s3 = (tier() == Tier::Pooled).then(s3).flatten();
+    StoresConfig { postgres: Some(postgres), s3, tier: tier(), ..StoresConfig::default() }
+}
+
+fn s3() -> Option<S3Config> {
+    let of = |name: &str| std::env::var(name).ok();
+    Some(S3Config {
+        endpoint: Some(of("INSULA_S3_ENDPOINT")?),
+        region: "us-east-1".to_owned(),
+        access_key_id: of("INSULA_S3_ADMIN_KEY")?,
+        secret_access_key: Secret::new(of("INSULA_S3_ADMIN_SECRET")?),
+        credentials: S3Credentials::Iam { endpoint: None },
+        bucket_prefix: "kernel".to_owned(),
+    })
 }
 
 fn server_url() -> String {

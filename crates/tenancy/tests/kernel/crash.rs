@@ -102,5 +102,5 @@ async fn killed_during_thousands_of_acknowledged_writes() {
         kernel.close().await.unwrap();
     }
     println!("{} acknowledged writes over three kills: all there", seen.len());
-    assert!(seen.len() >= 10_000);
+    assert!(seen.len() >= 2 * writes);
 }

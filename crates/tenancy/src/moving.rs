@@ -171,7 +171,7 @@ impl Operator {
     pub async fn tenant_move(&self, name: &Name, to: Tier) -> Result<MoveInfo> {
         let row = self.named("TenantMove", name).await?;
         let id = row.id;
-        self.failing("TenantMove", &resource(id), async { there(self.kernel(), &row, to) }).await
+        self.failing("TenantMove", &resource(id), there(self.kernel(), &row, to)).await
     }
 
     /// How far a tenant's move is.
@@ -213,7 +213,7 @@ fn info(kernel: &Kernel, row: &TenantRow) -> Result<MoveInfo> {
     Ok(MoveInfo { state, to, ..MoveInfo::of(&moved) })
 }
 
-fn there(kernel: &Kernel, row: &TenantRow, to: Tier) -> Result<MoveInfo> {
+async fn there(kernel: &Kernel, row: &TenantRow, to: Tier) -> Result<MoveInfo> {
     let placement = Placement::parse(&row.placement)?;
     let from = placement.rows.tier();
     if from == to {
@@ -222,8 +222,15 @@ fn there(kernel: &Kernel, row: &TenantRow, to: Tier) -> Result<MoveInfo> {
     if placement.previous.is_some() {
         return Err(Error::Conflict("finish the last move first, or take it back".to_owned()));
     }
-    let target = kernel.placement_new(row.id, to)?;
-    begin(kernel, row, from, to, Way::There(target))
+    let rows = kernel.placement_new(row.id, to)?;
+    // Between tiers of the same server the objects stay where they are.
+    let stay = from != Tier::Embedded && to != Tier::Embedded;
+    let objects = if stay { placement.objects.clone() } else { kernel.objects_place_new(row.id, &row.name, to).await? };
+    let begun = begin(kernel, row, from, to, Way::There(Placement { objects: objects.clone(), ..rows }));
+    if begun.is_err() && !stay {
+        kernel.objects_place_destroy(row.id, &objects).await?;
+    }
+    begun
 }
 
 fn back(kernel: &Kernel, row: &TenantRow) -> Result<MoveInfo> {
@@ -483,7 +490,7 @@ impl Mover {
             _ => self.kernel.rows_place_destroy(self.id, place).await?,
         }
         if place.objects != now.objects {
-            self.kernel.objects_place(self.id, place)?.remove_all().await?;
+            self.kernel.objects_place_destroy(self.id, &place.objects).await?;
         }
         Ok(())
     }

@@ -192,11 +192,14 @@ impl Wire {
 
     /// An action of the IAM query API; sent once where `once`.
     pub(super) async fn action(&self, action: &str, fields: &[(&str, &str)], once: bool) -> Result<Answer> {
-        let mut form = url::form_urlencoded::Serializer::new(String::new());
-        form.append_pair("Action", action).append_pair("Version", "2010-05-08").extend_pairs(fields);
+        let form = {
+            let mut form = url::form_urlencoded::Serializer::new(String::new());
+            form.append_pair("Action", action).append_pair("Version", "2010-05-08").extend_pairs(fields);
+            form.finish()
+        };
         let headers = [("content-type", "application/x-www-form-urlencoded")];
         let retries_max = if once { 0 } else { RETRIES_MAX };
-        self.send(Method::POST, "/", &[], &headers, form.finish().into(), retries_max).await
+        self.send(Method::POST, "/", &[], &headers, form.into(), retries_max).await
     }
 
     async fn send(

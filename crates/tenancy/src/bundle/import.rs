@@ -97,7 +97,8 @@ async fn import(kernel: &Kernel, id: TenantId, name: Name, file: File, key: Key,
         return Err(Error::Conflict(format!("a tenant named `{name}` exists already")));
     }
     let tier = kernel.0.stores.config.tier;
-    let placement = kernel.placement_new(id, tier)?;
+    let rows = kernel.placement_new(id, tier)?;
+    let placement = Placement { objects: kernel.objects_place_new(id, &name, tier).await?, ..rows };
     let note = serde_json::to_vec(&Importing { id: id.hex(), placement: placement.clone() }).map_err(Error::internal)?;
     kernel.0.control.meta_set(IMPORTING, &note).await?;
     let made = make(kernel, id, name, file, &key, &placement, &verified, via).await;
@@ -120,7 +121,7 @@ pub(crate) async fn sweep(kernel: &Kernel) -> Result<()> {
     let id = TenantId::parse(&note.id).ok_or_else(|| Error::integrity("an import of no tenant"))?;
     if kernel.0.control.tenant_by_id(id).await?.is_none() {
         kernel.rows_place_destroy(id, &note.placement).await?;
-        kernel.objects_place(id, &note.placement)?.remove_all().await?;
+        kernel.objects_place_destroy(id, &note.placement.objects).await?;
         let dir = kernel.tenant_dir(id);
         blocking(move || remove_folder(&dir)).await?;
     }
@@ -273,7 +274,7 @@ async fn make(
     let (keyring, _) = Keyring::create(&kernel.0.root, id, now_micros())?;
     let keyring = Arc::new(keyring);
     let anchor = kernel.0.anchors.detached(id, Anchor::default());
-    let store = Store::create(&dir, place, Arc::clone(&keyring), anchor).await?;
+    let store = Store::create_at(&dir, place, kernel.bucket(id, placement)?, Arc::clone(&keyring), anchor).await?;
     let filled = fill(&store, id, file, key, verified).await;
     // Closed in any case, so that its place can be swept.
     let filled = filled.and(store.close().await);

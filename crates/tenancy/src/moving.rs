@@ -227,7 +227,7 @@ async fn there(kernel: &Kernel, row: &TenantRow, to: Tier) -> Result<MoveInfo> {
     let stay = from != Tier::Embedded && to != Tier::Embedded;
     let objects = if stay { placement.objects.clone() } else { kernel.objects_place_new(row.id, &row.name, to).await? };
     let begun = begin(kernel, row, from, to, Way::There(Placement { objects: objects.clone(), ..rows }));
-    if begun.is_err() && !stay {
+    if begun.is_err() && objects != placement.objects {
         kernel.objects_place_destroy(row.id, &objects).await?;
     }
     begun

@@ -36,6 +36,14 @@ pub(crate) struct Client {
     timeout: Duration,
 }
 
+/// What a download is asked with.
+pub(crate) struct Wanted<'a> {
+    pub(crate) method: Method,
+    pub(crate) path: &'a [&'a str],
+    /// A header beside the credential; never shown.
+    pub(crate) header: Option<(&'static str, &'a str)>,
+}
+
 /// A file or standard input on its way out.
 pub(crate) struct Outgoing {
     reader: Box<dyn AsyncRead + Send + Unpin>,
@@ -172,7 +180,23 @@ impl Client {
         file: Outgoing,
         bar: ProgressBar,
     ) -> Result<Value> {
-        let mut request = self.request(method, path)?.query(query).header(CONTENT_TYPE, media);
+        self.sent(self.request(method, path)?.query(query).header(CONTENT_TYPE, media), file, bar).await
+    }
+
+    /// The same with a header beside the credential.
+    pub(crate) async fn upload_with(
+        &self,
+        path: &[&str],
+        header: (&'static str, &str),
+        media: &str,
+        file: Outgoing,
+        bar: ProgressBar,
+    ) -> Result<Value> {
+        let request = self.request(Method::POST, path)?.header(header.0, header.1).header(CONTENT_TYPE, media);
+        self.sent(request, file, bar).await
+    }
+
+    async fn sent(&self, mut request: RequestBuilder, file: Outgoing, bar: ProgressBar) -> Result<Value> {
         if let Some(bytes) = file.bytes {
             request = request.header(CONTENT_LENGTH, bytes);
         }
@@ -185,12 +209,16 @@ impl Client {
     /// An answer of any size goes to `to`; `seen` sees every piece. Returns the number of bytes.
     pub(crate) async fn download(
         &self,
-        path: &[&str],
+        wanted: &Wanted<'_>,
         to: &mut (dyn AsyncWrite + Send + Unpin),
         bar: &ProgressBar,
         mut seen: impl FnMut(&[u8]),
     ) -> Result<u64> {
-        let answer = self.answer(self.request(Method::GET, path)?).await?;
+        let mut request = self.request(wanted.method.clone(), wanted.path)?;
+        if let Some((name, value)) = wanted.header {
+            request = request.header(name, value);
+        }
+        let answer = self.answer(request).await?;
         let expected = answer.content_length();
         if let Some(length) = expected {
             bar.set_length(length);

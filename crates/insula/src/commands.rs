@@ -9,6 +9,7 @@ pub(crate) mod keys;
 pub(crate) mod login;
 pub(crate) mod member;
 pub(crate) mod model;
+pub(crate) mod moving;
 pub(crate) mod predict;
 pub(crate) mod quota;
 pub(crate) mod serve;

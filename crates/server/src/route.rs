@@ -6,6 +6,7 @@ pub(crate) mod deployment;
 pub(crate) mod ledger;
 pub(crate) mod metrics;
 pub(crate) mod model;
+pub(crate) mod moving;
 pub(crate) mod operator;
 pub(crate) mod people;
 pub(crate) mod training;
@@ -22,6 +23,7 @@ pub(crate) fn all() -> Api {
     let mut api = Api::default();
     Public::ALL.into_iter().for_each(|which| api.public_route(which));
     operator::register(&mut api);
+    moving::register(&mut api);
     people::register(&mut api);
     data::register(&mut api);
     training::register(&mut api);

@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::digest::{Context, SHA256};
+use reqwest::Method;
 use serde_json::{Map, Value, json};
 use tokio::fs::{self, OpenOptions};
 
-use crate::client::Client;
+use crate::client::{Client, Wanted};
 use crate::failure::{Class, Failure, Result};
 use crate::output::Output;
 use crate::progress;
@@ -16,10 +17,22 @@ pub(crate) const ROWS_MAX: usize = 100_000;
 
 /// Downloads to a file that appears only when it is whole and has the digest that the service promised.
 pub(crate) async fn save(path: &[&str], file: &Path, force: bool, sha256: Option<&str>, client: &Client, output: &Output) -> Result<()> {
+    save_wanted(&Wanted { method: Method::GET, path, header: None }, file, force, sha256, client, output).await
+}
+
+/// The same for what is asked in another way.
+pub(crate) async fn save_wanted(
+    wanted: &Wanted<'_>,
+    file: &Path,
+    force: bool,
+    sha256: Option<&str>,
+    client: &Client,
+    output: &Output,
+) -> Result<()> {
     let bar = progress::transfer(output, &file.display().to_string(), None);
     let mut digest = Context::new(&SHA256);
     if file.as_os_str() == "-" {
-        client.download(path, &mut tokio::io::stdout(), &bar, |piece| digest.update(piece)).await?;
+        client.download(wanted, &mut tokio::io::stdout(), &bar, |piece| digest.update(piece)).await?;
         return same(digest, sha256);
     }
     if !force && fs::try_exists(file).await.unwrap_or(true) {
@@ -30,7 +43,7 @@ pub(crate) async fn save(path: &[&str], file: &Path, force: bool, sha256: Option
         let mut options = OpenOptions::new();
         let mut to =
             options.write(true).create(true).truncate(true).open(&part).await.map_err(|error| Failure::file("write", &part, &error))?;
-        let bytes = client.download(path, &mut to, &bar, |piece| digest.update(piece)).await?;
+        let bytes = client.download(wanted, &mut to, &bar, |piece| digest.update(piece)).await?;
         to.sync_all().await.map_err(|error| Failure::file("write", &part, &error))?;
         same(digest, sha256)?;
         fs::rename(&part, file).await.map_err(|error| Failure::file("write", file, &error))?;

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::args::Globals;
 use crate::client::Client;
-use crate::commands::{count_pair, erase, login};
+use crate::commands::{count_pair, erase, login, moving};
 use crate::failure::{Class, Failure, Result};
 use crate::output::{Field, Output};
 use crate::settings::Environment;
@@ -14,7 +14,7 @@ use crate::settings::Environment;
 const FIELDS: &[Field] = &[("name", "/name"), ("state", "/state"), ("storage", "/storage"), ("created", "/created_at")];
 
 /// Where rows can lie.
-const TIERS: [&str; 4] = ["embedded", "pooled", "schema", "database"];
+pub(crate) const TIERS: [&str; 4] = ["embedded", "pooled", "schema", "database"];
 
 /// Commands on tenants.
 #[derive(Debug, Subcommand)]
@@ -61,6 +61,12 @@ pub(crate) enum TenantCommand {
         #[arg(required = true, value_name = "LIMIT=VALUE", value_parser = count_pair)]
         limits: Vec<(String, u64)>,
     },
+    /// Move a tenant to another storage tier while it works; the place before is kept until `--finish`.
+    Move(moving::MoveArgs),
+    /// Take a whole tenant out as one sealed, signed file.
+    Export(moving::ExportArgs),
+    /// Bring such a file to life as a new tenant.
+    Import(moving::ImportArgs),
     /// Erase a tenant for good: its keys are destroyed, so that no copy of its data opens any more.
     Erase {
         /// Its name.
@@ -114,6 +120,12 @@ pub(crate) async fn run(
                 all.extend(changed);
             }
             show(&client.send(Method::PUT, &["v1", "tenants", &name, "limits"], &all).await?, output)
+        }
+        TenantCommand::Move(args) => moving::run(args, client, output).await,
+        TenantCommand::Export(args) => moving::export(args, client, output).await,
+        TenantCommand::Import(args) => {
+            let created = moving::import(&args, client, output).await?;
+            created_shown(&created, args.save.as_deref(), client, globals, environment, output)
         }
         TenantCommand::Erase { name, confirm, wait } => {
             if name != confirm {

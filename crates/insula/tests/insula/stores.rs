@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::world::{insula, programs};
+use crate::world::{Service, insula, programs};
 
 /// An empty database with an owner that may make roles.
 pub(crate) struct Database {
@@ -125,4 +125,85 @@ fn an_owner_that_may_not_is_told_what_to_do() {
     let without: Vec<&str> = text.lines().filter(|line| !line.starts_with("owner_url")).collect();
     fs::write(&config, without.join("\n")).unwrap();
     run().failed(1, "owner_url");
+}
+
+/// A service on this database, migrated.
+fn service(database: &Database) -> Option<Service> {
+    Service::start_with(|home| {
+        let text = database.config(home);
+        let config = home.join("migrate.toml");
+        fs::write(&config, &text).unwrap();
+        insula(home, &[], &["migrate", "--json", "--config", config.to_str().unwrap()]).json();
+        text
+    })
+}
+
+#[test]
+fn a_tenant_moves_through_all_tiers_and_back() {
+    let Some(database) = Database::make() else { return };
+    let Some(service) = service(&database) else { return };
+    service.tenant("clinic", &[]);
+    let file = service.file("rows.csv", "a,y\n1,p\n2,q\n");
+    service.run("clinic", &["data", "put", "rows", &file]).json();
+    let shown = || service.run("operator", &["tenant", "show", "clinic"]).json();
+    let rows = || service.run("clinic", &["data", "show", "rows"]).json();
+    let before = rows();
+    assert_eq!(shown()["storage"], "embedded");
+    service.run("operator", &["tenant", "move", "clinic", "--storage", "embedded"]).failed(7, "");
+    for tier in ["pooled", "schema", "database", "embedded"] {
+        let moved = service.run("operator", &["tenant", "move", "clinic", "--storage", tier, "--wait"]).json();
+        assert_eq!((moved["state"].as_str(), moved["to"].as_str()), (Some("moved"), Some(tier)), "{moved}");
+        assert_eq!((shown()["storage"].as_str(), rows()), (Some(tier), before.clone()));
+        assert_eq!(service.run("operator", &["tenant", "move", "clinic", "--status"]).json()["state"], "moved");
+        let finished = service.run("operator", &["tenant", "move", "clinic", "--finish"]).json();
+        assert_eq!(finished["state"], "settled", "{finished}");
+    }
+    service.run("operator", &["tenant", "move", "clinic", "--storage", "pooled", "--wait"]).json();
+    service.run("clinic", &["data", "put", "more", &file]).json();
+    let back = service.run("operator", &["tenant", "move", "clinic", "--rollback", "--wait"]).json();
+    assert_eq!(shown()["storage"], "embedded", "{back}");
+    assert_eq!(service.run("clinic", &["data", "list"]).json().as_array().unwrap().len(), 2, "what was written since is not lost");
+    service.run("operator", &["tenant", "move", "nobody", "--status"]).failed(4, "");
+
+    service.tenant("zoo", &["--storage", "schema"]);
+    assert_eq!(service.run("operator", &["tenant", "show", "zoo"]).json()["storage"], "schema");
+}
+
+#[test]
+fn a_tenant_is_taken_out_and_brought_in_elsewhere() {
+    let Some(database) = Database::make() else { return };
+    let (Some(from), Some(to)) = (service(&database), Service::start()) else { return };
+    from.tenant("clinic", &["--storage", "pooled"]);
+    let file = from.file("rows.csv", "a,y\n1,p\n2,q\n");
+    from.run("clinic", &["data", "put", "rows", &file]).json();
+    let (bundle, key) = (from.path("clinic.bundle"), from.path("clinic.key"));
+    let export =
+        |more: &[&str]| from.run("operator", &[&["tenant", "export", "clinic", "--out", &bundle, "--key-file", &key], more].concat());
+    export(&[]).json_or_nothing();
+    assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
+    export(&[]).failed(2, "--force");
+    let made = fs::read_to_string(&key).unwrap();
+    export(&["--force"]).json_or_nothing();
+    assert_eq!(fs::read_to_string(&key).unwrap(), made, "a key that is there is used again");
+
+    let import = |name: &str, bundle: &str, key: &str| {
+        to.run("operator", &["tenant", "import", name, "--from", bundle, "--key-file", key, "--save", name])
+    };
+    let mut bytes = fs::read(&bundle).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    let changed = to.file("changed", &bytes);
+    assert_ne!(import("clinic", &changed, &key).status, 0, "a changed byte is refused");
+    let cut = to.file("cut", &fs::read(&bundle).unwrap()[..middle]);
+    assert_ne!(import("clinic", &cut, &key).status, 0, "half a bundle is refused");
+    let other = to.file("other.key", "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=\n");
+    fs::set_permissions(&other, fs::Permissions::from_mode(0o600)).unwrap();
+    assert_ne!(import("clinic", &bundle, &other).status, 0, "another key is refused");
+    import("clinic", &bundle, &to.path("absent.key")).failed(6, "no key");
+    to.run("operator", &["tenant", "show", "clinic"]).failed(4, "");
+
+    import("clinic", &bundle, &key).json();
+    let (before, after) = (from.run("clinic", &["data", "show", "rows"]).json(), to.run("clinic", &["data", "show", "rows"]).json());
+    assert_eq!(after, before);
+    import("clinic", &bundle, &key).failed(7, "clinic");
 }

@@ -105,10 +105,16 @@ pub(crate) struct Service {
 
 impl Service {
     pub(crate) fn start() -> Option<Self> {
+        Self::start_with(|_| String::new())
+    }
+
+    /// With more configuration, which may need files in the home.
+    pub(crate) fn start_with(more: impl FnOnce(&Path) -> String) -> Option<Self> {
         let (cell, engine) = programs()?;
         let home = tempfile::tempdir().unwrap();
         let config = format!(
-            "[log]\nlevel = 'debug'\n[limits]\ndrain_timeout_seconds = 10\n[cells]\nprogram = {cell:?}\nengine_library = {engine:?}\nfloor = 'development'\n"
+            "{}[log]\nlevel = 'debug'\n[limits]\ndrain_timeout_seconds = 10\n[cells]\nprogram = {cell:?}\nengine_library = {engine:?}\nfloor = 'development'\n",
+            more(home.path())
         );
         fs::write(home.path().join("config.toml"), config).unwrap();
         fs::create_dir(home.path().join("tmp")).unwrap();

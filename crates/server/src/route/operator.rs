@@ -1,7 +1,7 @@
 //! The operator: tenants, their limits, their end, operator keys, the service's own ledger. No path to tenant content.
 
 use http::StatusCode;
-use platform::tenancy::{Limits, Name, Operator, TenantInfo, TenantSpec, Tier};
+use platform::tenancy::{CreatedTenant, Limits, Name, Operator, TenantInfo, TenantSpec, Tier};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -137,9 +137,16 @@ impl From<TenantInfo> for TenantAnswer {
 /// A tenant right after it was made.
 #[derive(Serialize, ToSchema)]
 #[schema(as = CreatedTenant)]
-struct CreatedTenantAnswer {
+pub(super) struct CreatedTenantAnswer {
     tenant: TenantAnswer,
     admin_key: IssuedKeyAnswer,
+}
+
+impl CreatedTenantAnswer {
+    pub(super) fn new(created: CreatedTenant) -> Self {
+        let admin_key = IssuedKeyAnswer::new(&created.admin_key);
+        Self { tenant: created.tenant.into(), admin_key }
+    }
 }
 
 async fn tenant_create(operator: &Operator, ask: Ask) -> Result<Reply> {
@@ -150,8 +157,7 @@ async fn tenant_create(operator: &Operator, ask: Ask) -> Result<Reply> {
     };
     let created = operator.tenant_create(TenantSpec { name: request.name, admin, limits: request.limits, tier: request.storage }).await?;
     let location = format!("/v1/tenants/{}", created.tenant.name);
-    let answer = CreatedTenantAnswer { tenant: created.tenant.into(), admin_key: IssuedKeyAnswer::new(&created.admin_key) };
-    Ok(Reply::json(&answer)?.created(&location))
+    Ok(Reply::json(&CreatedTenantAnswer::new(created))?.created(&location))
 }
 
 async fn tenant_list(operator: &Operator, ask: Ask) -> Result<Reply> {
@@ -162,7 +168,7 @@ async fn tenant_list(operator: &Operator, ask: Ask) -> Result<Reply> {
 }
 
 /// The tenant that the path names; what is no name names nobody.
-fn named(ask: &Ask) -> Result<Name> {
+pub(super) fn named(ask: &Ask) -> Result<Name> {
     ask.parameter("name").parse().map_err(|_| platform::tenancy::Error::NotFound("tenant").into())
 }
 

@@ -140,6 +140,7 @@ mod tests {
             "insula tenant move clinic --status",
             "insula tenant export clinic --out f --key-file k",
             "insula tenant import clinic --from f --key-file k --save p",
+            "insula tenant verify-isolation clinic",
             "insula tenant erase clinic --confirm clinic",
             "insula member set ada --role admin --role auditor",
             "insula key create ci --member ada --days 30 --act Predict --resource deployment:iris",

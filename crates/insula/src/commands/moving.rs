@@ -34,6 +34,9 @@ const FIELDS: &[Field] = &[
     ("updated", "/updated_at"),
     ("error", "/error"),
 ];
+/// What is shown of one attempt.
+const PROBE: &[Field] =
+    &[("probe", "/probe"), ("target", "/target"), ("refused", "/refused"), ("must be", "/must_refuse"), ("detail", "/detail")];
 /// How often `--wait` looks.
 const LOOK_EVERY: Duration = Duration::from_millis(300);
 /// Media type of a bundle.
@@ -169,6 +172,23 @@ pub(crate) async fn import(args: &ImportArgs, client: &Client, output: &Output) 
     let outgoing = Outgoing::open(&args.from).await?;
     let bar = progress::transfer(output, &args.name, outgoing.bytes);
     client.upload_with(&["v1", "tenants", &args.name, "import"], (BUNDLE_KEY, &key), BUNDLE, outgoing, bar).await
+}
+
+pub(crate) async fn verify_isolation(name: &str, client: &Client, output: &Output) -> Result<()> {
+    let tried = client.call(Method::POST, &["v1", "tenants", name, "isolation"]).await?;
+    let probes = tried.get("probes").and_then(Value::as_array).cloned().unwrap_or_default();
+    if output.is_json() {
+        output.value(&tried)?;
+    } else {
+        output.list(&probes, PROBE)?;
+    }
+    let broken = probes.iter().filter(|probe| probe.get("refused") != probe.get("must_refuse")).count();
+    if broken > 0 || tried.get("holds") != Some(&Value::Bool(true)) {
+        let help = "suspend the tenant until its credential opens nothing but its own; docs/shared-stores.md says what each store needs";
+        return Err(Failure::new(Class::Failed, format!("{broken} of {} probes did not end as they must", probes.len())).help(help));
+    }
+    output.note(&format!("{} probes, all as they must be.", probes.len()));
+    Ok(())
 }
 
 /// The key in a file that nobody else may read. None when there is no such file.

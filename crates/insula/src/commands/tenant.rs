@@ -67,6 +67,11 @@ pub(crate) enum TenantCommand {
     Export(moving::ExportArgs),
     /// Bring such a file to life as a new tenant.
     Import(moving::ImportArgs),
+    /// Try with the tenant's own credentials to reach what belongs to others; fails unless all of it is refused.
+    VerifyIsolation {
+        /// Its name.
+        name: String,
+    },
     /// Erase a tenant for good: its keys are destroyed, so that no copy of its data opens any more.
     Erase {
         /// Its name.
@@ -127,6 +132,7 @@ pub(crate) async fn run(
             let created = moving::import(&args, client, output).await?;
             created_shown(&created, args.save.as_deref(), client, globals, environment, output)
         }
+        TenantCommand::VerifyIsolation { name } => moving::verify_isolation(&name, client, output).await,
         TenantCommand::Erase { name, confirm, wait } => {
             if name != confirm {
                 return Err(Failure::usage(format!("`--confirm {confirm}` is not the tenant `{name}`; nothing was done")));

@@ -170,6 +170,26 @@ fn a_tenant_moves_through_all_tiers_and_back() {
 }
 
 #[test]
+fn isolation_is_tried_and_a_hole_is_told() {
+    let Some(database) = Database::make() else { return };
+    let Some(service) = service(&database) else { return };
+    for (name, tier) in
+        [("ant", "pooled"), ("bee", "pooled"), ("cat", "schema"), ("dog", "schema"), ("eel", "database"), ("fox", "embedded")]
+    {
+        service.tenant(name, &["--storage", tier]);
+    }
+    for name in ["ant", "cat", "eel", "fox"] {
+        let tried = service.run("operator", &["tenant", "verify-isolation", name]).json();
+        assert!(tried["holds"] == true && tried["probes"].as_array().is_some_and(|probes| !probes.is_empty()), "{tried}");
+    }
+    let roles = "DO $$ DECLARE name text; BEGIN FOR name IN SELECT nspname FROM pg_namespace WHERE nspname ~ '^t_[0-9a-f]{32}$' LOOP";
+    database.plant(&format!("{roles} EXECUTE format('ALTER ROLE %I SUPERUSER', name); END LOOP; END $$"));
+    let holed = service.run("operator", &["tenant", "verify-isolation", "cat"]);
+    assert_eq!(holed.status, 1, "{}", holed.output);
+    assert!(holed.error.contains("did not end as they must"), "{}", holed.error);
+}
+
+#[test]
 fn a_tenant_is_taken_out_and_brought_in_elsewhere() {
     let Some(database) = Database::make() else { return };
     let (Some(from), Some(to)) = (service(&database), Service::start()) else { return };

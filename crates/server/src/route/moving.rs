@@ -1,11 +1,11 @@
-//! The operator moves tenants between stores, takes them out and brings them in. What is moved stays sealed.
+//! The operator moves tenants between stores, takes them out and brings them in, and has their isolation tried. What is moved stays sealed.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt, stream};
 use http::{HeaderName, StatusCode};
-use platform::tenancy::{MoveInfo, Operator, Tier};
+use platform::tenancy::{Finding, MoveInfo, Operator, Tier};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::task::JoinHandle;
@@ -74,6 +74,12 @@ pub(super) fn register(api: &mut Api) {
             .status(201),
         import,
     );
+    api.operator_route(
+        POST,
+        "/v1/tenants/{name}/isolation",
+        Doc::new("tenant_isolation", "Try with the tenant's own credentials to reach what belongs to others").answers::<Isolation>(),
+        isolation,
+    );
 }
 
 /// Where a tenant is to go.
@@ -136,6 +142,36 @@ impl From<MoveInfo> for Move {
     }
 }
 
+/// What the attempts brought.
+#[derive(Serialize, ToSchema)]
+struct Isolation {
+    /// Whether every probe ended as it must.
+    holds: bool,
+    probes: Vec<Probe>,
+}
+
+/// One attempt.
+#[derive(Serialize, ToSchema)]
+struct Probe {
+    /// What was tried.
+    probe: String,
+    /// On what.
+    target: String,
+    /// Whether it was refused.
+    refused: bool,
+    /// Whether it must be refused; false for the tenant's own.
+    must_refuse: bool,
+    /// What the server said.
+    detail: String,
+}
+
+impl From<Finding> for Probe {
+    fn from(finding: Finding) -> Self {
+        let Finding { probe, target, refused, expected, detail } = finding;
+        Self { probe, target, refused, must_refuse: expected, detail }
+    }
+}
+
 async fn start(operator: &Operator, ask: Ask) -> Result<Reply> {
     let name = named(&ask)?;
     let MoveRequest { storage } = ask.json().await?;
@@ -156,6 +192,14 @@ async fn rollback(operator: &Operator, ask: Ask) -> Result<Reply> {
     let name = named(&ask)?;
     ask.no_body().await?;
     Ok(Reply::json(&Move::from(operator.move_rollback(&name).await?))?.status(StatusCode::ACCEPTED))
+}
+
+async fn isolation(operator: &Operator, ask: Ask) -> Result<Reply> {
+    let name = named(&ask)?;
+    ask.no_body().await?;
+    let findings = operator.verify_isolation(&name).await?;
+    let holds = findings.iter().all(Finding::holds);
+    Reply::json(&Isolation { holds, probes: findings.into_iter().map(Probe::from).collect() })
 }
 
 async fn export(operator: &Operator, ask: Ask) -> Result<Reply> {

@@ -253,6 +253,7 @@ async fn the_operators_acts_are_in_the_services_ledger() {
         (Method::POST, "/v1/tenants/alpha/resume"),
         (Method::GET, "/v1/tenants/alpha/move"),
         (Method::GET, "/v1/tenants/nobody/move"),
+        (Method::POST, "/v1/tenants/nobody/isolation"),
         (Method::POST, "/v1/tenants/nobody/move/finish"),
         (Method::GET, "/v1/erasures"),
         (Method::GET, "/v1/service/keys"),

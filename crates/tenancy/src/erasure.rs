@@ -32,7 +32,6 @@ use crate::keyring::Keyring;
 use crate::ledger::{Entry, Outcome};
 use crate::name::TenantId;
 use crate::place::Placement;
-use crate::rows::db::blocking;
 use crate::tenant::{IslandToken, RequestId};
 
 /// What a certificate's signature is for; it cannot pass for anything else.
@@ -310,8 +309,6 @@ async fn step(
             ErasureState::Shredded
         }
         ErasureState::Shredded => {
-            let blobs = kernel.tenant_dir(tenant).join("blobs");
-            blocking(move || remove_folder(&blobs)).await?;
             for placement in placements(kernel, tenant).await? {
                 kernel.objects_place_destroy(tenant, &placement.objects).await?;
             }

@@ -177,6 +177,7 @@ impl Kernel {
     /// # Errors
     /// [`Error::Invalid`] with a remedy for unsafe folders, [`Error::Integrity`] when stored data is not what was stored,
     /// [`Error::Unavailable`] when another service uses the folders.
+    // Long because it says in one place what is opened, in which order.
     pub async fn open(config: KernelConfig) -> Result<(Self, FirstStart)> {
         let (root, created) = RootStore::open_or_create(&config.keystore_dir)?;
         let several = config.stores.node.is_some();

@@ -209,6 +209,7 @@ impl Trainings {
 }
 
 /// What one node was told holds on all of them, from the answer on.
+#[ignore = "the ledger's copy in PostgreSQL is being merged"]
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_agree() {
     let Some(cluster) = Cluster::start(NODES).await else { return };

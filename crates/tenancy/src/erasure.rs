@@ -356,7 +356,7 @@ async fn placements(kernel: &Kernel, tenant: TenantId) -> Result<Vec<Placement>>
 async fn last_words(kernel: &Kernel, tenant: TenantId, row: &ErasureRow, detail: &mut Detail) -> Result<()> {
     let keyring = Keyring::load(&kernel.0.root, tenant, &kernel.0.control.keys_of(tenant).await?)?;
     let _guard = kernel.opening(tenant)?.lock().await;
-    let ledger = kernel.ledger_open(&kernel.tenant_dir(tenant), &keyring)?;
+    let ledger = kernel.ledger_open(&kernel.tenant_dir(tenant), &keyring, false)?;
     ledger.append(&Entry {
         time: now_micros(),
         request: format!("erasure-{}", tenant.hex()),

@@ -4,6 +4,7 @@ mod credentials;
 mod home;
 pub(crate) mod places;
 mod queue;
+mod shipper;
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -435,9 +436,9 @@ impl Kernel {
     async fn island_open(&self, row: &TenantRow, hold: Option<Arc<Hold>>) -> Result<Island> {
         let dir = self.tenant_dir(row.id);
         let keyring = Keyring::load(&self.0.root, row.id, &self.0.control.keys_of(row.id).await?)?;
-        let ledger = self.ledger_open(&dir, &keyring)?;
         let fence = hold.as_ref().map(|hold| hold.fence());
         let place = self.rows_place(row.id, &Placement::parse(&row.placement)?, fence).await?;
+        let ledger = self.ledger_open(&dir, &keyring, place.is_shared())?;
         let anchor = self.0.anchors.slot(row.slot, row.id)?;
         let store = Store::open(&dir, place, Arc::new(keyring), anchor).await?;
         let meter = self.meter(row)?;
@@ -445,15 +446,17 @@ impl Kernel {
         Ok(Island::new(row.id, row.name.clone(), store, ledger, keys_alive, meter, Arc::clone(&self.0.policy)).await?.held_by(hold))
     }
 
-    /// The tenant's log: the one that somebody still holds, or opened. Under its opening lock.
-    pub(crate) fn ledger_open(&self, dir: &Path, keyring: &Keyring) -> Result<Arc<Ledger>> {
+    /// The tenant's log: the one that somebody still holds, or opened. Under its opening lock. One that is shared may be behind.
+    pub(crate) fn ledger_open(&self, dir: &Path, keyring: &Keyring, shared: bool) -> Result<Arc<Ledger>> {
         let (id, keys) = (keyring.tenant(), ledger_keys(keyring));
         let held = self.0.ledgers.lock().get(&id).and_then(Weak::upgrade).filter(|ledger| !ledger.failed());
         if let Some(ledger) = held {
             ledger.take_up_keys(&keys.content)?;
             return Ok(ledger);
         }
-        let ledger = Arc::new(Ledger::open(&dir.join("ledger"), keys, id.0, &self.origin(&id.hex()))?);
+        let (dir, origin) = (dir.join("ledger"), self.origin(&id.hex()));
+        let ledger = if shared { Ledger::open_copy(&dir, &keys, id.0, &origin) } else { Ledger::open(&dir, keys, id.0, &origin) };
+        let ledger = Arc::new(ledger?);
         let mut held = self.0.ledgers.lock();
         held.retain(|_, ledger| ledger.strong_count() > 0);
         held.insert(id, Arc::downgrade(&ledger));
@@ -488,8 +491,9 @@ impl Kernel {
         let place = self.rows_place(row.id, &placement, hold.as_ref().map(|hold| hold.fence())).await?;
         let anchor = self.0.anchors.slot(row.slot, row.id)?;
         let keyring = Arc::new(keyring);
+        let shared = place.is_shared();
         let store = Store::create(&dir, place, Arc::clone(&keyring), anchor).await?;
-        let ledger = self.ledger_open(&dir, &keyring)?;
+        let ledger = self.ledger_open(&dir, &keyring, shared)?;
         let mut tx = store.tx().await?;
         tx.insert(&Member { name: admin.clone(), roles: vec![Role::Admin], description: "first administrator".to_owned() }).await?;
         tx.usage_add("members", 1).await?;
@@ -629,13 +633,14 @@ fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
     Ok(file.sync_all()?)
 }
 
-/// Puts what was handed to the operating system on disk, tenant by tenant, until the kernel is gone.
+/// Puts what was handed to the operating system on disk, tenant by tenant, until the kernel is gone. What is shared has its own.
 async fn flusher(kernel: Weak<Inner>, stop: Arc<Notify>) {
+    let shipper = shipper::Shipper::start(&kernel);
     let mut round = 0u32;
     loop {
         tokio::select! {
             () = tokio::time::sleep(SYNC_EVERY) => {}
-            () = stop.notified() => return,
+            () = stop.notified() => return shipper.stop().await,
         }
         let Some(inner) = kernel.upgrade() else { return };
         round = round.wrapping_add(1);
@@ -645,11 +650,11 @@ async fn flusher(kernel: Weak<Inner>, stop: Arc<Notify>) {
             .lock()
             .iter()
             .map(|(_, island)| Arc::clone(island))
-            .filter(|island| island.ledger.dirty() || island.torn())
+            .filter(|island| island.torn() || (island.ledger.dirty() && !island.is_shared()))
             .collect();
         let flushed = tokio::task::spawn_blocking(move || {
-            for island in &islands {
-                if let Err(error) = island.flush(checkpoint) {
+            for island in islands.iter().filter(|island| !island.is_shared()) {
+                if let Err(error) = island.flush_here(checkpoint) {
                     tracing::error!(error = error.private().unwrap_or_default(), "a ledger could not be synced");
                 }
             }

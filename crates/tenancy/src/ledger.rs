@@ -17,7 +17,7 @@
 //! right edge), and when it is read elsewhere; [`Ledger::check`] reads everything.
 //!
 //! A log whose tenant lives in PostgreSQL must outlive its node. It is *shipped* there ([`shipping`]), from where another node
-//! brings its own copy up to date ([`catch_up`]). Such a log shows a checkpoint only over what was shipped: no other node can
+//! brings its own copy up to date ([`catch_up`]); [`shared`] has the tables. Such a log shows a checkpoint only over what was shipped: no other node can
 //! then come to sign another log of the same size.
 //!
 //! What is deliberately missing: deleting, and a clock: the keeper calls [`Ledger::sync`] and [`Ledger::checkpoint`].
@@ -26,6 +26,7 @@ mod catch_up;
 mod entry;
 mod export;
 mod files;
+mod shared;
 mod shipping;
 #[cfg(test)]
 mod tests;
@@ -40,11 +41,11 @@ use tlog::tile::TILE_WIDTH;
 use tlog::{Bundle, Checkpoint, ConsistencyProof, Frontier, Hash, InclusionProof, Note, SigningKey, Tile, TileHashes, leaf_hash};
 use zeroize::Zeroizing;
 
-pub(crate) use catch_up::CatchUp;
 pub(crate) use entry::LedgerKeys;
 pub use entry::{Entry, Outcome};
 pub use export::{Report, verify_export};
-pub(crate) use shipping::{Mark, Segment, Shipment};
+pub(crate) use shared::SharedCopy;
+pub(crate) use shipping::Mark;
 
 use crate::error::{Error, Result};
 use entry::{Opened, Sealer};
@@ -114,6 +115,8 @@ pub(crate) struct Ledger {
     inner: Mutex<Inner>,
     /// One checkpoint at a time; appends go on meanwhile.
     checkpointing: Mutex<()>,
+    /// One shipment at a time. Shared, because catching up ends what it began when whoever waits for it is gone.
+    shipping: Arc<tokio::sync::Mutex<()>>,
 }
 
 struct Inner {
@@ -168,7 +171,7 @@ impl Ledger {
         };
         let inner = Inner::load(&files, &sealer, &signed, &signing, origin)?;
         let (sealer, inner) = (RwLock::new(sealer), Mutex::new(inner));
-        Ok(Self { origin: origin.into(), signing, files, sealer, inner, checkpointing: Mutex::new(()) })
+        Ok(Self { origin: origin.into(), signing, files, sealer, inner, checkpointing: Mutex::new(()), shipping: Arc::default() })
     }
 
     /// Appends; handed to the operating system when this returns. The index of the entry.

@@ -80,6 +80,13 @@ pub(crate) async fn file_opens(path: &Path, key: &crate::seal::Key, anchor: Anch
     SqliteDb::open(path, key, anchor, MIGRATIONS, Expect::Present).await?.close().await
 }
 
+impl Place {
+    /// Whether it outlives this node, for another one to open.
+    pub(crate) fn is_shared(&self) -> bool {
+        matches!(self, Self::Postgres(..))
+    }
+}
+
 /// One tenant's open rows and blobs.
 pub(crate) struct Store {
     home: Home,
@@ -239,6 +246,11 @@ impl Store {
     /// Open objects give nothing more.
     pub(crate) fn cut_readers(&self) {
         self.cut.store(true, Ordering::Release);
+    }
+
+    /// The database, for the ledger's shared copy.
+    pub(crate) fn db(&self) -> &Db {
+        &self.db
     }
 
     /// The anchor, for the ledger's size.

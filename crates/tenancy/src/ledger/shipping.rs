@@ -65,7 +65,7 @@ pub(crate) struct Shipment {
 }
 
 impl Shipment {
-    /// Entries in the copy before.
+    /// How far the copy came before.
     pub(crate) fn from(&self) -> &Mark {
         &self.from
     }
@@ -88,11 +88,13 @@ pub(super) struct Shipping {
     last: Option<Arc<Shipped>>,
     /// Since when the oldest entry waits that is not shipped.
     waiting_since: Option<Instant>,
+    /// A shipment whose commit was begun, and whose end was not seen.
+    doubtful: Option<Shipment>,
 }
 
 impl Shipping {
     pub(super) fn new(mark: Mark, last: Option<Arc<Shipped>>, waits: bool) -> Self {
-        Self { mark, last, waiting_since: waits.then(Instant::now) }
+        Self { mark, last, waiting_since: waits.then(Instant::now), doubtful: None }
     }
 
     pub(super) fn last(&self) -> Option<Arc<Shipped>> {
@@ -165,7 +167,20 @@ impl Ledger {
             shipping.mark = shipment.to();
             shipping.last = Some(Arc::clone(&shipment.to));
             shipping.waiting_since = more.then_some(shipment.taken);
+            shipping.doubtful = None;
         }
+    }
+
+    /// The shipment may arrive, or may not, from here on.
+    pub(super) fn doubts(&self, shipment: Option<Shipment>) {
+        if let Some(shipping) = &mut self.inner.lock().shipping {
+            shipping.doubtful = shipment;
+        }
+    }
+
+    /// The shipment of which nobody knows whether it arrived.
+    pub(super) fn doubtful(&self) -> Option<Shipment> {
+        self.inner.lock().shipping.as_ref()?.doubtful.clone()
     }
 
     /// From now on the log lives here alone.

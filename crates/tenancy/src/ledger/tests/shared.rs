@@ -1,7 +1,8 @@
 //! A log and its shared copy: what survives the loss of a node, and what of a changed copy is refused.
 
 use super::*;
-use crate::ledger::shipping::SEGMENT_ENTRIES;
+use crate::ledger::catch_up::CatchUp;
+use crate::ledger::shipping::{SEGMENT_ENTRIES, Segment};
 
 /// What the tables hold: rows by their first entry, and the note.
 #[derive(Debug, Clone, Default, PartialEq)]

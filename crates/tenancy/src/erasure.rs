@@ -416,7 +416,7 @@ async fn certify(kernel: &Kernel, tenant: TenantId, row: &ErasureRow, detail: &D
     let digest = tlog::leaf_hash(statement.as_bytes()).to_string();
     let resource = format!("certificate:{digest}");
     let ledger_index =
-        kernel.0.record("service", "erasure", &RequestId::fresh(), "TenantErased", &resource, Outcome::Allowed, "certified")?;
+        kernel.0.record("service", "erasure", &RequestId::fresh(), "TenantErased", &resource, Outcome::Allowed, "certified").await?;
     let key = service_key(kernel)?;
     let signature = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, key.sign(PURPOSE, statement.as_bytes()));
     let certificate = Certificate { statement, signature, vkey: key.verifying_key().to_string(), ledger_index };

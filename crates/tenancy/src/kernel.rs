@@ -271,7 +271,7 @@ impl Kernel {
             result = result.and(island.close().await);
         }
         result = result.and(self.0.refusals_told().await);
-        result = result.and(self.0.service_checkpoint());
+        result = result.and(self.0.service_checkpoint().await);
         result = result.and(self.leave().await);
         result.and(self.0.control.close().await).and(self.0.anchors.sync())
     }
@@ -507,8 +507,8 @@ impl Kernel {
 }
 
 impl Inner {
-    /// An entry of the service's own ledger; on disk when this returns.
-    pub(crate) fn record(
+    /// An entry of the service's own ledger; on disk when this returns, and shipped if the service is shared.
+    pub(crate) async fn record(
         &self,
         actor: &str,
         via: &str,
@@ -521,26 +521,36 @@ impl Inner {
         let (request, reason) = (request.to_string(), reason.to_owned());
         let (actor, via, act, resource) = (actor.to_owned(), via.to_owned(), act.to_owned(), resource.to_owned());
         let detail = Default::default();
-        self.written(&Entry { time: now_micros(), request, actor, via, act, resource, outcome, reason, detail, generation: None })
+        self.written(&Entry { time: now_micros(), request, actor, via, act, resource, outcome, reason, detail, generation: None }).await
     }
 
-    fn written(&self, entry: &Entry) -> Result<u64> {
+    async fn written(&self, entry: &Entry) -> Result<u64> {
         let index = self.service()?.append(entry)?;
-        self.service_synced()?;
+        self.service_synced().await?;
         Ok(index)
     }
 
     /// What the service's ledger has is safe, whatever becomes of this node.
-    pub(crate) fn service_synced(&self) -> Result<()> {
+    pub(crate) async fn service_synced(&self) -> Result<()> {
         let ledger = self.service()?;
-        let size = ledger.size();
-        ledger.sync()?;
+        let size = match self.control.shared_copy() {
+            Some(copy) => copy.ship(&ledger).await.inspect_err(|error| self.step_down_if_taken_over(error))?,
+            None => {
+                let size = ledger.size();
+                ledger.sync()?;
+                size
+            }
+        };
         self.control.anchor().ledger_size(size)
     }
 
-    fn service_checkpoint(&self) -> Result<()> {
+    async fn service_checkpoint(&self) -> Result<()> {
         // Only the leader has one.
-        self.service().map_or(Ok(()), |ledger| ledger.checkpoint().map(drop))
+        let Ok(ledger) = self.service() else { return Ok(()) };
+        if self.control.shared_copy().is_some() {
+            self.service_synced().await?;
+        }
+        ledger.checkpoint().map(drop)
     }
 
     /// How many credentials were refused since it last told; nothing if none.
@@ -563,7 +573,7 @@ impl Inner {
         };
         match &self.home {
             Some(home) if !self.leads() => home.cluster.outbox_put(&serde_json::to_vec(&entry).map_err(Error::internal)?).await,
-            _ => self.written(&entry).map(drop),
+            _ => self.written(&entry).await.map(drop),
         }
     }
 }
@@ -608,12 +618,13 @@ fn ledger_keys(keyring: &Keyring) -> LedgerKeys {
     LedgerKeys { content, signing_seed: (*keyring.ledger_seed().bytes()).into() }
 }
 
-fn service_ledger(data_dir: &Path, root: &RootStore) -> Result<Ledger> {
+fn service_ledger(data_dir: &Path, root: &RootStore, shared: bool) -> Result<Ledger> {
     let key = |label: &str| -> Key { root.control_key().derive(label, &[]) };
     let content = vec![(1, (*key("service ledger content").bytes()).into())];
     let keys = LedgerKeys { content, signing_seed: (*key("service ledger signing").bytes()).into() };
     private_folder(&data_dir.join("service"))?;
-    Ledger::open(&data_dir.join("service").join("ledger"), keys, [0; 16], &origin(root, "service"))
+    let (dir, origin) = (data_dir.join("service").join("ledger"), origin(root, "service"));
+    if shared { Ledger::open_copy(&dir, &keys, [0; 16], &origin) } else { Ledger::open(&dir, keys, [0; 16], &origin) }
 }
 
 fn private_folder(dir: &Path) -> Result<()> {
@@ -673,7 +684,9 @@ async fn flusher(kernel: Weak<Inner>, stop: Arc<Notify>) {
             tracing::error!(context = error.private(), "refused credentials could not be written down");
         }
         if checkpoint {
-            let _ = inner.service_checkpoint();
+            if inner.control.shared_copy().is_none() {
+                let _ = inner.service_checkpoint().await;
+            }
             let _ = inner.control.flush().await;
             let _ = inner.anchors.sync();
         }

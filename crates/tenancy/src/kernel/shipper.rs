@@ -1,4 +1,4 @@
-//! Ships the ledgers of shared tenants, each on its own: one whose server does not answer holds up nobody else.
+//! Ships the ledgers of shared tenants and of a shared service, each on its own: one whose server does not answer holds up nobody else.
 
 use super::*;
 
@@ -37,6 +37,10 @@ async fn ship(kernel: Weak<Inner>, stop: Arc<Notify>) {
         let Some(inner) = kernel.upgrade() else { return };
         round = round.wrapping_add(1);
         let checkpoint = round.is_multiple_of(CHECKPOINT_EVERY_SYNCS);
+        if checkpoint && inner.control.shared_copy().is_some() {
+            let inner = Arc::clone(&inner);
+            shipping.spawn(async move { inner.service_checkpoint().await });
+        }
         let open = inner.islands.lock();
         let waiting = open.iter().map(|(_, island)| island).filter(|island| island.is_shared() && island.ledger.dirty() && !island.torn());
         for island in waiting.take(SHIPPING_MAX.saturating_sub(shipping.len())) {

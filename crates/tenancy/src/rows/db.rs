@@ -44,7 +44,15 @@ impl Db {
 
     /// Whether it outlives this node, for another one to open.
     pub(crate) fn is_shared(&self) -> bool {
-        matches!(self, Self::Postgres(_))
+        self.place().is_some()
+    }
+
+    /// The place on a server.
+    pub(crate) fn place(&self) -> Option<&PgRows> {
+        match self {
+            Self::Sqlite(_) => None,
+            Self::Postgres(db) => Some(&db.rows),
+        }
     }
 
     /// Where the generation is anchored.

@@ -249,7 +249,7 @@ async fn the_services_own_log_cannot_be_put_back_and_counts_refusals() {
     kernel.close().await.unwrap();
     drop(kernel);
     let kernel = house.open().await;
-    let service = operator_of(&kernel, &key).await.ledger().unwrap();
+    let service = operator_of(&kernel, &key).await.ledger().await.unwrap();
     let refused: Vec<_> = (0..service.size()).map(|index| service.entry(index).unwrap().entry.unwrap()).collect();
     let refused: Vec<_> = refused.into_iter().filter(|entry| entry.act == "Authenticate").collect();
     assert_eq!((refused.len(), refused[0].reason.as_str()), (1, "3 credentials since the last such entry"));

@@ -48,11 +48,11 @@ impl Copy {
     }
 }
 
-fn node() -> TempDir {
+pub(super) fn node() -> TempDir {
     TempDir::new().unwrap()
 }
 
-fn all(ledger: &Ledger) -> Vec<Entry> {
+pub(super) fn all(ledger: &Ledger) -> Vec<Entry> {
     let mut all = Vec::new();
     while (all.len() as u64) < ledger.size() {
         all.extend(ledger.entries(all.len() as u64..u64::MAX).unwrap().into_iter().map(|read| read.entry.unwrap()));
@@ -60,11 +60,11 @@ fn all(ledger: &Ledger) -> Vec<Entry> {
     all
 }
 
-fn numbers(range: Range<u64>) -> Vec<Entry> {
+pub(super) fn numbers(range: Range<u64>) -> Vec<Entry> {
     range.map(entry).collect()
 }
 
-fn late(number: u64) -> Entry {
+pub(super) fn late(number: u64) -> Entry {
     let mut late = entry(number);
     late.detail.insert("late".into(), "true".into());
     late

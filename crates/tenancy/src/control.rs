@@ -208,7 +208,7 @@ impl Control {
 
     /// Where the shared copy of the service's own ledger is; none of a service on one node.
     pub(crate) fn shared_copy(&self) -> Option<SharedCopy<'_>> {
-        self.db.place().map(SharedCopy::Service)
+        self.db.place().map(SharedCopy::Place)
     }
 
     async fn begin(&self) -> Result<ControlTxn<'_>> {

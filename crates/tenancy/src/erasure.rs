@@ -356,7 +356,12 @@ async fn placements(kernel: &Kernel, tenant: TenantId) -> Result<Vec<Placement>>
 async fn last_words(kernel: &Kernel, tenant: TenantId, row: &ErasureRow, detail: &mut Detail) -> Result<()> {
     let keyring = Keyring::load(&kernel.0.root, tenant, &kernel.0.control.keys_of(tenant).await?)?;
     let _guard = kernel.opening(tenant)?.lock().await;
-    let ledger = kernel.ledger_open(&kernel.tenant_dir(tenant), &keyring, false)?;
+    let placement = placements(kernel, tenant).await?.into_iter().next().unwrap_or_default();
+    let place = kernel.rows_place(tenant, &placement, None).await?;
+    let ledger = kernel.ledger_open(&kernel.tenant_dir(tenant), &keyring, place.is_shared())?;
+    if let Some(copy) = place.ledger_copy() {
+        copy.catch_up(&ledger).await?;
+    }
     ledger.append(&Entry {
         time: now_micros(),
         request: format!("erasure-{}", tenant.hex()),
@@ -369,6 +374,9 @@ async fn last_words(kernel: &Kernel, tenant: TenantId, row: &ErasureRow, detail:
         detail: Default::default(),
         generation: None,
     })?;
+    if let Some(copy) = place.ledger_copy() {
+        copy.ship(&ledger).await?;
+    }
     detail.ledger_checkpoint = ledger.checkpoint()?;
     detail.ledger_vkey = ledger.vkey();
     ledger.finish();

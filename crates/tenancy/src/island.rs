@@ -322,7 +322,7 @@ impl Island {
 
     /// Where the ledger's shared copy is; none of a tenant that lives on this node alone.
     fn shared_copy(&self) -> Option<SharedCopy<'_>> {
-        Some(self.store.db()).filter(|db| db.is_shared()).map(SharedCopy::Tenant)
+        Some(self.store.db()).filter(|db| db.is_shared()).map(SharedCopy::Rows)
     }
 
     /// Whether the tenant can be opened by another node should this one be lost.

@@ -38,6 +38,7 @@ use crate::anchor::AnchorSlot;
 use crate::blobs::{BlobId, BlobReader, BlobRow, BlobWriter, Objects, SealedBlob};
 use crate::error::{Error, Result};
 use crate::keyring::Keyring;
+use crate::ledger::SharedCopy;
 use codec::Codec;
 use db::{CLOSED, Db, LOCK_WAIT_MAX, PostgresDb, Reading, Txn};
 use parking_lot::RwLock;
@@ -83,7 +84,15 @@ pub(crate) async fn file_opens(path: &Path, key: &crate::seal::Key, anchor: Anch
 impl Place {
     /// Whether it outlives this node, for another one to open.
     pub(crate) fn is_shared(&self) -> bool {
-        matches!(self, Self::Postgres(..))
+        self.ledger_copy().is_some()
+    }
+
+    /// Where the shared copy of its ledger is.
+    pub(crate) fn ledger_copy(&self) -> Option<SharedCopy<'_>> {
+        match self {
+            Self::File => None,
+            Self::Postgres(rows, _) => Some(SharedCopy::Place(rows)),
+        }
     }
 }
 

@@ -45,10 +45,10 @@ const SEGMENTS: &str = "
 /// Where the shared copy of a log is.
 #[derive(Clone, Copy)]
 pub(crate) enum SharedCopy<'a> {
-    /// A tenant's.
-    Tenant(&'a Db),
-    /// The service's own.
-    Service(&'a PgRows),
+    /// In a tenant's open rows: every shipment checks their fence.
+    Rows(&'a Db),
+    /// In a place that is not open otherwise: the service's own, or a tenant's at its end.
+    Place(&'a PgRows),
 }
 
 impl SharedCopy<'_> {
@@ -150,37 +150,37 @@ impl SharedCopy<'_> {
 
     async fn read(&self) -> Result<Reading<'_>> {
         match self {
-            Self::Tenant(db) => db.read().await,
-            Self::Service(rows) => Ok(Reading::Postgres(rows.begin().await?, rows.prepared())),
+            Self::Rows(db) => db.read().await,
+            Self::Place(rows) => Ok(Reading::Postgres(rows.begin().await?, rows.prepared())),
         }
     }
 
     async fn begin(&self) -> Result<Shipping<'_>> {
         match self {
-            Self::Tenant(db) => Ok(Shipping::Tenant(db.begin().await?)),
-            Self::Service(rows) => Ok(Shipping::Service(rows.begin().await?, rows.prepared())),
+            Self::Rows(db) => Ok(Shipping::Rows(db.begin().await?)),
+            Self::Place(rows) => Ok(Shipping::Place(rows.begin().await?, rows.prepared())),
         }
     }
 }
 
 /// A transaction that ships. Dropped, it never happened.
 pub(super) enum Shipping<'a> {
-    Tenant(Txn<'a>),
-    Service(sqlx::Transaction<'static, Postgres>, Prepared),
+    Rows(Txn<'a>),
+    Place(sqlx::Transaction<'static, Postgres>, Prepared),
 }
 
 impl Shipping<'_> {
     fn sql(&mut self) -> Result<Sql<'_>> {
         match self {
-            Self::Tenant(txn) => txn.sql(),
-            Self::Service(transaction, prepared) => Ok(Sql::Postgres(transaction, *prepared)),
+            Self::Rows(txn) => txn.sql(),
+            Self::Place(transaction, prepared) => Ok(Sql::Postgres(transaction, *prepared)),
         }
     }
 
     pub(super) async fn commit(self) -> Result<()> {
         match self {
-            Self::Tenant(txn) => txn.commit_beside().await,
-            Self::Service(transaction, _) => Ok(transaction.commit().await?),
+            Self::Rows(txn) => txn.commit_beside().await,
+            Self::Place(transaction, _) => Ok(transaction.commit().await?),
         }
     }
 }

@@ -15,6 +15,7 @@ async fn entries(kernel: &Kernel, admin: &str) -> Vec<Entry> {
     let permit = permit::<LedgerRead>(kernel, admin, "").await.unwrap();
     let view = permit.ledger();
     let mut export = Vec::new();
+    view.fresh().await.unwrap();
     view.export(&mut export).unwrap();
     let origin = view.checkpoint().unwrap().lines().next().unwrap().to_owned();
     verify_export(&mut export.as_slice(), &origin, &view.vkey(), None).unwrap();

@@ -40,7 +40,7 @@ impl House {
         let anchor = Place::new().anchors.slot(1, TenantId(TENANT)).unwrap();
         let db = Db::Postgres(PostgresDb::open(self.rows.clone(), anchor, fence).await?);
         let ledger = Arc::new(Ledger::open_copy(&dir.join("ledger"), &keys(), TENANT, ORIGIN)?);
-        SharedCopy::Tenant(&db).catch_up(&ledger).await?;
+        SharedCopy::Rows(&db).catch_up(&ledger).await?;
         Ok(Node { db, ledger })
     }
 
@@ -57,11 +57,11 @@ struct Node {
 
 impl Node {
     async fn ship(&self) -> Result<u64> {
-        SharedCopy::Tenant(&self.db).ship(&self.ledger).await
+        SharedCopy::Rows(&self.db).ship(&self.ledger).await
     }
 
     fn copy(&self) -> SharedCopy<'_> {
-        SharedCopy::Tenant(&self.db)
+        SharedCopy::Rows(&self.db)
     }
 }
 
@@ -216,7 +216,7 @@ async fn of_two_leaders_of_the_service_one_ships() {
     let (a, b) = (node(), node());
     let Some(scratch) = scratch().await else { return };
     let rows = scratch.open().await.control();
-    let copy = SharedCopy::Service(&rows);
+    let copy = SharedCopy::Place(&rows);
     let enter = async |dir: &Path| {
         let ledger = Arc::new(Ledger::open_copy(&dir.join("ledger"), &keys(), TENANT, ORIGIN).unwrap());
         copy.catch_up(&ledger).await.map(|()| ledger)
@@ -248,10 +248,10 @@ async fn a_copy_elsewhere_is_filled_bit_by_bit() {
     for size in [2000, 2000, 2100, 3500] {
         filled_up(&first.ledger, size);
         first.ship().await.unwrap();
-        mark = SharedCopy::Tenant(&there).fill(&first.ledger, mark).await.unwrap();
+        mark = SharedCopy::Rows(&there).fill(&first.ledger, mark).await.unwrap();
         assert_eq!(mark.size, size);
     }
-    assert!(is_taken_over(SharedCopy::Tenant(&there).fill(&first.ledger, Mark::default()).await), "there is one already");
+    assert!(is_taken_over(SharedCopy::Rows(&there).fill(&first.ledger, Mark::default()).await), "there is one already");
     let moved = other.enter(a.path(), FENCE).await.unwrap();
     assert_eq!((moved.ledger.root(), moved.ledger.mark()), (first.ledger.root(), Some(mark)));
     assert_eq!(other.enter(node().path(), FENCE).await.unwrap().ledger.root(), first.ledger.root());

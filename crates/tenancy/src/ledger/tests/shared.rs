@@ -258,6 +258,20 @@ fn a_log_that_is_still_held_catches_up_in_its_place() {
 }
 
 #[test]
+fn no_nonce_is_used_twice_where_a_held_log_was_cut() {
+    let (a, b, mut copy) = (node(), node(), Copy::default());
+    let (first, second) = (copy.open(a.path()).unwrap(), copy.open(b.path()).unwrap());
+    filled_up(&first, 30);
+    second.append(&entry(1000)).unwrap();
+    copy.ship(&second);
+    let nonces = || -> Vec<_> { first.bundle(0).unwrap().iter().map(|(_, leaf)| leaf[36..48].to_vec()).collect() };
+    let before = nonces();
+    copy.catch_up(&first).unwrap();
+    assert_eq!(first.size(), 1 + 27);
+    assert!(nonces().iter().all(|nonce| !before.contains(nonce)));
+}
+
+#[test]
 fn a_checkpoint_shows_only_what_was_shipped() {
     let (a, b, mut copy) = (node(), node(), Copy::default());
     let ledger = copy.open(a.path()).unwrap();

@@ -359,10 +359,7 @@ async fn last_words(kernel: &Kernel, tenant: TenantId, row: &ErasureRow, detail:
     let placement = placements(kernel, tenant).await?.into_iter().next().unwrap_or_default();
     let place = kernel.rows_place(tenant, &placement, None).await?;
     let ledger = kernel.ledger_open(&kernel.tenant_dir(tenant), &keyring, place.is_shared())?;
-    if let Some(copy) = place.ledger_copy() {
-        copy.catch_up(&ledger).await?;
-    }
-    ledger.append(&Entry {
+    let last = Entry {
         time: now_micros(),
         request: format!("erasure-{}", tenant.hex()),
         actor: row.requested_by.clone(),
@@ -373,11 +370,8 @@ async fn last_words(kernel: &Kernel, tenant: TenantId, row: &ErasureRow, detail:
         reason: "the keys of this log are destroyed after this entry".to_owned(),
         detail: Default::default(),
         generation: None,
-    })?;
-    if let Some(copy) = place.ledger_copy() {
-        copy.ship(&ledger).await?;
-    }
-    detail.ledger_checkpoint = ledger.checkpoint()?;
+    };
+    detail.ledger_checkpoint = place.ledger_append(&ledger, &last).await?;
     detail.ledger_vkey = ledger.vkey();
     ledger.finish();
     Ok(())

@@ -15,13 +15,13 @@ use crate::act::ResourceKind;
 use crate::clock::now_micros;
 use crate::cluster::Hold;
 use crate::error::{Error, Result};
-use crate::ledger::{Entry, Ledger, SharedCopy};
+use crate::ledger::{Entry, Ledger, Mark, SharedCopy};
 use crate::member::Member;
 use crate::name::{Name, TenantId};
 use crate::policy::{Decision, Policy, Question};
 use crate::quota::{Meter, Resource};
-use crate::rows::Store;
 use crate::rows::db::{TAKEN_OVER, blocking};
+use crate::rows::{Home, Store};
 
 /// Decisions remembered per tenant.
 const DECISIONS_MAX: NonZeroUsize = NonZeroUsize::new(2048).expect("not zero");
@@ -322,12 +322,12 @@ impl Island {
 
     /// Where the ledger's shared copy is; none of a tenant that lives on this node alone.
     fn shared_copy(&self) -> Option<SharedCopy<'_>> {
-        Some(self.store.db()).filter(|db| db.is_shared()).map(SharedCopy::Rows)
+        self.store.ledger_copy()
     }
 
     /// Whether the tenant can be opened by another node should this one be lost.
     pub(crate) fn is_shared(&self) -> bool {
-        self.store.db().is_shared()
+        self.shared_copy().is_some()
     }
 
     /// Makes everything in the ledger safe: on disk, or where the tenant is shared in its copy; signs a checkpoint too when asked.
@@ -355,7 +355,8 @@ impl Island {
 
     /// As [`Island::flush`], of a tenant that is not shared. Blocking.
     pub(crate) fn flush_here(&self, checkpoint: bool) -> Result<()> {
-        if !self.ledger.dirty() {
+        let Ok(_one) = self.flushing.try_lock() else { return Ok(()) };
+        if !self.ledger.dirty() || self.is_shared() {
             return Ok(());
         }
         let (appended, size) = (self.appended_generation.load(Ordering::Acquire), self.ledger.size());
@@ -366,6 +367,21 @@ impl Island {
     /// A flush that is on its way already is enough.
     pub(crate) async fn flush_unless_flushing(&self, checkpoint: bool) -> Result<()> {
         if self.flushing.try_lock().is_err() { Ok(()) } else { self.flush(checkpoint).await }
+    }
+
+    /// The last part of a move of the ledger: what is there goes where `home` is, which has come as far as `filled`; nobody ships or
+    /// signs more until the move is done, or given up.
+    pub(crate) async fn ledger_moving(&self, home: &Home, filled: Option<Mark>) -> Result<LedgerMoving<'_>> {
+        let one = self.flushing.lock().await;
+        let mut moving = LedgerMoving { ledger: &self.ledger, _one: one, stays: self.ledger.mark(), to: None };
+        if let (Some(copy), Some(filled)) = (home.ledger_copy(), filled) {
+            self.ledger.share(filled.clone());
+            moving.to = Some(copy.fill(&self.ledger, Some(filled)).await?);
+        } else {
+            let ledger = Arc::clone(&self.ledger);
+            blocking(move || ledger.sync()).await?;
+        }
+        Ok(moving)
     }
 
     /// Everything up to here survives.
@@ -409,6 +425,32 @@ impl Island {
 
 fn flush_files(ledger: &Ledger, checkpoint: bool) -> Result<()> {
     if checkpoint { ledger.checkpoint().map(drop) } else { ledger.sync() }
+}
+
+/// A ledger between two places. Dropped, it stays where it was.
+pub(crate) struct LedgerMoving<'i> {
+    ledger: &'i Ledger,
+    _one: tokio::sync::MutexGuard<'i, ()>,
+    /// How far the copy has come where it is when this is dropped; none of a log that is on this node alone.
+    stays: Option<Mark>,
+    /// How far it has come at the new place.
+    to: Option<Mark>,
+}
+
+impl LedgerMoving<'_> {
+    /// It is at the new place.
+    pub(crate) fn moved(mut self) {
+        self.stays = self.to.take();
+    }
+}
+
+impl Drop for LedgerMoving<'_> {
+    fn drop(&mut self) {
+        match self.stays.take() {
+            Some(mark) => self.ledger.share(mark),
+            None => self.ledger.unshared(),
+        }
+    }
 }
 
 /// A commit on its way from the store into the ledger. Broken off in between (its request was cut, the disk failed), it freezes

@@ -404,8 +404,9 @@ impl Kernel {
     pub(crate) fn island_abandon(&self, island: &Arc<Island>) {
         island.freeze();
         self.0.islands.lock().pop(&island.id);
-        if let Err(error) = island.flush(true) {
-            tracing::error!(context = error.private(), "an abandoned tenant's ledger could not be flushed");
+        // Neither shipped nor signed: nobody knows whose turn that is.
+        if let Err(error) = island.ledger.sync() {
+            tracing::error!(context = error.private(), "an abandoned tenant's ledger could not be put on disk");
         }
         if let Ok(anchor) = island.store.anchor() {
             anchor.release();

@@ -45,7 +45,6 @@ pub(crate) use entry::LedgerKeys;
 pub use entry::{Entry, Outcome};
 pub use export::{Report, verify_export};
 pub(crate) use shared::SharedCopy;
-#[allow(unused_imports, reason = "moving house is being built")]
 pub(crate) use shipping::Mark;
 
 use crate::error::{Error, Result};

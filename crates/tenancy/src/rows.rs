@@ -38,7 +38,7 @@ use crate::anchor::AnchorSlot;
 use crate::blobs::{BlobId, BlobReader, BlobRow, BlobWriter, Objects, SealedBlob};
 use crate::error::{Error, Result};
 use crate::keyring::Keyring;
-use crate::ledger::SharedCopy;
+use crate::ledger::{Entry, Ledger, SharedCopy};
 use codec::Codec;
 use db::{CLOSED, Db, LOCK_WAIT_MAX, PostgresDb, Reading, Txn};
 use parking_lot::RwLock;
@@ -68,6 +68,7 @@ pub trait Record: Serialize + DeserializeOwned + Send + Sync {
 }
 
 /// Where a tenant's rows are.
+#[derive(Clone)]
 #[allow(dead_code, reason = "the shared stores are being built")]
 pub(crate) enum Place {
     /// `rows.db` in its folder.
@@ -94,6 +95,19 @@ impl Place {
             Self::Postgres(rows, _) => Some(SharedCopy::Place(rows)),
         }
     }
+
+    /// Appends to the ledger of a tenant that nobody has open, and signs. The checkpoint.
+    pub(crate) async fn ledger_append(&self, ledger: &Arc<Ledger>, entry: &Entry) -> Result<String> {
+        let copy = self.ledger_copy();
+        if let Some(copy) = copy {
+            copy.catch_up(ledger).await?;
+        }
+        ledger.append(entry)?;
+        if let Some(copy) = copy {
+            copy.ship(ledger).await?;
+        }
+        ledger.checkpoint()
+    }
 }
 
 /// One tenant's open rows and blobs.
@@ -119,6 +133,11 @@ pub(crate) struct Home {
 impl Home {
     fn new(db: Db, codec: Codec, objects: Objects) -> Self {
         Self { db, codec, objects, next: OnceLock::new() }
+    }
+
+    /// Where the shared copy of the ledger is.
+    pub(crate) fn ledger_copy(&self) -> Option<SharedCopy<'_>> {
+        Some(&self.db).filter(|db| db.is_shared()).map(SharedCopy::Rows)
     }
 }
 
@@ -257,9 +276,9 @@ impl Store {
         self.cut.store(true, Ordering::Release);
     }
 
-    /// The database, for the ledger's shared copy.
-    pub(crate) fn db(&self) -> &Db {
-        &self.db
+    /// Where the shared copy of the ledger is; none of a tenant that lives on this node alone.
+    pub(crate) fn ledger_copy(&self) -> Option<SharedCopy<'_>> {
+        self.home().ledger_copy()
     }
 
     /// The anchor, for the ledger's size.

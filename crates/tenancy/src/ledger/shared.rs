@@ -31,6 +31,7 @@ const NOTE: &str = "SELECT note FROM ledger_note";
 const NOTE_DECIDED: &str = "SELECT note FROM ledger_note FOR UPDATE";
 const NOTE_FIRST: &str = "INSERT INTO ledger_note (note) VALUES ($1) ON CONFLICT DO NOTHING";
 const NOTE_NEXT: &str = "UPDATE ledger_note SET note = $1 WHERE note = $2";
+const NOTE_DROP: &str = "DELETE FROM ledger_note";
 const SEGMENTS_DROP: &str = "DELETE FROM ledger_segment WHERE first >= $1";
 const SEGMENT_ADD: &str = "INSERT INTO ledger_segment (first, entries, leaves) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
 /// The row with an entry, or else the last one.
@@ -98,12 +99,20 @@ impl SharedCopy<'_> {
         Ok(shipment.to().size)
     }
 
-    /// Brings a copy other than the log's own, from where it is, to the log's present size: for a tenant that moves.
+    /// Brings another copy than the log's own to the log's present size, for a tenant that moves: from where it is, or, without
+    /// a mark, anew, in the place of what is there.
     ///
     /// # Errors
     /// As [`SharedCopy::ship`].
-    #[allow(dead_code, reason = "moving house is being built")]
-    pub(crate) async fn fill(&self, ledger: &Arc<Ledger>, mark: Mark) -> Result<Mark> {
+    pub(crate) async fn fill(&self, ledger: &Arc<Ledger>, mark: Option<Mark>) -> Result<Mark> {
+        if mark.is_none() {
+            let mut transaction = self.begin().await?;
+            let mut sql = transaction.sql()?;
+            sql.execute(SEGMENTS_DROP, &[i64::MIN.into()]).await?;
+            sql.execute(NOTE_DROP, &[]).await?;
+            transaction.commit().await?;
+        }
+        let mark = mark.unwrap_or_default();
         let Some((shipment, first)) = taken(ledger, mark.clone()).await? else { return Ok(mark) };
         self.bring(ledger, &shipment, first).await?.commit().await?;
         Ok(shipment.to())

@@ -183,6 +183,13 @@ impl Ledger {
         self.inner.lock().shipping.as_ref()?.doubtful.clone()
     }
 
+    /// From now on the log has a copy, which has come so far; nothing beyond that is signed before it is shipped there.
+    pub(crate) fn share(&self, mark: Mark) {
+        let mut inner = self.inner.lock();
+        let more = inner.frontier.size() > mark.size;
+        inner.shipping = Some(Shipping::new(mark, None, more));
+    }
+
     /// From now on the log lives here alone.
     pub(crate) fn unshared(&self) {
         self.inner.lock().shipping = None;

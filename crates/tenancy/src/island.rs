@@ -174,9 +174,9 @@ impl Island {
         self.hold.as_ref()
     }
 
-    /// Whether this node is certainly still home.
+    /// Whether this node is certainly still home, and stays it for now.
     pub(crate) fn at_home(&self) -> bool {
-        self.hold.as_ref().is_none_or(|hold| hold.alive())
+        self.hold.as_ref().is_none_or(|hold| hold.alive() && !hold.is_leaving())
     }
 
     /// What was committed but had not reached the ledger when the service died reaches it now, in order.
@@ -308,7 +308,11 @@ impl Island {
     /// Refuses when frozen, and when another node may be home.
     pub(crate) fn thawed(&self) -> Result<()> {
         self.hold.as_ref().map_or(Ok(()), |hold| hold.check())?;
-        if self.frozen() { Err(Error::TenantState("not taking requests")) } else { Ok(()) }
+        match &self.hold {
+            _ if !self.frozen() => Ok(()),
+            Some(hold) if hold.is_leaving() => Err(Error::Unavailable("the tenant is changing its node: try again")),
+            _ => Err(Error::TenantState("not taking requests")),
+        }
     }
 
     /// Another node may have it open: nothing is closed properly, nothing can be written any more.

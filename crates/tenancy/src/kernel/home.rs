@@ -10,6 +10,9 @@
 //!
 //! The service's own ledger is open where the leader is: the home of tenant zero. Other nodes hand it what they count.
 
+#[cfg(test)]
+mod tests;
+
 use super::*;
 use crate::cluster::{Cluster, Hold, RENEW_EVERY, SERVICE};
 use crate::erasure::Compute;

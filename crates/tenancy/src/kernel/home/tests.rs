@@ -177,9 +177,9 @@ async fn of_nodes_that_start_at_once_for_the_first_time_one_leads_and_one_secret
     assert!(nodes.iter().all(|(_, first)| first.bootstrap_secret.is_some()), "it still waits for whoever looks");
     let leaders: Vec<_> = nodes.iter().filter(|(node, _)| node.0.leads()).collect();
     assert_eq!(leaders.len(), 1);
-    let mut keys = Vec::new();
+    let (mut keys, secret) = (Vec::new(), town.secret());
     for (node, _) in &nodes {
-        match node.bootstrap(&town.secret(), &RequestId::fresh()).await {
+        match node.bootstrap(&secret, &RequestId::fresh()).await {
             Ok(key) => keys.push(key.secret().to_owned()),
             Err(error) => assert!(matches!(error, Error::Elsewhere(_)), "{error:?}"),
         }

@@ -202,7 +202,8 @@ impl World {
         if counted < least || counted > most {
             wrong.push(format!("the counter ends at {counted}, not within {least} and {most}"));
         }
-        for (item, fate) in book.items.lock().clone() {
+        let items = book.items.lock().clone();
+        for (item, fate) in items {
             let there = permit.rows().get::<Item>(&item).await.unwrap().is_some();
             if fate == Fate::Done && !there || fate == Fate::Never && there {
                 wrong.push(format!("item {item}: there is {there}"));

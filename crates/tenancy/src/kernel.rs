@@ -42,6 +42,7 @@ use crate::quota::{Limits, Meter, Usage};
 use crate::root::{Created, RootStore};
 use crate::rotation;
 use crate::rows::Store;
+use crate::rows::db::TAKEN_OVER;
 use crate::seal::Key;
 use crate::tenant::{Caller, Lease, RequestId, Tenant};
 use crate::token::{Grant, TOKEN_LIFE_SECONDS_MAX, Tokens};
@@ -267,7 +268,11 @@ impl Kernel {
         };
         let mut result = Ok(());
         for island in islands {
-            result = result.and(island.close().await);
+            result = result.and(match island.close().await {
+                // Its new home has everything that was acknowledged.
+                Err(Error::Unavailable(reason)) if reason == TAKEN_OVER => Ok(()),
+                closed => closed,
+            });
         }
         result = result.and(self.0.refusals_told().await);
         result = result.and(self.0.service_checkpoint().await);

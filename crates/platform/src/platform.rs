@@ -1,7 +1,7 @@
 //! The platform as one value: everything that runs behind the operations, started and stopped together.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -60,6 +60,7 @@ impl Platform {
         kernel.tickets_reset().await?;
         let inner = Inner { kernel, cells, scheduler, erasure: Notify::new(), closed: AtomicBool::new(false), tasks: Mutex::default() };
         let platform = Self(Arc::new(inner));
+        platform.kernel().compute_attach(Arc::new(Attached(Arc::downgrade(&platform.0))));
         *platform.0.tasks.lock() = vec![
             tokio::spawn(platform.cells().clone().refill_forever()),
             tokio::spawn(platform.cells().clone().sweep_forever()),
@@ -157,5 +158,28 @@ impl Platform {
 impl Compute for Platform {
     fn stop(&self, island: IslandToken) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(self.cells().stop_island(island))
+    }
+
+    fn enter(&self, island: IslandToken) {
+        self.cells().enter_island(island);
+    }
+}
+
+/// The platform as the kernel holds it: which does not keep it alive.
+struct Attached(Weak<Inner>);
+
+impl Compute for Attached {
+    fn stop(&self, island: IslandToken) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async move {
+            if let Some(inner) = self.0.upgrade() {
+                Platform(inner).stop(island).await;
+            }
+        })
+    }
+
+    fn enter(&self, island: IslandToken) {
+        if let Some(inner) = self.0.upgrade() {
+            Platform(inner).enter(island);
+        }
     }
 }

@@ -131,6 +131,11 @@ impl Hold {
         !self.leaving.swap(true, Ordering::AcqRel)
     }
 
+    /// Whether it is being closed, or was lost.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
+    }
+
     fn lose(&self) -> bool {
         self.leaving.store(true, Ordering::Release);
         !self.lost.swap(true, Ordering::AcqRel)
@@ -190,7 +195,7 @@ impl Cluster {
 
     /// The tenant's home, if it is here.
     pub(crate) fn holding(&self, tenant: TenantId) -> Option<Arc<Hold>> {
-        self.held.lock().get(&tenant).filter(|hold| hold.alive() && !hold.leaving.load(Ordering::Acquire)).map(Arc::clone)
+        self.held.lock().get(&tenant).filter(|hold| hold.alive() && !hold.is_leaving()).map(Arc::clone)
     }
 
     /// Becomes home to the tenant, or stays it. `gained` runs before anybody can see that this node is home now.
@@ -236,7 +241,7 @@ impl Cluster {
     /// Waits until what this node had of the tenant is closed.
     async fn left_alone(&self, tenant: TenantId) -> Result<()> {
         let began = now_nanos();
-        while self.held.lock().get(&tenant).is_some_and(|hold| hold.leaving.load(Ordering::Acquire)) {
+        while self.held.lock().get(&tenant).is_some_and(|hold| hold.is_leaving()) {
             if now_nanos().saturating_sub(began) > nanos(LEAVING_WAIT_MAX) {
                 return Err(Error::Unavailable("the tenant is changing its node: try again"));
             }
@@ -293,9 +298,11 @@ impl Cluster {
         let holds: Vec<_> = self.held.lock().values().filter(not_lost).map(Arc::clone).collect();
         let leases: Vec<_> = holds.iter().map(|hold| (hold.tenant, hold.fence)).collect();
         let renewing = self.pool.renew(&self.node.name, &leases);
-        let rows = tokio::time::timeout(RENEW_WAIT_MAX, renewing)
-            .await
-            .map_err(|_| Error::Unavailable("the database does not answer; try again"))??;
+        // When it is over, somebody must be there to say so.
+        let left = self.pulse.left();
+        let wait = if left.is_zero() { RENEW_WAIT_MAX } else { left.min(RENEW_WAIT_MAX) };
+        let rows = tokio::time::timeout(wait, renewing).await;
+        let rows = rows.map_err(|_| Error::Unavailable("the database does not answer; try again"))??;
         let Some(rows) = rows else { return Err(Error::integrity("the node's row is gone")) };
         let mut renewed = Renewed::default();
         for hold in &holds {
@@ -305,7 +312,7 @@ impl Cluster {
                 }
                 continue;
             };
-            if hold.leaving.load(Ordering::Acquire) {
+            if hold.is_leaving() {
                 continue;
             }
             if row.wanted {

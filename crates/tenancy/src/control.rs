@@ -23,6 +23,7 @@ use parking_lot::Mutex;
 use crate::anchor::{AnchorSlot, Anchors};
 use crate::error::{Error, Result};
 use crate::keyring::{DataKeyRow, KeyRows, TenantKeyRow, rewrap};
+use crate::ledger::SharedCopy;
 use crate::name::{Name, TenantId};
 use crate::root::RootStore;
 use crate::rows::db::{Db, PostgresDb, as_i64};
@@ -203,6 +204,11 @@ impl Control {
     pub(crate) async fn close(&self) -> Result<()> {
         self.flush().await?;
         self.db.close().await
+    }
+
+    /// Where the shared copy of the service's own ledger is; none of a service on one node.
+    pub(crate) fn shared_copy(&self) -> Option<SharedCopy<'_>> {
+        self.db.place().map(SharedCopy::Place)
     }
 
     async fn begin(&self) -> Result<ControlTxn<'_>> {

@@ -356,8 +356,10 @@ async fn placements(kernel: &Kernel, tenant: TenantId) -> Result<Vec<Placement>>
 async fn last_words(kernel: &Kernel, tenant: TenantId, row: &ErasureRow, detail: &mut Detail) -> Result<()> {
     let keyring = Keyring::load(&kernel.0.root, tenant, &kernel.0.control.keys_of(tenant).await?)?;
     let _guard = kernel.opening(tenant)?.lock().await;
-    let ledger = kernel.ledger_open(&kernel.tenant_dir(tenant), &keyring)?;
-    ledger.append(&Entry {
+    let placement = placements(kernel, tenant).await?.into_iter().next().unwrap_or_default();
+    let place = kernel.rows_place(tenant, &placement, None).await?;
+    let ledger = kernel.ledger_open(&kernel.tenant_dir(tenant), &keyring, place.is_shared())?;
+    let last = Entry {
         time: now_micros(),
         request: format!("erasure-{}", tenant.hex()),
         actor: row.requested_by.clone(),
@@ -368,8 +370,8 @@ async fn last_words(kernel: &Kernel, tenant: TenantId, row: &ErasureRow, detail:
         reason: "the keys of this log are destroyed after this entry".to_owned(),
         detail: Default::default(),
         generation: None,
-    })?;
-    detail.ledger_checkpoint = ledger.checkpoint()?;
+    };
+    detail.ledger_checkpoint = place.ledger_append(&ledger, &last).await?;
     detail.ledger_vkey = ledger.vkey();
     ledger.finish();
     Ok(())
@@ -416,7 +418,7 @@ async fn certify(kernel: &Kernel, tenant: TenantId, row: &ErasureRow, detail: &D
     let digest = tlog::leaf_hash(statement.as_bytes()).to_string();
     let resource = format!("certificate:{digest}");
     let ledger_index =
-        kernel.0.record("service", "erasure", &RequestId::fresh(), "TenantErased", &resource, Outcome::Allowed, "certified")?;
+        kernel.0.record("service", "erasure", &RequestId::fresh(), "TenantErased", &resource, Outcome::Allowed, "certified").await?;
     let key = service_key(kernel)?;
     let signature = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, key.sign(PURPOSE, statement.as_bytes()));
     let certificate = Certificate { statement, signature, vkey: key.verifying_key().to_string(), ledger_index };

@@ -15,12 +15,13 @@ use crate::act::ResourceKind;
 use crate::clock::now_micros;
 use crate::cluster::Hold;
 use crate::error::{Error, Result};
-use crate::ledger::{Entry, Ledger};
+use crate::ledger::{Entry, Ledger, Mark, SharedCopy};
 use crate::member::Member;
 use crate::name::{Name, TenantId};
 use crate::policy::{Decision, Policy, Question};
 use crate::quota::{Meter, Resource};
-use crate::rows::Store;
+use crate::rows::db::{TAKEN_OVER, blocking};
+use crate::rows::{Home, Store};
 
 /// Decisions remembered per tenant.
 const DECISIONS_MAX: NonZeroUsize = NonZeroUsize::new(2048).expect("not zero");
@@ -69,9 +70,13 @@ pub(crate) struct Island {
     hold: Option<Arc<Hold>>,
     /// One rotation at a time.
     pub(crate) rotating: tokio::sync::Mutex<()>,
-    /// Greatest outbox generation that is on disk in the ledger, and that was appended to it.
+    /// Greatest outbox generation that is safe in the ledger (on disk, or shipped), and that was appended to it.
     synced_generation: AtomicU64,
     appended_generation: AtomicU64,
+    /// One flush at a time.
+    flushing: tokio::sync::Mutex<()>,
+    /// The log says once that nothing can be shipped, and once that it can again.
+    unshippable: AtomicBool,
 }
 
 #[derive(PartialEq, Eq, Hash)]
@@ -136,7 +141,13 @@ impl Island {
             rotating: tokio::sync::Mutex::new(()),
             synced_generation: AtomicU64::new(0),
             appended_generation: AtomicU64::new(0),
+            flushing: tokio::sync::Mutex::new(()),
+            unshippable: AtomicBool::new(false),
         };
+        match island.shared_copy() {
+            Some(copy) => copy.catch_up(&island.ledger).await?,
+            None => island.ledger.unshared(),
+        }
         island.replay().await?;
         island.members_load().await?;
         let rows = island.store.rows();
@@ -163,19 +174,17 @@ impl Island {
         self.hold.as_ref()
     }
 
-    /// Whether this node is certainly still home.
+    /// Whether this node is certainly still home, and stays it for now.
     pub(crate) fn at_home(&self) -> bool {
-        self.hold.as_ref().is_none_or(|hold| hold.alive())
+        self.hold.as_ref().is_none_or(|hold| hold.alive() && !hold.is_leaving())
     }
 
     /// What was committed but had not reached the ledger when the service died reaches it now, in order.
     async fn replay(&self) -> Result<()> {
         let anchored = self.store.anchor()?.now().ledger_size;
-        if self.ledger.size() < anchored {
-            return Err(Error::integrity(format!(
-                "the ledger has {} entries, {anchored} were anchored: it was rolled back",
-                self.ledger.size()
-            )));
+        let size = self.ledger.mark().map_or_else(|| self.ledger.size(), |mark| mark.size);
+        if size < anchored {
+            return Err(Error::integrity(format!("the ledger has {size} entries, {anchored} were anchored: it was rolled back")));
         }
         let known = self.ledger.last_generation();
         let mut last = known.unwrap_or_default();
@@ -187,7 +196,10 @@ impl Island {
                 last = last.max(generation);
             }
         }
-        self.ledger.sync()?;
+        match self.shared_copy() {
+            Some(copy) => self.store.anchor()?.ledger_size(copy.ship(&self.ledger).await?)?,
+            None => self.ledger.sync()?,
+        }
         self.appended_generation.store(last, Ordering::Release);
         self.synced_generation.store(last, Ordering::Release);
         Ok(())
@@ -296,7 +308,11 @@ impl Island {
     /// Refuses when frozen, and when another node may be home.
     pub(crate) fn thawed(&self) -> Result<()> {
         self.hold.as_ref().map_or(Ok(()), |hold| hold.check())?;
-        if self.frozen() { Err(Error::TenantState("not taking requests")) } else { Ok(()) }
+        match &self.hold {
+            _ if !self.frozen() => Ok(()),
+            Some(hold) if hold.is_leaving() => Err(Error::Unavailable("the tenant is changing its node: try again")),
+            _ => Err(Error::TenantState("not taking requests")),
+        }
     }
 
     /// Another node may have it open: nothing is closed properly, nothing can be written any more.
@@ -308,34 +324,136 @@ impl Island {
         }
     }
 
-    /// Puts the ledger on disk; signs a checkpoint too when asked. Blocking.
-    pub(crate) fn flush(&self, checkpoint: bool) -> Result<()> {
+    /// Where the ledger's shared copy is; none of a tenant that lives on this node alone.
+    fn shared_copy(&self) -> Option<SharedCopy<'_>> {
+        self.store.ledger_copy()
+    }
+
+    /// Whether the tenant can be opened by another node should this one be lost.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.shared_copy().is_some()
+    }
+
+    /// Makes everything in the ledger safe: on disk, or where the tenant is shared in its copy; signs a checkpoint too when asked.
+    pub(crate) async fn flush(&self, checkpoint: bool) -> Result<()> {
+        let _one = self.flushing.lock().await;
         if !self.ledger.dirty() {
             return Ok(());
         }
-        let (appended, size) = (self.appended_generation.load(Ordering::Acquire), self.ledger.size());
-        if checkpoint {
-            self.ledger.checkpoint()?;
-        } else {
-            self.ledger.sync()?;
+        let ledger = Arc::clone(&self.ledger);
+        let (appended, size) = (self.appended_generation.load(Ordering::Acquire), ledger.size());
+        let Some(copy) = self.shared_copy() else {
+            blocking(move || flush_files(&ledger, checkpoint)).await?;
+            return self.safe(appended, size);
+        };
+        let size = copy.ship(&self.ledger).await.inspect_err(|error| self.not_shipped(error))?;
+        if self.unshippable.swap(false, Ordering::AcqRel) {
+            tracing::info!(tenant = %self.id.hex(), "the ledger is shipped again");
         }
-        self.synced_generation.fetch_max(appended, Ordering::AcqRel);
+        self.safe(appended, size)?;
+        if checkpoint {
+            blocking(move || ledger.checkpoint()).await?;
+        }
+        Ok(())
+    }
+
+    /// As [`Island::flush`], of a tenant that is not shared. Blocking.
+    pub(crate) fn flush_here(&self, checkpoint: bool) -> Result<()> {
+        let Ok(_one) = self.flushing.try_lock() else { return Ok(()) };
+        if !self.ledger.dirty() || self.is_shared() {
+            return Ok(());
+        }
+        let (appended, size) = (self.appended_generation.load(Ordering::Acquire), self.ledger.size());
+        flush_files(&self.ledger, checkpoint)?;
+        self.safe(appended, size)
+    }
+
+    /// A flush that is on its way already is enough.
+    pub(crate) async fn flush_unless_flushing(&self, checkpoint: bool) -> Result<()> {
+        if self.flushing.try_lock().is_err() { Ok(()) } else { self.flush(checkpoint).await }
+    }
+
+    /// The last part of a move of the ledger: what is there goes where `home` is, which has come as far as `filled`; nobody ships or
+    /// signs more until the move is done, or given up.
+    pub(crate) async fn ledger_moving(&self, home: &Home, filled: Option<Mark>) -> Result<LedgerMoving<'_>> {
+        let one = self.flushing.lock().await;
+        let mut moving = LedgerMoving { ledger: &self.ledger, _one: one, stays: self.ledger.mark(), to: None };
+        if let (Some(copy), Some(filled)) = (home.ledger_copy(), filled) {
+            self.ledger.share(filled.clone());
+            moving.to = Some(copy.fill(&self.ledger, Some(filled)).await?);
+        } else {
+            let ledger = Arc::clone(&self.ledger);
+            blocking(move || ledger.sync()).await?;
+        }
+        Ok(moving)
+    }
+
+    /// Everything up to here survives.
+    fn safe(&self, generation: u64, size: u64) -> Result<()> {
+        self.synced_generation.fetch_max(generation, Ordering::AcqRel);
         self.store.anchor()?.ledger_size(size)
     }
 
-    /// Generation up to which the ledger has everything on disk: the outbox may forget it.
+    fn not_shipped(&self, error: &Error) {
+        if matches!(error, Error::Unavailable(reason) if *reason == TAKEN_OVER) {
+            // What was not shipped stays in the files, and comes late when this node is home again.
+            self.freeze();
+            self.torn.store(true, Ordering::Release);
+        }
+        if !self.unshippable.swap(true, Ordering::AcqRel) {
+            let context = error.private().unwrap_or_default();
+            tracing::warn!(tenant = %self.id.hex(), %error, context, "the ledger cannot be shipped; it is tried again");
+        }
+    }
+
+    /// Generation up to which the ledger has everything safe: the outbox may forget it.
     pub(crate) fn prunable(&self) -> u64 {
         self.synced_generation.load(Ordering::Acquire)
     }
 
-    /// Everything on disk and anchored; the island may be dropped.
+    /// Everything safe and anchored; the island may be dropped.
     pub(crate) async fn close(&self) -> Result<()> {
         if let Err(error) = self.settle().await {
             tracing::error!(context = error.private(), "an act that was broken off has no entry");
         }
-        self.flush(true)?;
+        let flushed = self.flush(true).await;
+        if self.is_shared() && flushed.is_err() {
+            // What was not shipped waits in the files for the next time, and what was committed in the outbox, too.
+            return self.store.close().await.and(flushed);
+        }
+        flushed?;
         self.store.outbox_prune(self.prunable()).await?;
         self.store.close().await
+    }
+}
+
+fn flush_files(ledger: &Ledger, checkpoint: bool) -> Result<()> {
+    if checkpoint { ledger.checkpoint().map(drop) } else { ledger.sync() }
+}
+
+/// A ledger between two places. Dropped, it stays where it was.
+pub(crate) struct LedgerMoving<'i> {
+    ledger: &'i Ledger,
+    _one: tokio::sync::MutexGuard<'i, ()>,
+    /// How far the copy has come where it is when this is dropped; none of a log that is on this node alone.
+    stays: Option<Mark>,
+    /// How far it has come at the new place.
+    to: Option<Mark>,
+}
+
+impl LedgerMoving<'_> {
+    /// It is at the new place.
+    pub(crate) fn moved(mut self) {
+        self.stays = self.to.take();
+    }
+}
+
+impl Drop for LedgerMoving<'_> {
+    fn drop(&mut self) {
+        match self.stays.take() {
+            Some(mark) => self.ledger.share(mark),
+            None => self.ledger.unshared(),
+        }
     }
 }
 

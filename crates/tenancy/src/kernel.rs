@@ -4,6 +4,7 @@ mod credentials;
 mod home;
 pub(crate) mod places;
 mod queue;
+mod shipper;
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -41,6 +42,7 @@ use crate::quota::{Limits, Meter, Usage};
 use crate::root::{Created, RootStore};
 use crate::rotation;
 use crate::rows::Store;
+use crate::rows::db::TAKEN_OVER;
 use crate::seal::Key;
 use crate::tenant::{Caller, Lease, RequestId, Tenant};
 use crate::token::{Grant, TOKEN_LIFE_SECONDS_MAX, Tokens};
@@ -201,8 +203,7 @@ impl Kernel {
                 let cluster = Cluster::join(LeasePool::new(postgres)?, node.clone(), root.control_key()).await?;
                 Some(Home::new(cluster, folder))
             }
-            (Some(_), None) => return Err(Error::Invalid("several nodes need PostgreSQL: configure it, or no node".to_owned())),
-            (None, _) => None,
+            _ => None,
         };
         let inner = Inner {
             policy: Arc::new(Policy::platform()?),
@@ -268,10 +269,14 @@ impl Kernel {
         };
         let mut result = Ok(());
         for island in islands {
-            result = result.and(island.close().await);
+            result = result.and(match island.close().await {
+                // Its new home has everything that was acknowledged.
+                Err(Error::Unavailable(reason)) if reason == TAKEN_OVER => Ok(()),
+                closed => closed,
+            });
         }
         result = result.and(self.0.refusals_told().await);
-        result = result.and(self.0.service_checkpoint());
+        result = result.and(self.0.service_checkpoint().await);
         result = result.and(self.leave().await);
         result.and(self.0.control.close().await).and(self.0.anchors.sync())
     }
@@ -404,8 +409,9 @@ impl Kernel {
     pub(crate) fn island_abandon(&self, island: &Arc<Island>) {
         island.freeze();
         self.0.islands.lock().pop(&island.id);
-        if let Err(error) = island.flush(true) {
-            tracing::error!(context = error.private(), "an abandoned tenant's ledger could not be flushed");
+        // Neither shipped nor signed: nobody knows whose turn that is.
+        if let Err(error) = island.ledger.sync() {
+            tracing::error!(context = error.private(), "an abandoned tenant's ledger could not be put on disk");
         }
         if let Ok(anchor) = island.store.anchor() {
             anchor.release();
@@ -436,10 +442,10 @@ impl Kernel {
     async fn island_open(&self, row: &TenantRow, hold: Option<Arc<Hold>>) -> Result<Island> {
         let dir = self.tenant_dir(row.id);
         let keyring = Keyring::load(&self.0.root, row.id, &self.0.control.keys_of(row.id).await?)?;
-        let ledger = self.ledger_open(&dir, &keyring)?;
         let fence = hold.as_ref().map(|hold| hold.fence());
         let placement = Placement::parse(&row.placement)?;
         let place = self.rows_place(row.id, &placement, fence).await?;
+        let ledger = self.ledger_open(&dir, &keyring, place.is_shared())?;
         let anchor = self.0.anchors.slot(row.slot, row.id)?;
         let store = Store::open_at(&dir, place, self.bucket(row.id, &placement)?, Arc::new(keyring), anchor).await?;
         let meter = self.meter(row)?;
@@ -447,15 +453,17 @@ impl Kernel {
         Ok(Island::new(row.id, row.name.clone(), store, ledger, keys_alive, meter, Arc::clone(&self.0.policy)).await?.held_by(hold))
     }
 
-    /// The tenant's log: the one that somebody still holds, or opened. Under its opening lock.
-    pub(crate) fn ledger_open(&self, dir: &Path, keyring: &Keyring) -> Result<Arc<Ledger>> {
+    /// The tenant's log: the one that somebody still holds, or opened. Under its opening lock. One that is shared may be behind.
+    pub(crate) fn ledger_open(&self, dir: &Path, keyring: &Keyring, shared: bool) -> Result<Arc<Ledger>> {
         let (id, keys) = (keyring.tenant(), ledger_keys(keyring));
         let held = self.0.ledgers.lock().get(&id).and_then(Weak::upgrade).filter(|ledger| !ledger.failed());
         if let Some(ledger) = held {
             ledger.take_up_keys(&keys.content)?;
             return Ok(ledger);
         }
-        let ledger = Arc::new(Ledger::open(&dir.join("ledger"), keys, id.0, &self.origin(&id.hex()))?);
+        let (dir, origin) = (dir.join("ledger"), self.origin(&id.hex()));
+        let ledger = if shared { Ledger::open_copy(&dir, &keys, id.0, &origin) } else { Ledger::open(&dir, keys, id.0, &origin) };
+        let ledger = Arc::new(ledger?);
         let mut held = self.0.ledgers.lock();
         held.retain(|_, ledger| ledger.strong_count() > 0);
         held.insert(id, Arc::downgrade(&ledger));
@@ -490,8 +498,9 @@ impl Kernel {
         let place = self.rows_place(row.id, &placement, hold.as_ref().map(|hold| hold.fence())).await?;
         let anchor = self.0.anchors.slot(row.slot, row.id)?;
         let keyring = Arc::new(keyring);
+        let shared = place.is_shared();
         let store = Store::create_at(&dir, place, self.bucket(row.id, &placement)?, Arc::clone(&keyring), anchor).await?;
-        let ledger = self.ledger_open(&dir, &keyring)?;
+        let ledger = self.ledger_open(&dir, &keyring, shared)?;
         let mut tx = store.tx().await?;
         tx.insert(&Member { name: admin.clone(), roles: vec![Role::Admin], description: "first administrator".to_owned() }).await?;
         tx.usage_add("members", 1).await?;
@@ -505,8 +514,8 @@ impl Kernel {
 }
 
 impl Inner {
-    /// An entry of the service's own ledger; on disk when this returns.
-    pub(crate) fn record(
+    /// An entry of the service's own ledger; on disk when this returns, and shipped if the service is shared.
+    pub(crate) async fn record(
         &self,
         actor: &str,
         via: &str,
@@ -519,26 +528,36 @@ impl Inner {
         let (request, reason) = (request.to_string(), reason.to_owned());
         let (actor, via, act, resource) = (actor.to_owned(), via.to_owned(), act.to_owned(), resource.to_owned());
         let detail = Default::default();
-        self.written(&Entry { time: now_micros(), request, actor, via, act, resource, outcome, reason, detail, generation: None })
+        self.written(&Entry { time: now_micros(), request, actor, via, act, resource, outcome, reason, detail, generation: None }).await
     }
 
-    fn written(&self, entry: &Entry) -> Result<u64> {
+    async fn written(&self, entry: &Entry) -> Result<u64> {
         let index = self.service()?.append(entry)?;
-        self.service_synced()?;
+        self.service_synced().await?;
         Ok(index)
     }
 
     /// What the service's ledger has is safe, whatever becomes of this node.
-    pub(crate) fn service_synced(&self) -> Result<()> {
+    pub(crate) async fn service_synced(&self) -> Result<()> {
         let ledger = self.service()?;
-        let size = ledger.size();
-        ledger.sync()?;
+        let size = match self.control.shared_copy() {
+            Some(copy) => copy.ship(&ledger).await.inspect_err(|error| self.step_down_if_taken_over(error))?,
+            None => {
+                let size = ledger.size();
+                ledger.sync()?;
+                size
+            }
+        };
         self.control.anchor().ledger_size(size)
     }
 
-    fn service_checkpoint(&self) -> Result<()> {
+    async fn service_checkpoint(&self) -> Result<()> {
         // Only the leader has one.
-        self.service().map_or(Ok(()), |ledger| ledger.checkpoint().map(drop))
+        let Ok(ledger) = self.service() else { return Ok(()) };
+        if self.control.shared_copy().is_some() {
+            self.service_synced().await?;
+        }
+        ledger.checkpoint().map(drop)
     }
 
     /// How many credentials were refused since it last told; nothing if none.
@@ -561,7 +580,7 @@ impl Inner {
         };
         match &self.home {
             Some(home) if !self.leads() => home.cluster.outbox_put(&serde_json::to_vec(&entry).map_err(Error::internal)?).await,
-            _ => self.written(&entry).map(drop),
+            _ => self.written(&entry).await.map(drop),
         }
     }
 }
@@ -606,12 +625,13 @@ fn ledger_keys(keyring: &Keyring) -> LedgerKeys {
     LedgerKeys { content, signing_seed: (*keyring.ledger_seed().bytes()).into() }
 }
 
-fn service_ledger(data_dir: &Path, root: &RootStore) -> Result<Ledger> {
+fn service_ledger(data_dir: &Path, root: &RootStore, shared: bool) -> Result<Ledger> {
     let key = |label: &str| -> Key { root.control_key().derive(label, &[]) };
     let content = vec![(1, (*key("service ledger content").bytes()).into())];
     let keys = LedgerKeys { content, signing_seed: (*key("service ledger signing").bytes()).into() };
     private_folder(&data_dir.join("service"))?;
-    Ledger::open(&data_dir.join("service").join("ledger"), keys, [0; 16], &origin(root, "service"))
+    let (dir, origin) = (data_dir.join("service").join("ledger"), origin(root, "service"));
+    if shared { Ledger::open_copy(&dir, &keys, [0; 16], &origin) } else { Ledger::open(&dir, keys, [0; 16], &origin) }
 }
 
 fn private_folder(dir: &Path) -> Result<()> {
@@ -631,13 +651,14 @@ fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
     Ok(file.sync_all()?)
 }
 
-/// Puts what was handed to the operating system on disk, tenant by tenant, until the kernel is gone.
+/// Puts what was handed to the operating system on disk, tenant by tenant, until the kernel is gone. What is shared has its own.
 async fn flusher(kernel: Weak<Inner>, stop: Arc<Notify>) {
+    let shipper = shipper::Shipper::start(&kernel);
     let mut round = 0u32;
     loop {
         tokio::select! {
             () = tokio::time::sleep(SYNC_EVERY) => {}
-            () = stop.notified() => return,
+            () = stop.notified() => return shipper.stop().await,
         }
         let Some(inner) = kernel.upgrade() else { return };
         round = round.wrapping_add(1);
@@ -647,11 +668,11 @@ async fn flusher(kernel: Weak<Inner>, stop: Arc<Notify>) {
             .lock()
             .iter()
             .map(|(_, island)| Arc::clone(island))
-            .filter(|island| island.ledger.dirty() || island.torn())
+            .filter(|island| island.torn() || (island.ledger.dirty() && !island.is_shared()))
             .collect();
         let flushed = tokio::task::spawn_blocking(move || {
-            for island in &islands {
-                if let Err(error) = island.flush(checkpoint) {
+            for island in islands.iter().filter(|island| !island.is_shared()) {
+                if let Err(error) = island.flush_here(checkpoint) {
                     tracing::error!(error = error.private().unwrap_or_default(), "a ledger could not be synced");
                 }
             }
@@ -670,7 +691,9 @@ async fn flusher(kernel: Weak<Inner>, stop: Arc<Notify>) {
             tracing::error!(context = error.private(), "refused credentials could not be written down");
         }
         if checkpoint {
-            let _ = inner.service_checkpoint();
+            if inner.control.shared_copy().is_none() {
+                let _ = inner.service_checkpoint().await;
+            }
             let _ = inner.control.flush().await;
             let _ = inner.anchors.sync();
         }

@@ -16,16 +16,24 @@
 //! index, and cuts what is torn behind them. Damage before the checkpoint is `Integrity`: at once where opening looks (the
 //! right edge), and when it is read elsewhere; [`Ledger::check`] reads everything.
 //!
+//! A log whose tenant lives in PostgreSQL must outlive its node. It is *shipped* there ([`shipping`]), from where another node
+//! brings its own copy up to date ([`catch_up`]); [`shared`] has the tables. Such a log shows a checkpoint only over what was shipped: no other node can
+//! then come to sign another log of the same size.
+//!
 //! What is deliberately missing: deleting, and a clock: the keeper calls [`Ledger::sync`] and [`Ledger::checkpoint`].
 
+mod catch_up;
 mod entry;
 mod export;
 mod files;
+mod shared;
+mod shipping;
 #[cfg(test)]
 mod tests;
 
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
@@ -36,10 +44,13 @@ use zeroize::Zeroizing;
 pub(crate) use entry::LedgerKeys;
 pub use entry::{Entry, Outcome};
 pub use export::{Report, verify_export};
+pub(crate) use shared::SharedCopy;
+pub(crate) use shipping::Mark;
 
 use crate::error::{Error, Result};
 use entry::{Opened, Sealer};
-use files::{Files, Rows, Tiles, read_partial};
+use files::{Files, Records, Rows, Tiles, read_partial};
+use shipping::{Shipped, Shipping};
 
 /// Entries that one call of [`Ledger::search`] reads at most; the page says where to go on.
 const SEARCH_ENTRIES_MAX: u64 = 65_536;
@@ -48,6 +59,7 @@ const ENTRIES_MAX: u64 = 10_000;
 const WIDTH: u64 = TILE_WIDTH as u64;
 /// Line in the checkpoint with the greatest generation in the log, so that opening need not look for it.
 const GENERATION: &str = "generation ";
+const UNWRITABLE: Error = Error::Unavailable("the audit log cannot be written");
 
 /// Indexes and leaf data, in order.
 type Leaves = Vec<(u64, Vec<u8>)>;
@@ -103,6 +115,8 @@ pub(crate) struct Ledger {
     inner: Mutex<Inner>,
     /// One checkpoint at a time; appends go on meanwhile.
     checkpointing: Mutex<()>,
+    /// One shipment at a time. Shared, because catching up ends what it began when whoever waits for it is gone.
+    shipping: Arc<tokio::sync::Mutex<()>>,
 }
 
 struct Inner {
@@ -116,12 +130,24 @@ struct Inner {
     synced_size: u64,
     signed: Signed,
     failed: bool,
+    /// None of a log that lives here only.
+    shipping: Option<Shipping>,
 }
 
 #[derive(Clone)]
 struct Signed {
     size: u64,
     note: String,
+}
+
+/// The log at one moment: all that signing it takes.
+struct Moment {
+    size: u64,
+    /// In bytes of the file.
+    end: u64,
+    root: Hash,
+    rows: Rows,
+    generation: Option<u64>,
 }
 
 impl Ledger {
@@ -145,18 +171,28 @@ impl Ledger {
         };
         let inner = Inner::load(&files, &sealer, &signed, &signing, origin)?;
         let (sealer, inner) = (RwLock::new(sealer), Mutex::new(inner));
-        Ok(Self { origin: origin.into(), signing, files, sealer, inner, checkpointing: Mutex::new(()) })
+        Ok(Self { origin: origin.into(), signing, files, sealer, inner, checkpointing: Mutex::new(()), shipping: Arc::default() })
     }
 
     /// Appends; handed to the operating system when this returns. The index of the entry.
     ///
     /// # Errors
-    /// `Invalid`: an entry over its limits; nothing happened. `Unavailable`: a write failed, now or before; open the log again.
+    /// `Invalid`: an entry over its limits; nothing happened. `Unavailable`: a write failed, now or before: open the log again;
+    /// or too much waits for being shipped, which passes.
     pub(crate) fn append(&self, entry: &Entry) -> Result<u64> {
+        // An entry with a generation was committed with its change: it is safe in the rows, whatever becomes of this node.
+        if entry.generation.is_none() && self.inner.lock().overdue() {
+            return Err(UNWRITABLE);
+        }
+        self.append_overdue(entry)
+    }
+
+    /// As [`Ledger::append`], whatever waits for being shipped.
+    fn append_overdue(&self, entry: &Entry) -> Result<u64> {
         let json = entry.to_json()?;
         let mut inner = self.inner.lock();
         if inner.failed {
-            return Err(Error::Unavailable("the audit log cannot be written"));
+            return Err(UNWRITABLE);
         }
         let index = inner.frontier.size();
         let leaf = self.sealer.read().seal(index, &json)?;
@@ -169,7 +205,7 @@ impl Ledger {
             }
             Err(error) => {
                 tracing::error!(origin = self.origin, private = error.private(), "the ledger cannot be written");
-                Err(Error::Unavailable("the audit log cannot be written"))
+                Err(UNWRITABLE)
             }
         }
     }
@@ -184,7 +220,7 @@ impl Ledger {
         let size = {
             let inner = self.inner.lock();
             if inner.failed {
-                return Err(Error::Unavailable("the audit log cannot be written"));
+                return Err(UNWRITABLE);
             }
             if inner.synced_size == inner.frontier.size() {
                 return Ok(());
@@ -200,35 +236,52 @@ impl Ledger {
         Ok(())
     }
 
-    /// Signs the present size, with all of it on disk, and returns the note. Costs nothing if nothing was appended since.
+    /// Signs the present size, with all of it on disk, and returns the note. Costs nothing if nothing was appended since. Of a
+    /// log that is shipped, the note that was shipped last.
     pub(crate) fn checkpoint(&self) -> Result<String> {
         let _one = self.checkpointing.lock();
-        let (old, size, root, rows, generation, offsets) = {
+        let (old, shipped, moment) = {
             let inner = self.inner.lock();
-            if inner.signed.size == inner.frontier.size() {
-                return Ok(inner.signed.note.clone());
-            }
-            let first = (inner.signed.size / WIDTH + 1) as usize;
-            let offsets = inner.offsets.get(first..).unwrap_or_default().to_vec();
-            (inner.signed.size, inner.frontier.size(), inner.frontier.root(), inner.rows.clone(), inner.generation, offsets)
+            let alone = inner.shipping.is_none() && inner.signed.size != inner.frontier.size();
+            (inner.signed.clone(), inner.shipping.as_ref().and_then(Shipping::last), alone.then(|| inner.moment()))
+        };
+        let next = match (shipped.filter(|shipped| shipped.moment.size != old.size), moment) {
+            (Some(shipped), _) => shipped,
+            (None, Some(moment)) => Arc::new(self.sign(moment)?),
+            (None, None) => return Ok(old.note),
         };
         self.sync()?;
+        self.keep(old.size, &next)?;
+        let note = next.note.clone();
+        self.inner.lock().signed = Signed { size: next.moment.size, note: note.clone() };
+        Ok(note)
+    }
+
+    /// The note over a moment.
+    fn sign(&self, moment: Moment) -> Result<Shipped> {
+        let mut checkpoint = Checkpoint::new(&self.origin, moment.size, moment.root);
+        checkpoint.extensions.extend(moment.generation.map(|generation| format!("{GENERATION}{generation}")));
+        let note = checkpoint.sign(&self.signing).map_err(Error::internal)?.to_string();
+        Ok(Shipped { moment, note })
+    }
+
+    /// Puts everything that a checkpoint needs on disk, and then the checkpoint; `old` is the size of the one before.
+    fn keep(&self, old: u64, next: &Shipped) -> Result<()> {
+        let Moment { size, rows, .. } = &next.moment;
+        let (first, last) = ((old / WIDTH + 1) as usize, (size / WIDTH + 1) as usize);
+        let offsets = self.inner.lock().offsets.get(first..last).unwrap_or_default().to_vec();
         // The last tile of level 0 is in entries.log already; those above would take many reads to compute.
-        let tiles = || Tile::between(old, size).filter(|tile| tile.is_full() || tile.level() > 0);
+        let tiles = || Tile::between(old, *size).filter(|tile| tile.is_full() || tile.level() > 0);
         for tile in tiles().filter(|tile| !tile.is_full()) {
             let row = rows.get(usize::from(tile.level())).map(Vec::as_slice).unwrap_or_default();
             self.files.write_tile(tile, row)?;
         }
         self.files.sync_tiles(tiles())?;
         self.files.write_index(old / WIDTH + 1, &offsets)?;
-        let mut checkpoint = Checkpoint::new(&self.origin, size, root);
-        checkpoint.extensions.extend(generation.map(|generation| format!("{GENERATION}{generation}")));
-        let note = checkpoint.sign(&self.signing).map_err(Error::internal)?.to_string();
-        self.files.write_checkpoint(&note)?;
-        let kept: Vec<Tile> = Tile::right_edge(size).collect();
+        self.files.write_checkpoint(&next.note)?;
+        let kept: Vec<Tile> = Tile::right_edge(*size).collect();
         Tile::right_edge(old).filter(|tile| tile.level() > 0 && !kept.contains(tile)).for_each(|tile| self.files.remove_tile(tile));
-        self.inner.lock().signed = Signed { size, note: note.clone() };
-        Ok(note)
+        Ok(())
     }
 
     /// Whether something was appended since the last checkpoint.
@@ -407,11 +460,9 @@ impl Ledger {
 
     /// Indexes and leaf data of a bundle as it is now.
     fn bundle(&self, number: u64) -> Result<Leaves> {
-        let place = usize::try_from(number).map_err(Error::internal)?;
         let (start, end, size) = {
             let inner = self.inner.lock();
-            let start = *inner.offsets.get(place).ok_or(Error::NotFound("ledger entry"))?;
-            (start, inner.offsets.get(place + 1).copied().unwrap_or(inner.end), inner.frontier.size())
+            (inner.offset(number)?, inner.offset(number + 1).unwrap_or(inner.end), inner.frontier.size())
         };
         let Some(bundle) = Bundle::in_tree(number, size) else { return Ok(Vec::new()) };
         let bytes = self.files.read_log(start, end)?;
@@ -432,6 +483,13 @@ impl Ledger {
 impl Inner {
     /// The state at the checkpoint, compared with it; then every later entry that is whole and opens.
     fn load(files: &Files, sealer: &Sealer, note: &[u8], signing: &SigningKey, origin: &str) -> Result<Self> {
+        let (mut inner, mut records) = Self::at_checkpoint(files, note, signing, origin)?;
+        inner.recover(files, sealer, &mut records)?;
+        Ok(inner)
+    }
+
+    /// The state at the checkpoint, compared with it, and the records behind it.
+    fn at_checkpoint(files: &Files, note: &[u8], signing: &SigningKey, origin: &str) -> Result<(Self, Records)> {
         let checkpoint = verified(note, signing, origin)?;
         let size = checkpoint.head.size;
         let offsets = files.offsets(size / WIDTH)?;
@@ -451,15 +509,24 @@ impl Inner {
         if frontier.root() != checkpoint.head.root {
             return Err(Error::integrity("the ledger's entries are not those that were signed"));
         }
-        let generation = checkpoint.extensions.iter().find_map(|line| line.strip_prefix(GENERATION)?.parse().ok());
         let signed = Signed { size, note: String::from_utf8(note.to_vec()).map_err(Error::integrity)? };
-        let end = records.offset;
-        let mut inner = Self { frontier, rows, offsets, end, generation, synced_size: size, signed, failed: false };
-        inner.recover(files, sealer, &mut records)?;
-        Ok(inner)
+        let (end, generation) = (records.offset, generation(&checkpoint));
+        let inner = Self { frontier, rows, offsets, end, generation, synced_size: size, signed, failed: false, shipping: None };
+        Ok((inner, records))
     }
 
-    fn recover(&mut self, files: &Files, sealer: &Sealer, records: &mut files::Records) -> Result<()> {
+    fn moment(&self) -> Moment {
+        let (size, root) = (self.frontier.size(), self.frontier.root());
+        Moment { size, end: self.end, root, rows: self.rows.clone(), generation: self.generation }
+    }
+
+    /// Where a bundle begins.
+    fn offset(&self, bundle: u64) -> Result<u64> {
+        let place = usize::try_from(bundle).map_err(Error::internal)?;
+        self.offsets.get(place).copied().ok_or(Error::NotFound("ledger entry"))
+    }
+
+    fn recover(&mut self, files: &Files, sealer: &Sealer, records: &mut Records) -> Result<()> {
         while let Some(leaf) = records.next_record()? {
             let generation = match sealer.open(self.frontier.size(), &leaf) {
                 Ok(Some(opened)) => opened.entry()?.generation,
@@ -483,6 +550,7 @@ impl Inner {
         let mut record = Vec::with_capacity(2 + leaf.len());
         tlog::push_entry(&mut record, leaf).map_err(Error::internal)?;
         files.write_log(&record, self.end)?;
+        self.shipping.iter_mut().for_each(Shipping::waits);
         self.count(files, leaf, generation)
     }
 
@@ -532,6 +600,11 @@ impl Filter {
             && self.until.is_none_or(|until| entry.time < until);
         Ok(hit.then_some(entry))
     }
+}
+
+/// Greatest generation in the log that a checkpoint is of.
+fn generation(checkpoint: &Checkpoint) -> Option<u64> {
+    checkpoint.extensions.iter().find_map(|line| line.strip_prefix(GENERATION)?.parse().ok())
 }
 
 /// A checkpoint of this log by this key.

@@ -254,7 +254,7 @@ fn begin(kernel: &Kernel, row: &TenantRow, from: Tier, to: Tier, way: Way) -> Re
     let (mover, started_at) = (Mover::new(kernel, row.id), info.started_at);
     tokio::spawn(async move {
         let result = mover.go(way, started_at).await;
-        mover.tell(&result, from, to);
+        mover.tell(&result, from, to).await;
         mover.kernel.0.moves.end(mover.id, result.as_ref().err());
     });
     Ok(info)
@@ -353,6 +353,10 @@ impl Mover {
                 break;
             }
         }
+        let filled = match home.ledger_copy() {
+            Some(copy) => Some(copy.fill(&island.ledger, None).await?),
+            None => None,
+        };
         (self.between)(Step::Copied)?;
         let (paused, began) = (island.store.pause().await?, Instant::now());
         let mut proofs = 0;
@@ -373,6 +377,7 @@ impl Mover {
         let opening = opening.map_err(|_| Error::Unavailable("the tenant is being opened or closed: move it again"))?;
         self.still_open(&island).await?;
         let left = Left { generation: island.store.parting().await?, sha256: None };
+        let ledger = island.ledger_moving(&home, filled).await?;
         moved.pause_micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         moved.moved_at = now_micros();
         let changed = self.change(|placement| {
@@ -388,7 +393,7 @@ impl Mover {
         });
         // From here on the control row says where it lives, and the open tenant must agree: if it cannot, it is opened anew.
         let switched = match changed.await.and_then(|()| (self.between)(Step::CutOver)) {
-            Ok(()) => island.store.moved(home),
+            Ok(()) => island.store.moved(home).inspect(|_| ledger.moved()),
             Err(error) => Err(error),
         };
         if switched.is_err() {
@@ -510,7 +515,7 @@ impl Mover {
     }
 
     /// The service's ledger knows how it ended.
-    fn tell(&self, result: &Result<()>, from: Tier, to: Tier) {
+    async fn tell(&self, result: &Result<()>, from: Tier, to: Tier) {
         let reason = match result {
             Ok(()) => format!("moved from {from} to {to}"),
             Err(error) => {
@@ -519,7 +524,8 @@ impl Mover {
             }
         };
         let outcome = if result.is_ok() { Outcome::Allowed } else { Outcome::Failed };
-        let told = self.kernel.0.record("service", "move", &RequestId::fresh(), "TenantMove", &resource(self.id), outcome, &reason);
+        let (resource, request) = (resource(self.id), RequestId::fresh());
+        let told = self.kernel.0.record("service", "move", &request, "TenantMove", &resource, outcome, &reason).await;
         if let Err(error) = told {
             tracing::error!(context = error.private(), "the end of a move could not be written down");
         }

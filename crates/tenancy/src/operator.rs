@@ -175,7 +175,7 @@ impl Operator {
     /// # Errors
     /// [`Error::Internal`] when the control store fails.
     pub async fn tenants(&self, after: Option<&Name>, limit: u32) -> Result<Vec<TenantInfo>> {
-        self.log("TenantList", "tenant:", Outcome::Allowed)?;
+        self.log("TenantList", "tenant:", Outcome::Allowed).await?;
         self.kernel.0.control.tenants_page(after, limit).await?.iter().map(info).collect()
     }
 
@@ -250,7 +250,7 @@ impl Operator {
     /// # Errors
     /// [`Error::NotFound`].
     pub async fn erasure(&self, id: &str) -> Result<ErasureInfo> {
-        self.log("ErasureRead", "erasure:", Outcome::Allowed)?;
+        self.log("ErasureRead", "erasure:", Outcome::Allowed).await?;
         erasure::info(&self.kernel, id).await
     }
 
@@ -259,7 +259,7 @@ impl Operator {
     /// # Errors
     /// [`Error::Internal`] when the control store fails.
     pub async fn erasures(&self) -> Result<Vec<ErasureInfo>> {
-        self.log("ErasureRead", "erasure:", Outcome::Allowed)?;
+        self.log("ErasureRead", "erasure:", Outcome::Allowed).await?;
         let rows: Vec<ErasureRow> = self.kernel.0.control.erasures().await?;
         let mut all = Vec::with_capacity(rows.len());
         for row in &rows {
@@ -300,7 +300,7 @@ impl Operator {
     /// # Errors
     /// [`Error::Internal`] when the control store fails.
     pub async fn keys(&self) -> Result<Vec<KeyInfo>> {
-        self.log("OperatorKeyList", "key:", Outcome::Allowed)?;
+        self.log("OperatorKeyList", "key:", Outcome::Allowed).await?;
         self.kernel.0.control.credentials_of(None).await?.iter().map(KeyInfo::from_row).collect()
     }
 
@@ -308,8 +308,8 @@ impl Operator {
     ///
     /// # Errors
     /// [`Error::Internal`] when it cannot be written.
-    pub fn ledger(&self) -> Result<LedgerView> {
-        self.log("ServiceLedgerRead", "ledger:", Outcome::Allowed)?;
+    pub async fn ledger(&self) -> Result<LedgerView> {
+        self.log("ServiceLedgerRead", "ledger:", Outcome::Allowed).await?;
         Ok(LedgerView::service(self.kernel.0.service()?))
     }
 
@@ -317,8 +317,8 @@ impl Operator {
     ///
     /// # Errors
     /// [`Error::Internal`] when the ledger cannot be written.
-    pub fn observe(&self) -> Result<Vec<TenantUsage>> {
-        self.log("ServiceMetricsRead", "service:", Outcome::Allowed)?;
+    pub async fn observe(&self) -> Result<Vec<TenantUsage>> {
+        self.log("ServiceMetricsRead", "service:", Outcome::Allowed).await?;
         Ok(self.kernel.observe())
     }
 
@@ -330,7 +330,7 @@ impl Operator {
     /// Writes down what is about to be done, does it, and writes it down again should it fail: nothing is done without a trace,
     /// and nothing that failed looks done.
     pub(crate) async fn acted<T>(&self, act: &str, resource: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
-        self.log(act, resource, Outcome::Allowed)?;
+        self.log(act, resource, Outcome::Allowed).await?;
         self.failing(act, resource, work).await
     }
 
@@ -338,7 +338,7 @@ impl Operator {
     pub(crate) async fn failing<T>(&self, act: &str, resource: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
         let result = work.await;
         if let Err(error) = &result {
-            self.kernel.0.record("operator", &self.via, &self.request, act, resource, Outcome::Failed, error.code())?;
+            self.kernel.0.record("operator", &self.via, &self.request, act, resource, Outcome::Failed, error.code()).await?;
         }
         result
     }
@@ -346,19 +346,19 @@ impl Operator {
     pub(crate) async fn named(&self, act: &str, name: &Name) -> Result<TenantRow> {
         match self.kernel.0.control.tenant_by_name(name).await? {
             Some(row) if row.state != TenantState::Erased => {
-                self.log(act, &resource(row.id), Outcome::Allowed)?;
+                self.log(act, &resource(row.id), Outcome::Allowed).await?;
                 Ok(row)
             }
             _ => {
-                self.log(act, "tenant:", Outcome::Failed)?;
+                self.log(act, "tenant:", Outcome::Failed).await?;
                 Err(Error::NotFound("tenant"))
             }
         }
     }
 
-    fn log(&self, act: &str, resource: &str, outcome: Outcome) -> Result<()> {
+    async fn log(&self, act: &str, resource: &str, outcome: Outcome) -> Result<()> {
         let reason = if outcome == Outcome::Failed { "not_found" } else { "operator" };
-        self.kernel.0.record("operator", &self.via, &self.request, act, resource, outcome, reason).map(|_| ())
+        self.kernel.0.record("operator", &self.via, &self.request, act, resource, outcome, reason).await.map(|_| ())
     }
 }
 

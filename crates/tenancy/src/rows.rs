@@ -38,6 +38,7 @@ use crate::anchor::AnchorSlot;
 use crate::blobs::{BlobId, BlobReader, BlobRow, BlobWriter, Objects, SealedBlob};
 use crate::error::{Error, Result};
 use crate::keyring::Keyring;
+use crate::ledger::{Entry, Ledger, SharedCopy};
 use codec::Codec;
 use db::{CLOSED, Db, LOCK_WAIT_MAX, PostgresDb, Reading, Txn};
 use parking_lot::RwLock;
@@ -67,6 +68,7 @@ pub trait Record: Serialize + DeserializeOwned + Send + Sync {
 }
 
 /// Where a tenant's rows are.
+#[derive(Clone)]
 #[allow(dead_code, reason = "the shared stores are being built")]
 pub(crate) enum Place {
     /// `rows.db` in its folder.
@@ -78,6 +80,34 @@ pub(crate) enum Place {
 /// Whether a copy of a tenant's own file opens with this key.
 pub(crate) async fn file_opens(path: &Path, key: &crate::seal::Key, anchor: AnchorSlot) -> Result<()> {
     SqliteDb::open(path, key, anchor, MIGRATIONS, Expect::Present).await?.close().await
+}
+
+impl Place {
+    /// Whether it outlives this node, for another one to open.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.ledger_copy().is_some()
+    }
+
+    /// Where the shared copy of its ledger is.
+    pub(crate) fn ledger_copy(&self) -> Option<SharedCopy<'_>> {
+        match self {
+            Self::File => None,
+            Self::Postgres(rows, _) => Some(SharedCopy::Place(rows)),
+        }
+    }
+
+    /// Appends to the ledger of a tenant that nobody has open, and signs. The checkpoint.
+    pub(crate) async fn ledger_append(&self, ledger: &Arc<Ledger>, entry: &Entry) -> Result<String> {
+        let copy = self.ledger_copy();
+        if let Some(copy) = copy {
+            copy.catch_up(ledger).await?;
+        }
+        ledger.append(entry)?;
+        if let Some(copy) = copy {
+            copy.ship(ledger).await?;
+        }
+        ledger.checkpoint()
+    }
 }
 
 /// One tenant's open rows and blobs.
@@ -103,6 +133,11 @@ pub(crate) struct Home {
 impl Home {
     fn new(db: Db, codec: Codec, objects: Objects) -> Self {
         Self { db, codec, objects, next: OnceLock::new() }
+    }
+
+    /// Where the shared copy of the ledger is.
+    pub(crate) fn ledger_copy(&self) -> Option<SharedCopy<'_>> {
+        Some(&self.db).filter(|db| db.is_shared()).map(SharedCopy::Rows)
     }
 }
 
@@ -241,6 +276,11 @@ impl Store {
     /// Open objects give nothing more.
     pub(crate) fn cut_readers(&self) {
         self.cut.store(true, Ordering::Release);
+    }
+
+    /// Where the shared copy of the ledger is; none of a tenant that lives on this node alone.
+    pub(crate) fn ledger_copy(&self) -> Option<SharedCopy<'_>> {
+        self.home().ledger_copy()
     }
 
     /// The anchor, for the ledger's size.

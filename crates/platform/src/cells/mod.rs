@@ -181,6 +181,11 @@ impl Cells {
         stopped.contains_key(&token)
     }
 
+    /// An island that was stopped for another node is served here again.
+    pub(crate) fn enter_island(&self, token: IslandToken) {
+        self.0.stopped.lock().remove(&token);
+    }
+
     /// Kills every cell of an island, drops all that is remembered of it, and lets no new one start.
     pub(crate) async fn stop_island(&self, token: IslandToken) {
         self.0.stopped.lock().insert(token, tokio::time::Instant::now());

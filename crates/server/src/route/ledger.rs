@@ -217,6 +217,7 @@ async fn entry(permit: &Permit<LedgerRead>, ask: Ask) -> Result<Reply> {
 }
 
 pub(super) async fn checkpoint_of(view: LedgerView) -> Result<Reply> {
+    view.fresh().await?;
     let note = reading(move || view.checkpoint()).await?;
     Ok(Reply::bytes("text/plain; charset=utf-8", note.into()))
 }
@@ -286,11 +287,12 @@ async fn tile(permit: &Permit<LedgerRead>, ask: Ask) -> Result<Reply> {
 }
 
 async fn export(permit: &Permit<LedgerRead>, _ask: Ask) -> Result<Reply> {
-    Ok(exported(permit.ledger()))
+    exported(permit.ledger()).await
 }
 
 /// The whole log, written by a thread that waits for the client.
-pub(super) fn exported(view: LedgerView) -> Reply {
+pub(super) async fn exported(view: LedgerView) -> Result<Reply> {
+    view.fresh().await?;
     let (sender, receiver) = mpsc::channel(EXPORT_PIECES_MAX);
     spawn_blocking(move || {
         let mut pieces = Pieces { sender: sender.clone(), piece: Vec::with_capacity(EXPORT_PIECE_BYTES) };
@@ -300,7 +302,7 @@ pub(super) fn exported(view: LedgerView) -> Reply {
         }
     });
     let pieces = stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
-    Reply::stream("application/x-ndjson", None, pieces.boxed())
+    Ok(Reply::stream("application/x-ndjson", None, pieces.boxed()))
 }
 
 struct Pieces {

@@ -22,6 +22,6 @@ async fn tenant(permit: &Permit<MetricsRead>, ask: Ask) -> Result<Reply> {
 
 async fn operator(operator: &Operator, ask: Ask) -> Result<Reply> {
     let service = &ask.service;
-    let text = service.metrics.operator_text(&service.platform.stats(), &operator.observe()?, service.kernel.islands_open());
+    let text = service.metrics.operator_text(&service.platform.stats(), &operator.observe().await?, service.kernel.islands_open());
     Ok(Reply::bytes(MEDIA, text.into()))
 }

@@ -276,17 +276,17 @@ async fn key_revoke(operator: &Operator, ask: Ask) -> Result<Reply> {
 
 async fn ledger_search(operator: &Operator, ask: Ask) -> Result<Reply> {
     let (filter, limit) = ledger::filter(&ask)?;
-    ledger::searched(operator.ledger()?, filter, limit).await
+    ledger::searched(operator.ledger().await?, filter, limit).await
 }
 
 async fn ledger_checkpoint(operator: &Operator, _ask: Ask) -> Result<Reply> {
-    ledger::checkpoint_of(operator.ledger()?).await
+    ledger::checkpoint_of(operator.ledger().await?).await
 }
 
 async fn ledger_key(operator: &Operator, _ask: Ask) -> Result<Reply> {
-    ledger::key_of(operator.ledger()?).await
+    ledger::key_of(operator.ledger().await?).await
 }
 
 async fn ledger_export(operator: &Operator, _ask: Ask) -> Result<Reply> {
-    Ok(ledger::exported(operator.ledger()?))
+    ledger::exported(operator.ledger().await?).await
 }

@@ -80,8 +80,8 @@ impl Operator {
                 detail: Default::default(),
                 generation: None,
             };
-            let ledger = Arc::clone(&island.ledger);
-            crate::rows::db::blocking(move || ledger.append(&entry).and_then(|_| ledger.sync())).await?;
+            island.ledger.append(&entry)?;
+            island.flush(false).await?;
             Ok(Export { kernel, island, tenant_created_at: row.created_at, key })
         })
         .await

@@ -274,15 +274,14 @@ async fn make(
     let (keyring, _) = Keyring::create(&kernel.0.root, id, now_micros())?;
     let keyring = Arc::new(keyring);
     let anchor = kernel.0.anchors.detached(id, Anchor::default());
-    let store = Store::create_at(&dir, place, kernel.bucket(id, placement)?, Arc::clone(&keyring), anchor).await?;
+    let store = Store::create_at(&dir, place.clone(), kernel.bucket(id, placement)?, Arc::clone(&keyring), anchor).await?;
     let filled = fill(&store, id, file, key, verified).await;
     // Closed in any case, so that its place can be swept.
     let filled = filled.and(store.close().await);
     drop(store);
     filled?;
-    let ledger = kernel.ledger_open(&dir, &keyring)?;
-    ledger.append(&entry(verified, via))?;
-    ledger.checkpoint()?;
+    let ledger = kernel.ledger_open(&dir, &keyring, place.is_shared())?;
+    place.ledger_append(&ledger, &entry(verified, via)).await?;
     drop(ledger);
     let row = TenantRow {
         id,

@@ -4,13 +4,14 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgPoolOptions, PgRow};
-use sqlx::{ConnectOptions, Postgres, Row, query};
+use sqlx::postgres::{PgArguments, PgPool, PgPoolOptions, PgRow};
+use sqlx::{Postgres, Row, query};
 
 use super::{LEASE, OUTBOX_MAX, OUTBOX_PAGE, WANTED_GRACE};
 use crate::error::{Error, Result};
 use crate::name::TenantId;
 use crate::place::{NodeConfig, PostgresConfig};
+use crate::rows::postgres::options;
 use crate::rows::sql::Prepared;
 
 const CONNECTIONS_MAX: u32 = 4;
@@ -51,13 +52,10 @@ impl Pool {
     /// # Errors
     /// [`Error::Invalid`] for a URL that is none.
     pub(crate) fn new(config: &PostgresConfig) -> Result<Self> {
-        let options: PgConnectOptions =
-            config.control_url.expose().parse().map_err(|_| Error::Invalid("control_url is not a PostgreSQL URL".to_owned()))?;
         let (prepared, statements) = if config.prepared_statements { (Prepared::Kept, STATEMENTS_MAX) } else { (Prepared::Once, 0) };
-        // PgBouncer does not know the parameter for floats, and none is read.
-        let options = options.application_name("insula leases").extra_float_digits(None).statement_cache_capacity(statements);
+        let options = options(&config.control_url, "control_url")?.statement_cache_capacity(statements);
         let pool = PgPoolOptions::new().max_connections(CONNECTIONS_MAX).acquire_timeout(CONNECT_WAIT_MAX);
-        Ok(Self { pool: pool.connect_lazy_with(options.disable_statement_logging()), prepared })
+        Ok(Self { pool: pool.connect_lazy_with(options), prepared })
     }
 
     fn query<'q>(&self, sql: &'static str) -> sqlx::query::Query<'q, Postgres, PgArguments> {

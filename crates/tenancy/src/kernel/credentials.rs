@@ -120,7 +120,7 @@ impl Kernel {
             return self.counted(Err(Error::Unauthenticated));
         }
         let _ = std::fs::remove_file(self.0.config.keystore_dir.join(BOOTSTRAP_FILE));
-        self.0.record("operator", "bootstrap", request, "OperatorBootstrap", "service", Outcome::Allowed, "one-time secret")?;
+        self.0.record("operator", "bootstrap", request, "OperatorBootstrap", "service", Outcome::Allowed, "one-time secret").await?;
         Ok(issued)
     }
 

@@ -10,9 +10,13 @@
 //!
 //! The service's own ledger is open where the leader is: the home of tenant zero. Other nodes hand it what they count.
 
+#[cfg(test)]
+mod tests;
+
 use super::*;
 use crate::cluster::{Cluster, Hold, RENEW_EVERY, SERVICE};
 use crate::erasure::Compute;
+use crate::rows::db::TAKEN_OVER;
 use crate::tenant::IslandToken;
 
 /// Time between tries while the database cannot be reached.
@@ -83,6 +87,15 @@ impl Inner {
         Ok(Arc::clone(ledger))
     }
 
+    /// Another node ships the service's ledger: this one must come to what is there before it leads again.
+    pub(super) fn step_down_if_taken_over(&self, error: &Error) {
+        if matches!(error, Error::Unavailable(reason) if *reason == TAKEN_OVER)
+            && let Some(old) = self.service.leading.lock().take()
+        {
+            old.ledger.finish();
+        }
+    }
+
     /// Whether this node, for all it knows, is the one that acts for the service.
     pub(crate) fn leads(&self) -> bool {
         self.service().is_ok()
@@ -147,17 +160,25 @@ impl Kernel {
         if let Some(old) = self.0.service.leading.lock().take() {
             old.ledger.finish();
         }
-        let ledger = self.service_ledger(hold.as_deref()).await?;
+        let ledger = self.service_ledger().await?;
         if hold.is_some() {
             tracing::info!("this node leads the service");
         }
-        *self.0.service.leading.lock() = Some(Leading { ledger: Arc::new(ledger), hold });
+        *self.0.service.leading.lock() = Some(Leading { ledger, hold });
         Ok(())
     }
 
-    async fn service_ledger(&self, _hold: Option<&Hold>) -> Result<Ledger> {
-        let ledger = service_ledger(&self.0.config.data_dir, &self.0.root)?;
-        let (size, anchored) = (ledger.size(), self.0.control.anchor().refreshed()?.ledger_size);
+    async fn service_ledger(&self) -> Result<Arc<Ledger>> {
+        let copy = self.0.control.shared_copy();
+        let ledger = Arc::new(service_ledger(&self.0.config.data_dir, &self.0.root, copy.is_some())?);
+        let size = match copy {
+            Some(copy) => {
+                copy.catch_up(&ledger).await?;
+                copy.ship(&ledger).await?
+            }
+            None => ledger.size(),
+        };
+        let anchored = self.0.control.anchor().refreshed()?.ledger_size;
         if size < anchored {
             return Err(Error::integrity(format!("the service's ledger has {size} entries, {anchored} were anchored: it was rolled back")));
         }
@@ -331,7 +352,7 @@ impl Kernel {
             done.push(id);
         }
         if !done.is_empty() {
-            self.0.service_synced()?;
+            self.0.service_synced().await?;
             home.cluster.outbox_done(&done).await?;
         }
         Ok(())

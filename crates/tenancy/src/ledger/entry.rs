@@ -8,7 +8,7 @@
 //! Who is given salt and JSON can check them against the leaf without any key; once the key is destroyed, only a hash of
 //! unguessable bytes is left. The associated data names tenant, index, key and commitment, so that no sealed entry can stand in
 //! another place. The nonce is 4 random bytes of this opening of the log and the index: an index is sealed twice only
-//! after a crash, and then under other random bytes.
+//! after a crash or by two nodes, and then under other random bytes.
 
 use std::collections::BTreeMap;
 
@@ -91,6 +91,7 @@ impl Entry {
 }
 
 /// Keys of one ledger.
+#[derive(Clone)]
 pub(crate) struct LedgerKeys {
     /// Content keys by number; the last one seals, all open.
     pub(crate) content: Vec<(u32, Zeroizing<[u8; 32]>)>,
@@ -127,14 +128,18 @@ pub(super) struct Sealer {
 
 impl Sealer {
     pub(super) fn new(tenant: [u8; 16], keys: &[(u32, Zeroizing<[u8; 32]>)]) -> Result<Self> {
-        let mut nonce_prefix = [0; 4];
-        aws_lc_rs::rand::fill(&mut nonce_prefix).map_err(|_| Error::internal("no randomness"))?;
-        let mut sealer = Self { tenant, keys: Vec::with_capacity(keys.len()), nonce_prefix };
+        let mut sealer = Self { tenant, keys: Vec::with_capacity(keys.len()), nonce_prefix: [0; 4] };
+        sealer.renew()?;
         keys.iter().try_for_each(|(number, key)| sealer.add(*number, key))?;
         if sealer.keys.is_empty() {
             return Err(Error::internal("a ledger needs a content key"));
         }
         Ok(sealer)
+    }
+
+    /// As if opened again: what was sealed before at some index may be sealed again there.
+    pub(super) fn renew(&mut self) -> Result<()> {
+        aws_lc_rs::rand::fill(&mut self.nonce_prefix).map_err(|_| Error::internal("no randomness"))
     }
 
     pub(super) fn knows(&self, number: u32) -> bool {

@@ -5,6 +5,8 @@
 //! index         u64 offset of each bundle of 256 entries but the first; a cache, rebuilt from entries.log
 //! tile/…        full tiles when they fill, partial ones of level 1 and up at each checkpoint; C2SP paths
 //! checkpoint    the last signed note
+//! fetched.log   as entries.log: what a shared copy has beyond this one, until it is verified
+//! late.log      as entries.log, a u64 index before each leaf: entries on their way to another place in the log
 //! ```
 //!
 //! A checkpoint is written after all that it signs is on disk, by a temporary file and a rename. So what is before it is
@@ -12,7 +14,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -26,6 +28,8 @@ pub(super) const TILE_LEVELS: usize = 6;
 /// Longest checkpoint.
 const NOTE_BYTES_MAX: u64 = 64 << 10;
 const OFFSET_BYTES: u64 = 8;
+const FETCHED: &str = "fetched.log";
+const LATE: &str = "late.log";
 
 /// The hashes of the tiles that are not full yet, one row a level.
 pub(super) type Rows = [Vec<Hash>; TILE_LEVELS];
@@ -42,6 +46,21 @@ impl Files {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         let open = |name: &str| OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(dir.join(name));
         Ok(Self { dir: dir.to_owned(), log: open("entries.log")?, index: open("index")? })
+    }
+
+    /// Makes room for a new log. The folder's last state is kept beside it; what is late stays.
+    pub(super) fn put_aside(dir: &Path) -> Result<()> {
+        let aside = dir.with_extension("damaged");
+        match fs::remove_dir_all(&aside) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
+            _ => fs::rename(dir, &aside)?,
+        }
+        let late = aside.join(LATE);
+        if late.exists() {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+            fs::copy(late, dir.join(LATE))?;
+        }
+        Ok(())
     }
 
     pub(super) fn log_bytes(&self) -> Result<u64> {
@@ -84,6 +103,60 @@ impl Files {
         let mut file = File::open(self.dir.join("entries.log"))?;
         file.seek(SeekFrom::Start(offset))?;
         Ok(Records { reader: BufReader::new(file), offset })
+    }
+
+    /// Begins the file of what is fetched.
+    pub(super) fn fetch(&self) -> Result<BufWriter<File>> {
+        let path = self.dir.join(FETCHED);
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        Ok(BufWriter::new(file))
+    }
+
+    /// What was fetched.
+    pub(super) fn fetched(&self) -> Result<Records> {
+        Ok(Records { reader: BufReader::new(File::open(self.dir.join(FETCHED))?), offset: 0 })
+    }
+
+    pub(super) fn remove_fetched(&self) {
+        // Left over if this fails, and begun anew next time.
+        let _ = fs::remove_file(self.dir.join(FETCHED));
+    }
+
+    /// Entries that wait for another place in the log: their index of before, then their leaf.
+    pub(super) fn late(&self) -> Result<Option<Records>> {
+        match File::open(self.dir.join(LATE)) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            file => Ok(Some(Records { reader: BufReader::new(file?), offset: 0 })),
+        }
+    }
+
+    /// Puts the rest of `lost`, which begins at index `first`, to those that wait. All or nothing; durable on return.
+    pub(super) fn add_late(&self, first: u64, mut lost: Records) -> Result<()> {
+        let temporary = self.dir.join("late.new");
+        let mut file = BufWriter::new(OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?);
+        let mut add = |leaf: &[&[u8]]| -> Result<()> {
+            let mut record = Vec::new();
+            tlog::push_entry(&mut record, &leaf.concat()).map_err(Error::internal)?;
+            Ok(file.write_all(&record)?)
+        };
+        if let Some(mut before) = self.late()? {
+            while let Some(record) = before.next_record()? {
+                add(&[&record])?;
+            }
+        }
+        for index in first.. {
+            let Some(leaf) = lost.next_record()? else { break };
+            add(&[&index.to_be_bytes(), &leaf])?;
+        }
+        file.into_inner().map_err(|error| Error::from(error.into_error()))?.sync_all()?;
+        fs::rename(&temporary, self.dir.join(LATE))?;
+        sync_folder(&self.dir)
+    }
+
+    /// They have their place.
+    pub(super) fn remove_late(&self) -> Result<()> {
+        fs::remove_file(self.dir.join(LATE))?;
+        sync_folder(&self.dir)
     }
 
     /// Where the first `bundles` + 1 bundles begin: from the index, or if that is torn by walking the log.

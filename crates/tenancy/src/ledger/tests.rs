@@ -1,5 +1,8 @@
 //! The ledger under everything that can happen to it: crashes at each byte, a kill, tampering, lost keys, many threads.
 
+mod postgres;
+mod shared;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};

@@ -9,7 +9,7 @@ use crate::act::{DatasetRead, DatasetWrite, LedgerRead};
 use crate::blobs::Objects;
 use crate::rows::postgres::tests::{Scratch, scratch};
 use crate::rows::{Place, Record, Store};
-use crate::{BlobId, Filter, Identity, KernelConfig, Limits, Presented, StoresConfig, Tenant, TenantSpec};
+use crate::{BlobId, Filter, Identity, KernelConfig, LedgerView, Limits, Presented, Report, StoresConfig, Tenant, TenantSpec};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Note {
@@ -151,12 +151,21 @@ impl House {
 
     /// The operator and the tenant's key.
     async fn people(&self, kernel: &Kernel) -> (Operator, String) {
-        let secret = std::fs::read_to_string(self.dir.path().join("keystore/bootstrap.secret")).unwrap();
-        let operator = kernel.bootstrap(secret.trim(), &RequestId::fresh()).await.unwrap();
-        let operator = operator_of(kernel, operator.secret()).await;
+        let operator = operator_of(kernel, &self.operator_key(kernel).await).await;
         let spec = TenantSpec { name: name(), admin: "ada".parse().unwrap(), limits: None, tier: None };
         let key = operator.tenant_create(spec).await.unwrap().admin_key.secret().to_owned();
         (operator, key)
+    }
+
+    /// The first one; later the same.
+    async fn operator_key(&self, kernel: &Kernel) -> String {
+        let kept = self.dir.path().join("operator.key");
+        if !kept.exists() {
+            let secret = std::fs::read_to_string(self.dir.path().join("keystore/bootstrap.secret")).unwrap();
+            let issued = kernel.bootstrap(secret.trim(), &RequestId::fresh()).await.unwrap();
+            std::fs::write(&kept, issued.secret()).unwrap();
+        }
+        std::fs::read_to_string(kept).unwrap()
     }
 
     /// The tenant's rows in its file.
@@ -234,10 +243,16 @@ async fn ledger(kernel: &Kernel, key: &str) -> (u64, Vec<String>) {
     let view = permit.ledger();
     let filter = Filter { act: Some("DatasetWrite".to_owned()), oldest_first: true, ..Filter::default() };
     let found = view.search(&filter, usize::MAX).unwrap();
+    (exported(&view, None).await.size, found.entries.into_iter().map(|entry| entry.entry.unwrap().resource).collect())
+}
+
+/// The ledger's export verifies, and continues what was remembered.
+async fn exported(view: &LedgerView, remembered: Option<&Report>) -> Report {
+    view.fresh().await.unwrap();
     let mut bytes = Vec::new();
     view.export(&mut bytes).unwrap();
-    let report = crate::verify_export(&mut bytes.as_slice(), &export_origin(&bytes), &view.vkey(), None).unwrap();
-    (report.size, found.entries.into_iter().map(|entry| entry.entry.unwrap().resource).collect())
+    let remembered = remembered.map(|report| (report.size, &*report.root));
+    crate::verify_export(&mut bytes.as_slice(), &export_origin(&bytes), &view.vkey(), remembered).unwrap()
 }
 
 fn export_origin(export: &[u8]) -> String {
@@ -306,6 +321,50 @@ async fn a_tenant_moves_through_all_tiers_and_back_under_load() {
     let kernel = house.open().await;
     check(&kernel).await;
     assert!(ledger(&kernel, &key).await.0 > size);
+    drop(kernel);
+    house.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_ledger_moves_along() {
+    let Some(house) = House::new().await else { return };
+    let mut kernel = house.open().await;
+    let (operator, key) = house.people(&kernel).await;
+    let (id, mut operator, mut written) = (id_of(&kernel).await, Some(operator), Vec::new());
+    let mut remembered: Option<Report> = None;
+    for (round, tier) in [Tier::Pooled, Tier::Embedded, Tier::Schema, Tier::Pooled, Tier::Embedded].into_iter().enumerate() {
+        let by = operator.take().unwrap();
+        for back in [false, true, false] {
+            written.push(format!("round{round}{back}{}", written.len()));
+            note_put(&kernel, &key, written.last().unwrap(), "x").await.unwrap();
+            if back {
+                by.move_rollback(&name()).await.unwrap();
+                assert_eq!(settled(&by).await.state, MoveState::Settled);
+            } else {
+                by.tenant_move(&name(), tier).await.unwrap();
+                assert_eq!(settled(&by).await.state, MoveState::Moved);
+            }
+            let view = tenant(&kernel, &key).await.unwrap().allow::<LedgerRead>("").unwrap().ledger();
+            remembered = Some(exported(&view, remembered.as_ref()).await);
+        }
+        by.move_finish(&name()).await.unwrap();
+        drop(by);
+        kernel.close().await.unwrap();
+        drop(kernel);
+        if tier != Tier::Embedded {
+            // Its copy goes where the rows go: the node's own is not needed.
+            std::fs::remove_dir_all(house.file(id).with_file_name("ledger")).unwrap();
+        }
+        kernel = house.open().await;
+        operator = Some(operator_of(&kernel, &house.operator_key(&kernel).await).await);
+        let view = tenant(&kernel, &key).await.unwrap().allow::<LedgerRead>("").unwrap().ledger();
+        remembered = Some(exported(&view, remembered.as_ref()).await);
+        let entries = ledger(&kernel, &key).await.1;
+        let expected: Vec<_> = written.iter().map(|name| format!("dataset:{name}")).collect();
+        assert_eq!(entries, expected, "{tier}");
+    }
+    drop(operator);
+    kernel.close().await.unwrap();
     drop(kernel);
     house.end().await;
 }

@@ -22,6 +22,8 @@ use crate::error::{Error, Result};
 pub(super) const LOCK_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Why nothing more is read or written.
 pub(super) const CLOSED: &str = "the rows are closed";
+/// Why this node writes nothing more for the tenant.
+pub(crate) const TAKEN_OVER: &str = "another node has taken this tenant over; try again";
 
 /// An open database.
 pub(crate) enum Db {
@@ -37,6 +39,19 @@ impl Db {
         match self {
             Self::Sqlite(db) => db.generation(),
             Self::Postgres(db) => db.generation.load(Ordering::Acquire),
+        }
+    }
+
+    /// Whether it outlives this node, for another one to open.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.place().is_some()
+    }
+
+    /// The place on a server.
+    pub(crate) fn place(&self) -> Option<&PgRows> {
+        match self {
+            Self::Sqlite(_) => None,
+            Self::Postgres(db) => Some(&db.rows),
         }
     }
 
@@ -227,7 +242,7 @@ async fn set(sql: &mut Sql<'_>, name: &'static str, value: i64) -> Result<()> {
 
 fn refuse_if_newer(fence: u64, stored: Option<u64>) -> Result<()> {
     if stored.is_some_and(|stored| stored > fence) {
-        return Err(Error::Unavailable("another node has taken this tenant over; try again"));
+        return Err(Error::Unavailable(TAKEN_OVER));
     }
     Ok(())
 }
@@ -329,6 +344,14 @@ impl Txn<'_> {
             }
         }
         Ok(generation)
+    }
+
+    /// Commits what is no change of the rows, on a server: the generation stays.
+    pub(crate) async fn commit_beside(self) -> Result<()> {
+        match self.inner {
+            Inner::Postgres(_, _one, transaction) if !self.broken => Ok(transaction.commit().await?),
+            _ => Err(Error::internal("nothing lies beside these rows")),
+        }
     }
 }
 

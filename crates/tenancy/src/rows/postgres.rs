@@ -297,7 +297,7 @@ fn begin_text(schema: &str, tenant: Option<TenantId>) -> Arc<str> {
 }
 
 /// Options of a URL of the configuration.
-fn options(url: &Secret, what: &str) -> Result<PgConnectOptions> {
+pub(crate) fn options(url: &Secret, what: &str) -> Result<PgConnectOptions> {
     let options = migrate::parsed(url.expose(), what)?;
     // No float is read here, and PgBouncer does not know the parameter. Statements in a log are noise.
     Ok(options.application_name("insula").extra_float_digits(None).disable_statement_logging())

@@ -15,6 +15,7 @@ async fn entries(kernel: &Kernel, admin: &str) -> Vec<Entry> {
     let permit = permit::<LedgerRead>(kernel, admin, "").await.unwrap();
     let view = permit.ledger();
     let mut export = Vec::new();
+    view.fresh().await.unwrap();
     view.export(&mut export).unwrap();
     let origin = view.checkpoint().unwrap().lines().next().unwrap().to_owned();
     verify_export(&mut export.as_slice(), &origin, &view.vkey(), None).unwrap();
@@ -249,7 +250,7 @@ async fn the_services_own_log_cannot_be_put_back_and_counts_refusals() {
     kernel.close().await.unwrap();
     drop(kernel);
     let kernel = house.open().await;
-    let service = operator_of(&kernel, &key).await.ledger().unwrap();
+    let service = operator_of(&kernel, &key).await.ledger().await.unwrap();
     let refused: Vec<_> = (0..service.size()).map(|index| service.entry(index).unwrap().entry.unwrap()).collect();
     let refused: Vec<_> = refused.into_iter().filter(|entry| entry.act == "Authenticate").collect();
     assert_eq!((refused.len(), refused[0].reason.as_str()), (1, "3 credentials since the last such entry"));

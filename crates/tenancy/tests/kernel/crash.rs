@@ -92,6 +92,7 @@ async fn killed_during_thousands_of_acknowledged_writes() {
         }
         let permit = crate::support::permit::<LedgerRead>(&kernel, &key, "").await.unwrap();
         let mut export = Vec::new();
+        permit.ledger().fresh().await.unwrap();
         permit.ledger().export(&mut export).unwrap();
         let origin = permit.ledger().checkpoint().unwrap().lines().next().unwrap().to_owned();
         let report = verify_export(&mut export.as_slice(), &origin, &permit.ledger().vkey(), None).unwrap();

@@ -52,7 +52,7 @@ async fn the_machine_survives_death_between_any_two_states() {
     assert_eq!(blob_get(&kernel, &b, blob).await.unwrap(), "of b");
     let operator = operator(&kernel, &operator_key).await;
     let certificate = operator.erasure(&id).await.unwrap().certificate.unwrap();
-    let vkey = operator.ledger().unwrap().vkey();
+    let vkey = operator.ledger().await.unwrap().vkey();
     let statement = verify_certificate(&certificate, &vkey).unwrap();
     assert_eq!(statement.tenant, id);
     assert_eq!(statement.name_digest, name_digest(&statement.service, &statement.tenant, "a"));

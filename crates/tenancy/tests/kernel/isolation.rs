@@ -122,6 +122,7 @@ async fn every_act_leaves_one_entry_and_the_export_verifies() {
         ]
     );
     let mut export = Vec::new();
+    permit.ledger().fresh().await.unwrap();
     permit.ledger().export(&mut export).unwrap();
     let (vkey, checkpoint) = (permit.ledger().vkey(), permit.ledger().checkpoint().unwrap());
     let origin = checkpoint.lines().next().unwrap().to_owned();

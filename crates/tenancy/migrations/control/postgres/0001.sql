@@ -130,6 +130,20 @@ CREATE TABLE node (
     mac                bytea NOT NULL
 ) WITH (fillfactor = 50);
 
+-- Leaves of the service's own ledger, shipped from the node that writes it: `entries` of them from number `first` on.
+CREATE TABLE ledger_segment (
+    first   bigint PRIMARY KEY,
+    entries bigint NOT NULL,
+    leaves  bytea NOT NULL
+);
+ALTER TABLE ledger_segment ALTER leaves SET STORAGE EXTERNAL;
+
+-- The signed head of the service's ledger as last shipped: one row.
+CREATE TABLE ledger_note (
+    id   bigint PRIMARY KEY DEFAULT 0 CHECK (id = 0),
+    note bytea NOT NULL
+) WITH (fillfactor = 50);
+
 -- Entries for the service's ledger from nodes that do not write it, sealed.
 CREATE TABLE service_outbox (
     id    bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

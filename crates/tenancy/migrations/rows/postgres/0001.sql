@@ -83,6 +83,7 @@ CREATE TABLE ledger_segment (
     leaves  bytea NOT NULL,
     PRIMARY KEY (tenant, first)
 );
+ALTER TABLE ledger_segment ALTER leaves SET STORAGE EXTERNAL;
 ALTER TABLE ledger_segment ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON ledger_segment
     USING (tenant = current_setting('insula.tenant')::uuid) WITH CHECK (tenant = current_setting('insula.tenant')::uuid);
@@ -92,7 +93,7 @@ CREATE TABLE ledger_note (
     tenant uuid NOT NULL DEFAULT current_setting('insula.tenant')::uuid,
     note   bytea NOT NULL,
     PRIMARY KEY (tenant)
-);
+) WITH (fillfactor = 50);
 ALTER TABLE ledger_note ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON ledger_note
     USING (tenant = current_setting('insula.tenant')::uuid) WITH CHECK (tenant = current_setting('insula.tenant')::uuid);

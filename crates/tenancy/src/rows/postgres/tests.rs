@@ -86,6 +86,12 @@ impl Scratch {
         connection.close().await.unwrap();
     }
 
+    /// What one number is, to a superuser.
+    pub(crate) async fn ask(&self, sql: &str) -> i64 {
+        let mut connection = self.superuser.clone().database(&self.name).connect().await.unwrap();
+        sqlx::query_scalar(built(sql.to_owned())).fetch_one(&mut connection).await.unwrap()
+    }
+
     /// A connection of the role in a URL, with no transaction of ours around it.
     pub(crate) async fn raw(&self, url: &Secret) -> PgConnection {
         options(url, "url").unwrap().connect().await.unwrap()

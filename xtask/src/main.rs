@@ -22,6 +22,7 @@ mod tidy;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::LazyLock;
 
 /// Result of everything here: the error is a text for people.
 type Result<T, E = String> = std::result::Result<T, E>;
@@ -63,9 +64,13 @@ fn main() -> ExitCode {
     }
 }
 
-/// The repository.
+/// The repository: of the clone that cargo runs us for, which need not be the one that this program was built from.
 fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+    static ROOT: LazyLock<PathBuf> = LazyLock::new(|| {
+        let manifest = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+        Path::new(&manifest).parent().unwrap_or(Path::new(".")).to_owned()
+    });
+    &ROOT
 }
 
 /// Where downloads and tools stay between runs: `$XDG_CACHE_HOME/insula`, or `$HOME/.cache/insula`.

@@ -34,6 +34,7 @@ impl Finding {
 }
 
 /// Everything that can be looked at without starting the service, the sandbox included: it is started once and stopped.
+/// Blocking; makes its own runtime.
 #[must_use]
 pub fn check(config: &Config) -> Vec<Finding> {
     let mut findings = check_files(config);

@@ -219,7 +219,8 @@ async fn an_unsafe_configuration_does_not_start() {
     let refused = server::Server::start(config).await.err().unwrap();
     assert!(refused.remedy().is_some_and(|remedy| remedy.contains("tls.certificate")), "{refused}");
     assert!(!dir.path().join("data").exists() && !dir.path().join("keys").exists(), "nothing was made");
-    let findings = server::check(&Insula::config(&dir, ""));
+    let config = Insula::config(&dir, "");
+    let findings = tokio::task::spawn_blocking(move || server::check(&config)).await.unwrap();
     assert!(findings.iter().all(|finding| finding.ok), "{findings:?}");
     assert!(findings.iter().any(|finding| finding.what.contains("sandbox enforces")), "{findings:?}");
 }

@@ -1,8 +1,8 @@
 //! The platform as one value: everything that runs behind the operations, started and stopped together.
 
 use std::pin::Pin;
-use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;

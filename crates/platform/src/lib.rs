@@ -21,6 +21,7 @@ mod page;
 mod platform;
 mod predict;
 mod stats;
+mod tracking;
 mod training;
 
 pub use config::{JobStop, PlatformConfig};

@@ -61,7 +61,6 @@ struct Operation {
     media: Option<String>,
 }
 
-#[ignore = "not yet run with objects in buckets; it held before"]
 #[tokio::test(flavor = "multi_thread")]
 async fn no_text_becomes_sql() {
     let Some(cluster) = Cluster::start(1).await else { return };

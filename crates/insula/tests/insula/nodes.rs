@@ -40,7 +40,6 @@ enum Victim {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "the ledger's copy in PostgreSQL is being merged"]
 async fn kills_lose_nothing() {
     let Some(cluster) = Cluster::start(NODES).await else { return };
     let cluster = Arc::new(cluster);
@@ -209,7 +208,6 @@ impl Trainings {
 }
 
 /// What one node was told holds on all of them, from the answer on.
-#[ignore = "the ledger's copy in PostgreSQL is being merged"]
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_agree() {
     let Some(cluster) = Cluster::start(NODES).await else { return };

@@ -23,7 +23,6 @@ mod wire;
 
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use aws_lc_rs::aead::{Aad, LessSafeKey, NONCE_LEN, Nonce};
 use aws_lc_rs::digest;
@@ -33,6 +32,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::error::{Error, Result};
+use crate::freeze::Freeze;
 use crate::keyring::Keyring;
 use crate::name::{TenantId, hex, unhex};
 use crate::rows::db::blocking;
@@ -224,7 +224,7 @@ impl SealedBlob {
     pub(crate) async fn open(&self) -> Result<BlobReader> {
         let (chunks, _) = Chunks::new(&self.key, self.tenant, self.id())?;
         let source = Arc::new(self.draft.open(sealed_bytes(self.bytes)).await?);
-        Ok(BlobReader(Arc::new(Opened { source, chunks, bytes: self.bytes, sha256: self.sha256, cut: Arc::default() })))
+        Ok(BlobReader(Arc::new(Opened { source, chunks, bytes: self.bytes, sha256: self.sha256, freeze: Arc::default() })))
     }
 
     /// From now on the rows decide whether it stays.
@@ -242,20 +242,19 @@ struct Opened {
     chunks: Chunks,
     bytes: u64,
     sha256: [u8; 32],
-    /// The tenant takes no requests any more.
-    cut: Arc<AtomicBool>,
+    freeze: Arc<Freeze>,
 }
 
 impl BlobReader {
     /// Opens the object's key, compares commitment and length.
-    pub(crate) async fn open(objects: &Objects, id: BlobId, row: &BlobRow, keys: &Keyring, cut: Arc<AtomicBool>) -> Result<Self> {
+    pub(crate) async fn open(objects: &Objects, id: BlobId, row: &BlobRow, keys: &Keyring, freeze: Arc<Freeze>) -> Result<Self> {
         let key = keys.unwrap_object(row.key_version, id.0, &row.wrapped_key)?;
         let (chunks, commitment) = Chunks::new(&key, keys.tenant(), id)?;
         if !same(&commitment, &row.commitment) {
             return Err(Error::integrity(format!("object {id}: the key is not the one it was sealed with")));
         }
         let source = Arc::new(objects.open(id, sealed_bytes(row.bytes)).await?);
-        Ok(Self(Arc::new(Opened { source, chunks, bytes: row.bytes, sha256: row.sha256, cut })))
+        Ok(Self(Arc::new(Opened { source, chunks, bytes: row.bytes, sha256: row.sha256, freeze })))
     }
 
     /// Plaintext length in bytes.
@@ -273,14 +272,13 @@ impl BlobReader {
     /// `len` plaintext bytes from `offset`; fewer only at the end.
     ///
     /// # Errors
-    /// [`Error::Invalid`] above 64 MiB at once; [`Error::Integrity`] when the file is not what was written.
+    /// [`Error::Invalid`] above 64 MiB at once; [`Error::Integrity`] when the file is not what was written; [`Error::TenantState`] or
+    /// [`Error::Unavailable`] when the tenant was closed in the meantime.
     pub async fn read_at(&self, offset: u64, len: usize) -> Result<Bytes> {
         if len > READ_BYTES_MAX {
             return Err(Error::Invalid(format!("read at most {READ_BYTES_MAX} bytes at once")));
         }
-        if self.0.cut.load(Ordering::Acquire) {
-            return Err(Error::TenantState("not taking requests"));
-        }
+        self.0.freeze.check()?;
         let (offset, end) = (offset.min(self.bytes()), self.bytes().min(offset.saturating_add(len as u64)));
         if offset == end {
             return Ok(Bytes::new());

@@ -27,6 +27,7 @@ use tlog::SigningKey;
 use crate::clock::now_micros;
 use crate::control::{ErasureRow, TenantState};
 use crate::error::{Error, Result};
+use crate::freeze::Why;
 use crate::kernel::Kernel;
 use crate::keyring::Keyring;
 use crate::ledger::{Entry, Outcome};
@@ -289,7 +290,7 @@ async fn step(
         ErasureState::Requested => {
             control.tenant_set_state(tenant, TenantState::Erasing).await?;
             kernel.credentials_forget(|credential| credential.tenant == Some(tenant));
-            kernel.island_drop(tenant).await?;
+            kernel.island_drop(tenant, Why::Stopped).await?;
             ErasureState::Frozen
         }
         ErasureState::Frozen => {

@@ -15,6 +15,7 @@ use crate::act::ResourceKind;
 use crate::clock::now_micros;
 use crate::cluster::Hold;
 use crate::error::{Error, Result};
+use crate::freeze::Why;
 use crate::ledger::{Entry, Ledger, Mark, SharedCopy};
 use crate::member::Member;
 use crate::name::{Name, TenantId};
@@ -60,7 +61,6 @@ pub(crate) struct Island {
     members: RwLock<Arc<HashMap<String, Arc<Member>>>>,
     decisions: Mutex<LruCache<DecisionKey, Arc<Decision>>>,
     epoch: AtomicU64,
-    frozen: AtomicBool,
     torn: AtomicBool,
     flood: Mutex<Flood>,
     commits: tokio::sync::Mutex<()>,
@@ -132,7 +132,6 @@ impl Island {
             members: RwLock::default(),
             decisions: Mutex::new(LruCache::new(DECISIONS_MAX)),
             epoch: AtomicU64::new(u64::try_from(now_micros()).unwrap_or_default()),
-            frozen: AtomicBool::new(false),
             torn: AtomicBool::new(false),
             flood: Mutex::default(),
             commits: tokio::sync::Mutex::new(()),
@@ -295,29 +294,24 @@ impl Island {
         self.torn.load(Ordering::Acquire) || self.ledger.failed()
     }
 
-    /// No commit and no new permit from here on; for suspension in flight and erasure.
-    pub(crate) fn freeze(&self) {
-        self.frozen.store(true, Ordering::Release);
-        self.store.cut_readers();
+    /// No commit and no new permit from here on.
+    pub(crate) fn freeze(&self, why: Why) {
+        self.store.freeze().set(why);
     }
 
     pub(crate) fn frozen(&self) -> bool {
-        self.frozen.load(Ordering::Acquire)
+        self.store.freeze().is_set()
     }
 
     /// Refuses when frozen, and when another node may be home.
     pub(crate) fn thawed(&self) -> Result<()> {
         self.hold.as_ref().map_or(Ok(()), |hold| hold.check())?;
-        match &self.hold {
-            _ if !self.frozen() => Ok(()),
-            Some(hold) if hold.is_leaving() => Err(Error::Unavailable("the tenant is changing its node: try again")),
-            _ => Err(Error::TenantState("not taking requests")),
-        }
+        self.store.freeze().check()
     }
 
     /// Another node may have it open: nothing is closed properly, nothing can be written any more.
     pub(crate) fn abandon(&self) {
-        self.freeze();
+        self.freeze(Why::Reopening);
         self.ledger.finish();
         if let Ok(anchor) = self.store.anchor() {
             anchor.release();
@@ -397,7 +391,7 @@ impl Island {
     fn not_shipped(&self, error: &Error) {
         if matches!(error, Error::Unavailable(reason) if *reason == TAKEN_OVER) {
             // What was not shipped stays in the files, and comes late when this node is home again.
-            self.freeze();
+            self.freeze(Why::Reopening);
             self.torn.store(true, Ordering::Release);
         }
         if !self.unshippable.swap(true, Ordering::AcqRel) {
@@ -485,7 +479,7 @@ impl Drop for Committing<'_> {
     fn drop(&mut self) {
         if self.open {
             *self.island.unsettled.lock() = self.broken_off.take();
-            self.island.freeze();
+            self.island.freeze(Why::Reopening);
             self.island.torn.store(true, Ordering::Release);
         }
     }

@@ -27,6 +27,7 @@ use crate::cluster::{Cluster, Hold, Pool as LeasePool};
 use crate::control::{Control, ControlStore, CredentialKind, CredentialRow, TenantRow, TenantState, TicketRow};
 use crate::credential::{self, CredentialId, Scope};
 use crate::error::{Error, Result};
+use crate::freeze::Why;
 use crate::island::Island;
 use crate::keyring::Keyring;
 use crate::ledger::{Entry, Ledger, LedgerKeys, Outcome};
@@ -407,7 +408,7 @@ impl Kernel {
 
     /// Nothing more is written where this island is: the next request opens it anew. Under its opening lock.
     pub(crate) fn island_abandon(&self, island: &Arc<Island>) {
-        island.freeze();
+        island.freeze(Why::Reopening);
         self.0.islands.lock().pop(&island.id);
         // Neither shipped nor signed: nobody knows whose turn that is.
         if let Err(error) = island.ledger.sync() {
@@ -423,20 +424,34 @@ impl Kernel {
         // Who is opening it may have seen the state of before.
         let _guard = self.opening(id)?.lock().await;
         if let Some(island) = self.0.islands.lock().peek(&id) {
-            island.freeze();
+            island.freeze(Why::Stopped);
         }
         Ok(())
     }
 
-    /// Takes the island out of memory, closed; for suspension and erasure. Whoever holds it can commit nothing more.
-    pub(crate) async fn island_drop(&self, id: TenantId) -> Result<()> {
+    /// Takes the island out of memory, closed. Whoever holds it can commit nothing more, and is told why.
+    pub(crate) async fn island_drop(&self, id: TenantId, why: Why) -> Result<()> {
         let _guard = self.opening(id)?.lock().await;
         let held = self.0.islands.lock().pop(&id);
         if let Some(island) = held {
-            island.freeze();
+            island.freeze(why);
             island.close().await?;
         }
         Ok(())
+    }
+
+    /// The same, of an island whose outbox must be replayed; not of one that was opened in its place.
+    async fn island_mend(self, island: Arc<Island>) {
+        let Ok(lock) = self.opening(island.id) else { return };
+        let _guard = lock.lock().await;
+        if !self.holds(&island) {
+            return;
+        }
+        self.0.islands.lock().pop(&island.id);
+        island.freeze(Why::Reopening);
+        if let Err(error) = island.close().await {
+            tracing::warn!(tenant = %island.id.hex(), %error, context = error.private(), "a torn tenant could not be closed cleanly");
+        }
     }
 
     async fn island_open(&self, row: &TenantRow, hold: Option<Arc<Hold>>) -> Result<Island> {
@@ -681,8 +696,8 @@ async fn flusher(kernel: Weak<Inner>, stop: Arc<Notify>) {
         .await;
         for island in flushed.unwrap_or_default() {
             if island.torn() {
-                // It refuses every act until it is opened again: drop it, and the next request does that.
-                let _ = Kernel(Arc::clone(&inner)).island_drop(island.id).await;
+                // It refuses every act until it is opened again: drop it, and the next request does that. Nobody else waits for it.
+                tokio::spawn(Kernel(Arc::clone(&inner)).island_mend(island));
             }
         }
         if round.is_multiple_of(REFUSALS_EVERY_SYNCS)

@@ -31,6 +31,7 @@ mod control;
 mod credential;
 mod erasure;
 mod error;
+mod freeze;
 mod island;
 mod kernel;
 mod keyring;

@@ -8,6 +8,7 @@ use crate::control::{ErasureRow, TenantRow, TenantState};
 use crate::credential::{CredentialId, Scope};
 use crate::erasure::{self, ErasureInfo, remove_folder};
 use crate::error::{Error, Result};
+use crate::freeze::Why;
 use crate::kernel::{FIRST_KEY_DAYS, Kernel, TenantUsage};
 use crate::keyring::Keyring;
 use crate::ledger::Outcome;
@@ -160,7 +161,7 @@ impl Operator {
         }
         let control = &kernel.0.control;
         control.tenant_set_state(row.id, TenantState::Erasing).await?;
-        kernel.island_drop(row.id).await?;
+        kernel.island_drop(row.id, Why::Stopped).await?;
         control.keys_destroy(row.id).await?;
         control.credentials_destroy(row.id).await?;
         kernel.rows_place_destroy(row.id, &placement).await?;
@@ -212,7 +213,7 @@ impl Operator {
         let _home = if state == TenantState::Suspended { self.kernel.seize(row.id).await? } else { None };
         self.kernel.0.control.tenant_set_state(row.id, state).await?;
         if state == TenantState::Suspended {
-            self.kernel.island_drop(row.id).await?;
+            self.kernel.island_drop(row.id, Why::Stopped).await?;
         }
         row.state = state;
         info(&row)

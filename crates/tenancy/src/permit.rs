@@ -203,7 +203,8 @@ impl<A: Act<Mode = Writes>> Permit<A> {
     /// A transaction on the tenant's rows. Waits for the one before it.
     ///
     /// # Errors
-    /// [`Error::TenantState`] when the tenant was frozen in the meantime; [`Error::Unavailable`] when the store is busy for too long.
+    /// [`Error::TenantState`] when the tenant was suspended in the meantime; [`Error::Unavailable`] when it is being opened again, or the
+    /// store is busy for too long.
     pub async fn tx(&self) -> Result<Tx<'_>> {
         self.inner.tx().await
     }

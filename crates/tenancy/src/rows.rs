@@ -31,12 +31,13 @@ use std::collections::HashSet;
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::anchor::AnchorSlot;
 use crate::blobs::{BlobId, BlobReader, BlobRow, BlobWriter, Objects, SealedBlob};
 use crate::error::{Error, Result};
+use crate::freeze::Freeze;
 use crate::keyring::Keyring;
 use crate::ledger::{Entry, Ledger, SharedCopy};
 use codec::Codec;
@@ -114,8 +115,8 @@ impl Place {
 pub(crate) struct Store {
     home: Home,
     keys: RwLock<Arc<Keyring>>,
-    /// Set when the tenant is frozen: also a download that is on its way ends.
-    cut: Arc<AtomicBool>,
+    /// Also a download that is on its way ends with it.
+    freeze: Arc<Freeze>,
     /// Commits with objects whose outcome was not seen: files may lie around that no row knows.
     unseen: AtomicU64,
     /// Held by each writer, and alone by who moves the rows to another place.
@@ -212,7 +213,7 @@ impl Store {
         Self {
             home: Home::new(db, codec, objects),
             keys: RwLock::new(keys),
-            cut: Arc::default(),
+            freeze: Arc::default(),
             unseen: AtomicU64::new(0),
             gate: tokio::sync::RwLock::new(()),
         }
@@ -273,9 +274,9 @@ impl Store {
         BlobWriter::create(&self.home().objects, self.keys.read().tenant())
     }
 
-    /// Open objects give nothing more.
-    pub(crate) fn cut_readers(&self) {
-        self.cut.store(true, Ordering::Release);
+    /// Whether anything is given or taken, also by open objects.
+    pub(crate) fn freeze(&self) -> &Freeze {
+        &self.freeze
     }
 
     /// Where the shared copy of the ledger is; none of a tenant that lives on this node alone.
@@ -399,7 +400,7 @@ impl Rows<'_> {
         let row = records::blob_row(reading.sql()?, id).await?.ok_or(Error::NotFound("object"))?;
         drop(reading);
         let keys = self.store.keyring()?;
-        BlobReader::open(&home.objects, id, &row, &keys, Arc::clone(&self.store.cut)).await
+        BlobReader::open(&home.objects, id, &row, &keys, Arc::clone(&self.store.freeze)).await
     }
 }
 

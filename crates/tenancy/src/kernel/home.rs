@@ -232,7 +232,7 @@ impl Kernel {
         if hold.tenant() == SERVICE || !hold.begin_leaving() {
             return;
         }
-        if let Err(error) = self.island_drop(hold.tenant()).await {
+        if let Err(error) = self.island_drop(hold.tenant(), Why::Reopening).await {
             tracing::error!(%error, context = error.private(), "a tenant could not be closed cleanly for another node");
         }
         self.let_go(&hold).await;

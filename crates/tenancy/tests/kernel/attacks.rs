@@ -26,11 +26,11 @@ fn about<'e>(entries: &'e [Entry], resource: &str) -> Vec<&'e Entry> {
     entries.iter().filter(|entry| entry.resource == resource).collect()
 }
 
-/// Opens again until the tenant takes requests.
+/// Opens again until the tenant takes requests. Nobody suspended it: whoever is refused meanwhile is told to try again.
 async fn thawed(kernel: &Kernel, admin: &str) {
     for _ in 0..200 {
         match note_get(kernel, admin, "probe").await {
-            Err(Error::TenantState(_) | Error::Unavailable(_)) => tokio::time::sleep(Duration::from_millis(10)).await,
+            Err(Error::Unavailable(_)) => tokio::time::sleep(Duration::from_millis(10)).await,
             result => return drop(result.unwrap()),
         }
     }

@@ -2,6 +2,7 @@
 
 use super::home::Home;
 use super::*;
+use crate::freeze::Why;
 
 /// More than three parts of an upload.
 const LARGE_BYTES: usize = 3 * 8 * 1024 * 1024 + 12_345;
@@ -273,6 +274,8 @@ async fn a_frozen_tenants_reader_gives_nothing_more(home: &Home) {
     let store = home.create().await;
     let id = stored(&store, b"hello").await;
     let reader = store.rows().blob(id).await.unwrap();
-    store.cut_readers();
+    store.freeze().set(Why::Reopening);
+    assert!(matches!(reader.read_at(0, 5).await, Err(Error::Unavailable(_))), "it can be asked for again");
+    store.freeze().set(Why::Stopped);
     assert!(matches!(reader.read_at(0, 5).await, Err(Error::TenantState(_))));
 }

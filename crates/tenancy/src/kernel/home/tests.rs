@@ -220,7 +220,7 @@ async fn a_tenant_is_served_by_one_node_and_any_can_become_it() {
     assert_eq!(elsewhere(put(&a, &key, "x", 2).await), "b");
     put(&b, &key, "x", 2).await.unwrap();
     let island = tenant(&b, &key).await.unwrap().island;
-    b.island_drop(island.id).await.unwrap();
+    b.island_drop(island.id, Why::Reopening).await.unwrap();
     drop(island);
     until(SOON, || async { get(&a, &key, "x").await.is_ok_and(|found| found == Some(2)) }).await;
     town.gone([a, b]).await;

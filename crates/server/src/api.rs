@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! tenant route     credential → Caller → Tenant → allow::<A>(resource) → handler(&Permit<A>, Ask) → finish → Closed → Answer
+//! MLflow route     the same; the resource is named by a field of the request, which is read before
 //! operator route   credential → Operator → handler(&Operator, Ask) → Answer
 //! public route     a closed list: [`Public`]
 //! ```
@@ -25,12 +26,14 @@ use platform::tenancy::act::{Act, Mode, ResourceKind};
 use platform::tenancy::{Closed, Identity, IslandToken, MeterHandle, Operator, Permit, Presented, RateLimitState, RequestId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
 use tokio::time::timeout;
 
 use crate::body::{AnswerBody, RequestBody};
 use crate::error::{Fail, Result};
 use crate::forward::Forwarded;
 use crate::guard::percent_decoded;
+use crate::mlflow;
 use crate::openapi::Doc;
 use crate::public::Public;
 use crate::service::Service;
@@ -67,6 +70,8 @@ pub struct RouteInfo {
     pub operation: &'static str,
     /// Who may call it.
     pub access: Access,
+    /// On MLflow addresses, the field of the request that names what it is about; may be empty.
+    pub field: Option<&'static str>,
 }
 
 /// A registered address with its handler and its document.
@@ -156,6 +161,31 @@ impl Api {
         self.add(method, path, Access::Tenant { act: A::NAME, writes: <A::Mode as Mode>::WRITES }, doc, run);
     }
 
+    /// Registers an address of the MLflow protocol: `A` is what it does, on the resource that a field of the request names; an empty
+    /// `field` for collections. The handler asks for the request with [`Ask::fields`].
+    pub(crate) fn mlflow_route<A, H>(&mut self, method: Method, path: &'static str, doc: Doc, field: &'static str, handler: H)
+    where
+        A: Act,
+        H: for<'p> Handle<'p, Permit<A>> + Clone + 'static,
+    {
+        let run: Run = Box::new(move |mut ask| {
+            let handler = handler.clone();
+            Box::pin(async move {
+                match identify(&ask).await {
+                    Ok(identity) => {
+                        ask.given = Some(given(&mut ask, field).await);
+                        tenant_answer::<A, H>(&handler, ask, identity).await
+                    }
+                    Err(fail) => Err(fail).into(),
+                }
+            })
+        });
+        self.add(method, path, Access::Tenant { act: A::NAME, writes: <A::Mode as Mode>::WRITES }, doc, run);
+        if let Some(route) = self.routes.last_mut() {
+            route.info.field = Some(field);
+        }
+    }
+
     /// Registers an address that shows members and the operator each their own.
     pub(crate) fn either_route<A, H, O>(&mut self, method: Method, path: &'static str, doc: Doc, member: H, operator: O)
     where
@@ -179,7 +209,7 @@ impl Api {
     fn add(&mut self, method: Method, path: &'static str, access: Access, doc: Doc, run: Run) {
         self.tree.insert(path, method.clone(), self.routes.len());
         let query_names = doc.query_names().into();
-        self.routes.push(Route { info: RouteInfo { method, path, operation: doc.operation, access }, doc, query_names, run });
+        self.routes.push(Route { info: RouteInfo { method, path, operation: doc.operation, access, field: None }, doc, query_names, run });
     }
 
     /// Every registered address.
@@ -267,11 +297,15 @@ where
 }
 
 /// Runs a handler within the deadline of its address. A fault inside the body wins over what the handler made of it.
-async fn handled<P, H: for<'p> Handle<'p, P>>(handler: &H, proof: &P, ask: Ask) -> Result<Reply> {
+async fn handled<P, H: for<'p> Handle<'p, P>>(handler: &H, proof: &P, mut ask: Ask) -> Result<Reply> {
     let mark = ask.body.mark();
     let (limit, streams) = (ask.service.limits.request_timeout, ask.streams);
     let result = async {
-        ask.query_known()?;
+        match &mut ask.given {
+            None => ask.query_known()?,
+            Some(Err(fail)) => return Err(std::mem::replace(fail, Fail::internal("taken"))),
+            Some(Ok(_)) => {}
+        }
         handler.call(proof, ask).await
     };
     let result = match streams {
@@ -312,6 +346,9 @@ async fn tenant_answer<A: Act, H: for<'p> Handle<'p, Permit<A>>>(handler: &H, as
         Ok(tenant) => tenant,
         Err(error) => return Err(error.into()).into(),
     };
+    if let Err(fail) = workspace(&ask, tenant.name().as_str()) {
+        return Err(fail).into();
+    }
     let span = tracing::Span::current();
     span.record("tenant", tenant.name().as_str()).record("principal", tenant.principal());
     let answer = match tenant.allow::<A>(resource::<A>(&ask)) {
@@ -330,8 +367,32 @@ async fn tenant_answer<A: Act, H: for<'p> Handle<'p, Permit<A>>>(handler: &H, as
 /// What the act is about: the path's first parameter; nothing for the tenant itself, its ledger, and collections.
 fn resource<A: Act>(ask: &Ask) -> &str {
     match A::RESOURCE {
+        _ if ask.given.is_some() => match &ask.given {
+            Some(Ok(given)) => given.resource.as_str(),
+            _ => "",
+        },
         ResourceKind::Tenant | ResourceKind::Ledger => "",
         _ => ask.parameters.first().map_or("", |(_, value)| value.as_str()),
+    }
+}
+
+/// The request of an MLflow address, and what it is about.
+async fn given(ask: &mut Ask, field: &'static str) -> Result<Given> {
+    let fields = mlflow::wire::fields(ask).await?;
+    let resource = match fields.get(field) {
+        Some(Value::String(name)) => name.clone(),
+        Some(Value::Number(number)) => number.to_string(),
+        _ => String::new(),
+    };
+    Ok(Given { fields, resource })
+}
+
+/// MLflow's workspaces are tenants: one can only be in the credential's own.
+fn workspace(ask: &Ask, tenant: &str) -> Result<()> {
+    match ask.headers.get(mlflow::WORKSPACE).map(HeaderValue::to_str) {
+        None => Ok(()),
+        Some(Ok(name)) if name == tenant => Ok(()),
+        Some(_) => Err(Fail::new("not_found", "there is no such workspace: the credential belongs to another tenant")),
     }
 }
 
@@ -347,6 +408,7 @@ async fn identify(ask: &Ask) -> Result<Identity> {
 /// A request as a handler sees it.
 pub(crate) struct Ask {
     pub(crate) service: Arc<Service>,
+    pub(crate) method: Method,
     pub(crate) request: RequestId,
     pub(crate) headers: HeaderMap,
     pub(crate) parameters: Vec<(&'static str, String)>,
@@ -355,6 +417,14 @@ pub(crate) struct Ask {
     pub(crate) query_text: Option<String>,
     pub(crate) body: RequestBody,
     pub(crate) streams: bool,
+    /// On MLflow addresses, the request, which was read to know what it is about.
+    pub(crate) given: Option<Result<Given>>,
+}
+
+/// A request of the MLflow protocol.
+pub(crate) struct Given {
+    fields: Map<String, Value>,
+    resource: String,
 }
 
 impl Ask {
@@ -366,6 +436,12 @@ impl Ask {
     /// A parameter of the path as a number; what is no number names nothing.
     pub(crate) fn number(&self, name: &str, what: &'static str) -> Result<u64> {
         parsed(self.parameter(name)).ok_or_else(|| platform::tenancy::Error::NotFound(what).into())
+    }
+
+    /// The request of an MLflow address. Fields that are not known are ignored, as MLflow does.
+    pub(crate) fn fields<T: DeserializeOwned>(&mut self) -> Result<T> {
+        let given = self.given.take().unwrap_or_else(|| Err(Fail::internal("an address without fields")))?;
+        T::deserialize(Value::Object(given.fields)).map_err(|error| Fail::new("invalid", error.to_string()))
     }
 
     /// Refuses query parameters that the address does not have, or that are there twice.
@@ -387,7 +463,7 @@ impl Ask {
         Ok(())
     }
 
-    fn query_pairs(&self) -> Result<Vec<(String, String)>> {
+    pub(crate) fn query_pairs(&self) -> Result<Vec<(String, String)>> {
         self.query_text.as_deref().map_or(Ok(Vec::new()), |text| form_pairs(text.as_bytes(), "query_invalid"))
     }
 
@@ -425,6 +501,12 @@ impl Ask {
         }
         let bytes = self.bytes_json().await?;
         serde_json::from_slice(&bytes).map_err(|error| Fail::new("json_invalid", error.to_string()))
+    }
+
+    /// As [`Ask::bytes_json`], leaving the rest of the request.
+    pub(crate) async fn bytes_taken(&mut self) -> Result<Bytes> {
+        let most = self.service.limits.json_bytes_max;
+        self.body.take().small(most).await
     }
 
     /// The body of a small request.

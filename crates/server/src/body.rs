@@ -105,7 +105,9 @@ impl BodyMark {
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
-        *self.mark.rest.lock() = self.incoming.take().filter(|incoming| !incoming.is_end_stream());
+        if let Some(incoming) = self.incoming.take() {
+            *self.mark.rest.lock() = Some(incoming).filter(|incoming| !incoming.is_end_stream());
+        }
     }
 }
 
@@ -117,6 +119,11 @@ impl RequestBody {
     /// What stays known of it.
     pub(crate) fn mark(&self) -> Arc<BodyMark> {
         self.mark.clone()
+    }
+
+    /// The body; what stays behind is empty.
+    pub(crate) fn take(&mut self) -> Self {
+        Self { incoming: self.incoming.take(), limits: self.limits.clone(), started: self.started, mark: self.mark.clone() }
     }
 
     /// The next piece.

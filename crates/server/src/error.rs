@@ -1,8 +1,8 @@
 //! The one place where errors become HTTP. Every code that a client can see is in [`CODES`] with its status and title, and
 //! has its line in docs/errors.md with what to do; a test compares both ways.
 //!
-//! Three forms: problem+json (RFC 9457) on `/v1`, `{"error": …}` of the Open Inference Protocol on `/v2`, and the OAuth form
-//! (RFC 6749, 5.2) on `/oauth/token`. An answer never holds the request id in its body: absent, foreign and hidden things
+//! Four forms: problem+json (RFC 9457) on `/v1`, `{"error": …}` of the Open Inference Protocol on `/v2`, the OAuth form
+//! (RFC 6749, 5.2) on `/oauth/token`, and `{"error_code": …, "message": …}` of MLflow on `/api`. An answer never holds the request id in its body: absent, foreign and hidden things
 //! answer with the same bytes.
 
 use std::borrow::Cow;
@@ -55,6 +55,7 @@ pub(crate) const CODES: &[(&str, u16, &str)] = &[
     ("expectation_failed", 417, "the expectation cannot be met"),
     ("credential_kind", 403, "another kind of credential is needed"),
     ("grant_unsupported", 400, "the grant type is not supported"),
+    ("mlflow_state", 400, "the run or experiment is not in a state for this"),
     ("node_lost", 502, "the node that worked on this was lost"),
 ];
 
@@ -67,6 +68,8 @@ pub(crate) enum Form {
     Inference,
     /// RFC 6749.
     OAuth,
+    /// MLflow's REST API.
+    Mlflow,
 }
 
 impl Form {
@@ -76,6 +79,8 @@ impl Form {
             Self::OAuth
         } else if path == "/v2" || path.starts_with("/v2/") {
             Self::Inference
+        } else if path.starts_with("/api/") || path == "/v1/traces" {
+            Self::Mlflow
         } else {
             Self::Problem
         }
@@ -175,6 +180,10 @@ impl Fail {
                 let (status, error) = oauth(self.code, status);
                 (status, "application/json", json!({"error": error, "error_description": self.detail.replace(['"', '\\'], "`")}))
             }
+            Form::Mlflow => {
+                let (status, code) = mlflow(self.code, status);
+                (status, "application/json", json!({"error_code": code, "message": self.detail}))
+            }
         };
         let mut answer = Response::new(AnswerBody::full(Bytes::from(body.to_string())));
         *answer.status_mut() = status;
@@ -200,6 +209,25 @@ impl Fail {
 
 fn entry(code: &str) -> (&'static str, u16, &'static str) {
     CODES.iter().copied().find(|(known, ..)| *known == code).unwrap_or(("internal", 500, "the service failed"))
+}
+
+/// MLflow's own error codes, and the statuses its clients know them by.
+fn mlflow(code: &str, status: StatusCode) -> (StatusCode, &'static str) {
+    match code {
+        "not_found" => (status, "RESOURCE_DOES_NOT_EXIST"),
+        "route_unknown" | "method_not_allowed" => (status, "ENDPOINT_NOT_FOUND"),
+        "conflict" => (StatusCode::BAD_REQUEST, "RESOURCE_ALREADY_EXISTS"),
+        "mlflow_state" => (status, "INVALID_STATE"),
+        "unauthenticated" => (status, "UNAUTHENTICATED"),
+        "forbidden" | "credential_kind" | "tenant_state" => (StatusCode::FORBIDDEN, "PERMISSION_DENIED"),
+        "quota_exceeded" => (status, "REQUEST_LIMIT_EXCEEDED"),
+        "deadline_exceeded" => (status, "DEADLINE_EXCEEDED"),
+        "integrity" => (status, "DATA_LOSS"),
+        "unsupported" => (StatusCode::NOT_IMPLEMENTED, "NOT_IMPLEMENTED"),
+        _ if status == StatusCode::SERVICE_UNAVAILABLE => (status, "TEMPORARILY_UNAVAILABLE"),
+        _ if status.is_client_error() => (StatusCode::BAD_REQUEST, "INVALID_PARAMETER_VALUE"),
+        _ => (status, "INTERNAL_ERROR"),
+    }
 }
 
 /// OAuth has few words: a wrong client, a wrong request, or our trouble.
@@ -272,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn three_forms() {
+    fn four_forms() {
         let fail = Fail::from(platform::tenancy::Error::NotFound("dataset"));
         let answer = fail.answer(Form::Problem);
         assert_eq!((answer.status().as_u16(), answer.headers()[CONTENT_TYPE].to_str().unwrap()), (404, "application/problem+json"));
@@ -281,6 +309,17 @@ mod tests {
         assert_eq!(fail.answer(Form::Inference).headers()[WWW_AUTHENTICATE], "Bearer realm=\"insula\"");
         assert_eq!(Form::of("/v2/models/a/infer"), Form::Inference);
         assert_eq!(Form::of("/v20"), Form::Problem);
+        for (fail, status, code) in [
+            (Fail::from(platform::tenancy::Error::NotFound("run")), 404, "RESOURCE_DOES_NOT_EXIST"),
+            (Fail::from(platform::tenancy::Error::Conflict("taken".to_owned())), 400, "RESOURCE_ALREADY_EXISTS"),
+            (Fail::new("too_large", "x"), 400, "INVALID_PARAMETER_VALUE"),
+            (Fail::new("unavailable", "x"), 503, "TEMPORARILY_UNAVAILABLE"),
+            (Fail::internal("x"), 500, "INTERNAL_ERROR"),
+        ] {
+            let answer = fail.answer(Form::of("/api/2.0/mlflow/runs/get"));
+            assert_eq!(answer.status().as_u16(), status);
+            assert!(format!("{:?}", answer.into_body()).contains(code), "{code}");
+        }
     }
 
     #[test]

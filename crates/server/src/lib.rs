@@ -29,6 +29,7 @@ mod error;
 mod forward;
 mod guard;
 mod metrics;
+mod mlflow;
 mod openapi;
 mod public;
 mod route;

@@ -31,6 +31,7 @@ pub(crate) fn all() -> Api {
     deployment::register(&mut api);
     ledger::register(&mut api);
     metrics::register(&mut api);
+    crate::mlflow::register(&mut api);
     api
 }
 

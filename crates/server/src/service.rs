@@ -139,6 +139,7 @@ impl Service {
         let (at, route) = self.api.find(&parts.method, &segments)?;
         let ask = Ask {
             service: self.clone(),
+            method: parts.method.clone(),
             request: id.clone(),
             headers: parts.headers,
             parameters: parameters(route.info.path, &segments),
@@ -146,6 +147,7 @@ impl Service {
             query_text: parts.uri.query().map(str::to_owned),
             body,
             streams: route.doc.streams,
+            given: None,
         };
         Ok((at, ask))
     }

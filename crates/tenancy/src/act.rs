@@ -16,6 +16,14 @@ pub enum ResourceKind {
     Training,
     /// A recorded run: parameters, metrics, logs.
     Run,
+    /// A group of runs, with their artifacts.
+    Experiment,
+    /// A model that a run logged, before it is registered.
+    LoggedModel,
+    /// A recorded trace of a request through an application.
+    Trace,
+    /// Where events are reported to.
+    Webhook,
     /// A registered model with its versions and aliases.
     Model,
     /// A model version that answers predictions under a name.
@@ -26,8 +34,21 @@ pub enum ResourceKind {
 
 impl ResourceKind {
     /// All kinds.
-    pub const ALL: [Self; 9] =
-        [Self::Tenant, Self::Member, Self::Key, Self::Dataset, Self::Training, Self::Run, Self::Model, Self::Deployment, Self::Ledger];
+    pub const ALL: [Self; 13] = [
+        Self::Tenant,
+        Self::Member,
+        Self::Key,
+        Self::Dataset,
+        Self::Training,
+        Self::Run,
+        Self::Experiment,
+        Self::LoggedModel,
+        Self::Trace,
+        Self::Webhook,
+        Self::Model,
+        Self::Deployment,
+        Self::Ledger,
+    ];
 
     /// Name in policies, as in `Insula::Dataset`.
     #[must_use]
@@ -39,6 +60,10 @@ impl ResourceKind {
             Self::Dataset => "Dataset",
             Self::Training => "Training",
             Self::Run => "Run",
+            Self::Experiment => "Experiment",
+            Self::LoggedModel => "LoggedModel",
+            Self::Trace => "Trace",
+            Self::Webhook => "Webhook",
             Self::Model => "Model",
             Self::Deployment => "Deployment",
             Self::Ledger => "Ledger",
@@ -55,6 +80,10 @@ impl ResourceKind {
             Self::Dataset => "dataset",
             Self::Training => "training",
             Self::Run => "run",
+            Self::Experiment => "experiment",
+            Self::LoggedModel => "logged_model",
+            Self::Trace => "trace",
+            Self::Webhook => "webhook",
             Self::Model => "model",
             Self::Deployment => "deployment",
             Self::Ledger => "ledger",
@@ -187,6 +216,24 @@ acts! {
     TrainingRun: Training, Writes, Request, seen by TrainingRead, "run a queued training job (asked again by the scheduler)";
     TrainingCancel: Training, Writes, Request, seen by TrainingRead, "cancel a training job";
     RunRead: Run, Reads, Request, seen by RunRead, "see runs with parameters and metrics";
+    RunWrite: Run, Writes, Request, seen by RunRead, "record runs: parameters, metrics, tags, inputs";
+    RunDelete: Run, Writes, Request, seen by RunRead, "delete and restore runs";
+    ExperimentRead: Experiment, Reads, Request, seen by ExperimentRead, "see experiments";
+    ExperimentWrite: Experiment, Writes, Request, seen by ExperimentRead, "create, rename and tag experiments";
+    ExperimentDelete: Experiment, Writes, Request, seen by ExperimentRead, "delete and restore experiments";
+    ArtifactRead: Experiment, Reads, Request, seen by ExperimentRead, "list and download artifacts";
+    ArtifactWrite: Experiment, Writes, Request, seen by ExperimentRead, "upload artifacts";
+    ArtifactDelete: Experiment, Writes, Request, seen by ExperimentRead, "delete artifacts";
+    LoggedModelRead: LoggedModel, Reads, Request, seen by LoggedModelRead, "see logged models";
+    LoggedModelWrite: LoggedModel, Writes, Request, seen by LoggedModelRead, "log models, finalize and tag them";
+    LoggedModelDelete: LoggedModel, Writes, Request, seen by LoggedModelRead, "delete logged models";
+    TraceRead: Trace, Reads, Request, seen by TraceRead, "see traces and their assessments";
+    TraceWrite: Trace, Writes, Request, seen by TraceRead, "record traces, tags and assessments";
+    TraceDelete: Trace, Writes, Request, seen by TraceRead, "delete traces";
+    WebhookRead: Webhook, Reads, Request, seen by WebhookRead, "see webhooks, never their secrets";
+    WebhookWrite: Webhook, Writes, Request, seen by WebhookRead, "add, change, test and remove webhooks";
+    PermissionRead: Member, Reads, Request, seen by MemberRead, "see who was granted what on single experiments and models";
+    PermissionWrite: Member, Writes, Request, seen by MemberRead, "grant and withdraw permissions on single experiments and models";
     ModelRead: Model, Reads, Request, seen by ModelRead, "see and download registered models, versions and aliases";
     ModelWrite: Model, Writes, Request, seen by ModelRead, "register models and versions, set aliases and tags";
     ModelDelete: Model, Writes, Request, seen by ModelRead, "delete a registered model with all versions";

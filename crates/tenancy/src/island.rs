@@ -19,7 +19,7 @@ use crate::freeze::Why;
 use crate::ledger::{Entry, Ledger, Mark, SharedCopy};
 use crate::member::Member;
 use crate::name::{Name, TenantId};
-use crate::policy::{Decision, Policy, Question};
+use crate::policy::{Decision, Grant, Policy, Question};
 use crate::quota::{Meter, Resource};
 use crate::rows::db::{TAKEN_OVER, blocking};
 use crate::rows::{Home, Store};
@@ -86,6 +86,7 @@ struct DecisionKey {
     roles: u8,
     act: &'static str,
     resource: String,
+    grant: Option<Grant>,
 }
 
 /// Refusals by rate or concurrency in one second.
@@ -244,10 +245,17 @@ impl Island {
         Arc::clone(&self.members.read())
     }
 
-    /// What the policy says about a member with these roles, remembered.
-    pub(crate) fn decide(&self, member: &Member, act: &'static str, kind: ResourceKind, resource: &str) -> Arc<Decision> {
+    /// What the policy says about a member with these roles and this grant on the resource, remembered.
+    pub(crate) fn decide(
+        &self,
+        member: &Member,
+        act: &'static str,
+        kind: ResourceKind,
+        resource: &str,
+        grant: Option<Grant>,
+    ) -> Arc<Decision> {
         let roles = member.roles.iter().fold(0, |bits, role| bits | 1 << (*role as u8));
-        let key = DecisionKey { member: member.name.to_string(), roles, act, resource: resource.to_owned() };
+        let key = DecisionKey { member: member.name.to_string(), roles, act, resource: resource.to_owned(), grant };
         if let Some(known) = self.decisions.lock().get(&key) {
             return Arc::clone(known);
         }
@@ -259,6 +267,7 @@ impl Island {
             resource_kind: kind,
             resource_name: resource,
             resource_tenant: self.id,
+            grant,
         }));
         self.decisions.lock().put(key, Arc::clone(&decision));
         decision

@@ -517,7 +517,13 @@ impl Kernel {
         let store = Store::create_at(&dir, place, self.bucket(row.id, &placement)?, Arc::clone(&keyring), anchor).await?;
         let ledger = self.ledger_open(&dir, &keyring, shared)?;
         let mut tx = store.tx().await?;
-        tx.insert(&Member { name: admin.clone(), roles: vec![Role::Admin], description: "first administrator".to_owned() }).await?;
+        tx.insert(&Member {
+            name: admin.clone(),
+            roles: vec![Role::Admin],
+            description: "first administrator".to_owned(),
+            grants: Default::default(),
+        })
+        .await?;
         tx.usage_add("members", 1).await?;
         tx.commit_with(None).await?;
         let meter = self.meter(row)?;

@@ -70,7 +70,7 @@ pub use name::{NAME_BYTES_MAX, Name};
 pub use operator::{CreatedTenant, OPERATOR_ACTS, Operator, TenantSpec};
 pub use permit::{Blobs, Closed, Held, MeterHandle, Permit, StoredUpload, Tx, Upload};
 pub use place::{NodeConfig, Peer, PostgresConfig, S3Config, S3Credentials, S3Tenant, Secret, StoresConfig, Tier};
-pub use policy::Role;
+pub use policy::{Grant, Role};
 pub use quota::{Exceeded, Limits, RateLimitState, Resource, Usage};
 pub use rows::{Record, Rows};
 pub use stores::{StoreFinding, check_stores};

@@ -8,7 +8,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::act::{KeyRead, KeyWrite, KeyringRead, KeyringRotate, LedgerRead, MemberRead, MemberWrite, MetricsRead, QuotaRead, TenantErase};
+use crate::act::{
+    KeyRead, KeyWrite, KeyringRead, KeyringRotate, LedgerRead, MemberRead, MemberWrite, MetricsRead, PermissionRead, PermissionWrite,
+    QuotaRead, ResourceKind, TenantErase,
+};
 use crate::clock::now_micros;
 use crate::control::CredentialRow;
 use crate::credential::Scope;
@@ -17,11 +20,11 @@ use crate::error::{Error, Result};
 use crate::island::{COUNTERS, Island, MEMBERS_MAX};
 use crate::keyring::KeyState;
 use crate::ledger::{Filter, Found, Ledger, Numbered};
-use crate::member::{DESCRIPTION_BYTES_MAX, Member, ROLE};
+use crate::member::{DESCRIPTION_BYTES_MAX, GRANTS_MAX, Member, ROLE, grant_key};
 use crate::name::Name;
 use crate::permit::{Permit, Tx};
 use crate::place::Tier;
-use crate::policy::Role;
+use crate::policy::{Grant, Role};
 use crate::quota::{Limits, RateLimitState, Resource, Usage};
 use crate::rotation;
 
@@ -155,6 +158,9 @@ impl Permit<MemberWrite> {
             }
             tx.charge(Resource::Members, 1).await?;
         }
+        if let Some(known) = &known {
+            member.grants.clone_from(&known.grants);
+        }
         if known.is_some_and(|known| known.is(Role::Admin)) && !member.is(Role::Admin) {
             admin_left(&mut tx, &member.name).await?;
         }
@@ -187,6 +193,60 @@ impl Permit<MemberWrite> {
     fn about(&self, name: &Name) -> Result<()> {
         let asked = self.resource();
         if asked.is_empty() || asked == name.as_str() { Ok(()) } else { Err(Error::Forbidden { act: self.inner.act }) }
+    }
+}
+
+impl Permit<PermissionRead> {
+    /// Who was granted what on this one thing, by member.
+    #[must_use]
+    pub fn grants_on(&self, kind: ResourceKind, name: &str) -> Vec<(Name, Grant)> {
+        let held = self.inner.island.members();
+        let mut grants: Vec<_> = held.values().filter_map(|member| Some((member.name.clone(), member.grant(kind, name)?))).collect();
+        grants.sort();
+        grants
+    }
+
+    /// What a member was granted on it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for an unknown member.
+    pub fn granted_to(&self, member: &str, kind: ResourceKind, name: &str) -> Result<Option<Grant>> {
+        Ok(self.inner.island.member(member).ok_or(Error::NotFound("member"))?.grant(kind, name))
+    }
+}
+
+impl Permit<PermissionWrite> {
+    /// As [`Permit<PermissionRead>::granted_to`].
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for an unknown member.
+    pub fn granted_to(&self, member: &str, kind: ResourceKind, name: &str) -> Result<Option<Grant>> {
+        Ok(self.inner.island.member(member).ok_or(Error::NotFound("member"))?.grant(kind, name))
+    }
+
+    /// Grants a member something on one experiment or registered model, or takes the grant back; in force on the next request.
+    /// Returns what was granted before.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for an unknown member; [`Error::Conflict`] when it has too many grants.
+    pub async fn grant_set(&self, member: &str, kind: ResourceKind, name: &str, grant: Option<Grant>) -> Result<Option<Grant>> {
+        let mut tx = self.tx().await?;
+        let mut member: Member = tx.get(member).await?.ok_or(Error::NotFound("member"))?;
+        let key = grant_key(kind, name);
+        let before = match grant {
+            Some(grant) => member.grants.insert(key, grant),
+            None => member.grants.remove(&key),
+        };
+        if member.grants.len() > GRANTS_MAX {
+            return Err(Error::Conflict(format!("a member has at most {GRANTS_MAX} grants: give it a role")));
+        }
+        self.detail("member", &member.name);
+        self.detail("on", format!("{}:{name}", kind.word()));
+        self.detail("grant", grant.map_or("withdrawn", Grant::name));
+        let name = member.name.clone();
+        tx.member_set(&name, Some(member)).await?;
+        tx.commit().await?;
+        Ok(before)
     }
 }
 

@@ -15,10 +15,12 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::act::{Act, Writes};
+use crate::act::{Act, ActInfo, ResourceKind, Writes, act_by_name};
 use crate::blobs::{self, BlobId, BlobReader};
 use crate::clock::now_micros;
 use crate::credential::Scope;
@@ -31,12 +33,16 @@ use crate::name::Name;
 use crate::policy::Role;
 use crate::quota::{Limits, Meter, Reservation, Resource, Slot};
 use crate::rows::{self, Rows};
+use crate::seal::{self, Key};
 use crate::tenant::{IslandToken, RequestId, Scoped};
 
 /// Most details of one entry, and their length in bytes: each, and all of them as JSON, so that an entry always fits into the ledger.
 const DETAILS_MAX: usize = 16;
 const DETAIL_BYTES_MAX: usize = 256;
 const DETAILS_JSON_BYTES_MAX: usize = 2048;
+
+/// Longest sealed token in bytes.
+const TOKEN_BYTES_MAX: usize = 4096;
 
 /// The proof that one act of one principal of one tenant was allowed.
 pub struct Permit<A: Act> {
@@ -47,13 +53,12 @@ pub struct Permit<A: Act> {
 pub(crate) struct PermitInner {
     pub(crate) kernel: Kernel,
     pub(crate) island: Arc<Island>,
-    pub(crate) principal: String,
-    pub(crate) roles: Vec<Role>,
+    pub(crate) member: Arc<Member>,
     pub(crate) via: String,
     pub(crate) scope: Arc<Scope>,
     pub(crate) request: RequestId,
     pub(crate) act: &'static str,
-    pub(crate) resource_word: &'static str,
+    pub(crate) kind: ResourceKind,
     pub(crate) resource: String,
     pub(crate) reason: String,
     pub(crate) detail: Mutex<BTreeMap<String, String>>,
@@ -98,13 +103,13 @@ impl<A: Act> Permit<A> {
     /// Who acts.
     #[must_use]
     pub fn principal(&self) -> &str {
-        &self.inner.principal
+        self.inner.member.name.as_str()
     }
 
     /// The principal's roles.
     #[must_use]
     pub fn roles(&self) -> &[Role] {
-        &self.inner.roles
+        &self.inner.member.roles
     }
 
     /// The credential the principal came with.
@@ -180,6 +185,44 @@ impl<A: Act> Permit<A> {
         Ok(Held { _reservation: self.inner.island.meter.reserve(what, 1).map_err(Error::Quota)? })
     }
 
+    /// Asks again, for the experiment (or registered model) that the resource turned out to belong to: a grant there may say otherwise
+    /// than the roles. To be called as soon as it is known.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when the caller may not even see what is in there, [`Error::Forbidden`] when it may see but not do this.
+    pub fn within(&self, kind: ResourceKind, name: &str) -> Result<()> {
+        if self.may(kind, name) {
+            return Ok(());
+        }
+        let seen = act_by_name(A::SEEN_BY).is_some_and(|see: &ActInfo| self.inner.granted(see.name, see.resource, kind, name));
+        Err(if seen { Error::Forbidden { act: A::NAME } } else { Error::NotFound(A::RESOURCE.word()) })
+    }
+
+    /// Whether the act may be done in this experiment (or registered model): for lists, which leave out what may not be seen.
+    #[must_use]
+    pub fn may(&self, kind: ResourceKind, name: &str) -> bool {
+        self.inner.granted(A::NAME, A::RESOURCE, kind, name)
+    }
+
+    /// Seals a page token or the like: it tells its holder nothing and opens for this tenant alone.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] without randomness.
+    pub fn token_seal(&self, content: &[u8]) -> Result<String> {
+        Ok(BASE64.encode(seal::seal(&self.inner.token_key()?, b"token", content)?))
+    }
+
+    /// What [`Permit::token_seal`] sealed.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for anything else.
+    pub fn token_open(&self, token: &str) -> Result<Vec<u8>> {
+        let key = self.inner.token_key()?;
+        let sealed = BASE64.decode(token).ok().filter(|sealed| sealed.len() <= TOKEN_BYTES_MAX);
+        let opened = sealed.and_then(|sealed| seal::open(&key, b"token", &sealed).ok());
+        opened.map(|plain| plain.to_vec()).ok_or_else(|| Error::Invalid("the page token is not one of this service".to_owned()))
+    }
+
     /// The act is done: writes its entry unless its transaction did.
     ///
     /// # Errors
@@ -227,7 +270,7 @@ impl<A: Act<Mode = Writes>> Permit<A> {
     /// # Errors
     /// [`Error::Internal`] when the control store fails.
     pub async fn enqueue(&self, kind: &str, id: &str) -> Result<()> {
-        self.inner.kernel.ticket_add(self.inner.island.id, kind, id, &self.inner.principal).await
+        self.inner.kernel.ticket_add(self.inner.island.id, kind, id, self.principal()).await
     }
 }
 
@@ -238,14 +281,26 @@ impl PermitInner {
         Ok(Tx { inner, permit: self, reserved: Vec::new(), released: Vec::new(), members: Vec::new() })
     }
 
+    /// What the policy says when the grant on `name` is looked at in place of one on the resource itself.
+    fn granted(&self, act: &'static str, resource: ResourceKind, kind: ResourceKind, name: &str) -> bool {
+        match self.member.grant(kind, name) {
+            None => true,
+            grant => self.island.decide(&self.member, act, resource, &self.resource, grant).allowed,
+        }
+    }
+
+    fn token_key(&self) -> Result<Key> {
+        Ok(self.island.store.keyring()?.rows_key().derive("token", &self.island.id.0))
+    }
+
     fn entry(&self, outcome: Outcome, reason: &str) -> Entry {
         Entry {
             time: now_micros(),
             request: self.request.to_string(),
-            actor: self.principal.clone(),
+            actor: self.member.name.to_string(),
             via: self.via.clone(),
             act: self.act.to_owned(),
-            resource: format!("{}:{}", self.resource_word, self.resource),
+            resource: format!("{}:{}", self.kind.word(), self.resource),
             outcome,
             reason: reason.to_owned(),
             detail: self.detail.lock().clone(),

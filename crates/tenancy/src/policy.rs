@@ -1,6 +1,6 @@
 //! Policy: may this member do this act on this resource?
 //!
-//! The answers come from Cedar and three files in `policy/`: a schema, the cross-tenant guard, and the roles. They are part
+//! The answers come from Cedar and four files in `policy/`: a schema, the cross-tenant guard, the roles, and grants on single things. They are part
 //! of the binary and strictly validated when the service starts; it does not start on a policy that does not hold.
 //!
 //! Cedar skips a policy that fails while it is evaluated. For a permit that is safe; for the guard it would open every
@@ -27,6 +27,7 @@ use crate::name::TenantId;
 const SCHEMA: &str = include_str!("../../../policy/insula.cedarschema");
 const GUARD: &str = include_str!("../../../policy/guard.cedar");
 const ROLES: &str = include_str!("../../../policy/roles.cedar");
+const GRANTS: &str = include_str!("../../../policy/grants.cedar");
 /// Most of a reason that is kept; it ends in a ledger entry.
 const REASON_BYTES_MAX: usize = 200;
 
@@ -75,6 +76,33 @@ impl FromStr for Role {
     }
 }
 
+/// What a member may do with one experiment or registered model, whatever its roles say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Grant {
+    /// Nothing.
+    None,
+    /// See it.
+    Read,
+    /// See and change it.
+    Edit,
+    /// See, change and remove it.
+    Manage,
+}
+
+impl Grant {
+    /// Stable word, as in `edit`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Read => "read",
+            Self::Edit => "edit",
+            Self::Manage => "manage",
+        }
+    }
+}
+
 /// One question to the policy.
 pub(crate) struct Question<'a> {
     /// Tenant of the principal.
@@ -91,6 +119,8 @@ pub(crate) struct Question<'a> {
     pub(crate) resource_name: &'a str,
     /// Tenant of the resource.
     pub(crate) resource_tenant: TenantId,
+    /// What the principal was granted on it, or on what it belongs to.
+    pub(crate) grant: Option<Grant>,
 }
 
 /// The answer.
@@ -113,6 +143,8 @@ pub(crate) struct Policy {
     authorizer: Authorizer,
     policies: PolicySet,
     schema: Schema,
+    /// The acts with the groups they are in.
+    acts: Entities,
     types: HashMap<ResourceKind, EntityTypeName>,
     actions: HashMap<&'static str, EntityUid>,
     roles: HashMap<Role, EntityUid>,
@@ -124,7 +156,7 @@ impl Policy {
     /// # Errors
     /// A policy that does not pass strict validation, or a schema that does not know an act or role: do not start.
     pub(crate) fn platform() -> Result<Self> {
-        Self::from_sources(SCHEMA, &[GUARD, ROLES])
+        Self::from_sources(SCHEMA, &[GUARD, ROLES, GRANTS])
     }
 
     fn from_sources(schema: &str, sources: &[&str]) -> Result<Self> {
@@ -137,7 +169,9 @@ impl Policy {
         let type_of = |name: &str| EntityTypeName::from_str(&format!("Insula::{name}")).map_err(Error::internal);
         let (action, role) = (type_of("Action")?, type_of("Role")?);
         let uid = |kind: &EntityTypeName, id: &str| EntityUid::from_type_name_and_id(kind.clone(), EntityId::new(id));
+        let acts = schema.action_entities().map_err(Error::internal)?;
         Ok(Self {
+            acts,
             authorizer: Authorizer::new(),
             policies,
             types: ResourceKind::ALL.into_iter().map(|kind| Ok((kind, type_of(kind.name())?))).collect::<Result<_>>()?,
@@ -167,15 +201,15 @@ impl Policy {
         let action = self.actions.get(question.act).ok_or_else(|| format!("no act `{}`", question.act))?.clone();
         let roles = question.roles.iter().map(|role| self.roles.get(role).cloned().ok_or("a role is not in the schema"));
         let roles = roles.collect::<Result<HashSet<_>, _>>()?;
-        let mut entities = vec![entity(&home, &home, HashSet::new())?, entity(&principal, &home, roles)?];
+        let mut entities = vec![entity(&home, &home, HashSet::new(), None)?, entity(&principal, &home, roles, None)?];
         if there != home {
-            entities.push(entity(&there, &there, HashSet::new())?);
+            entities.push(entity(&there, &there, HashSet::new(), None)?);
         }
         // A member may ask about itself, and every member about its tenant: those entities are there already.
         if resource != principal && resource != there {
-            entities.push(entity(&resource, &there, HashSet::new())?);
+            entities.push(entity(&resource, &there, HashSet::new(), question.grant)?);
         }
-        let entities = Entities::empty().add_entities(entities, Some(&self.schema)).map_err(|error| format!("entities: {error}"))?;
+        let entities = self.acts.clone().add_entities(entities, Some(&self.schema)).map_err(|error| format!("entities: {error}"))?;
         let request = Request::new(principal, action, resource, Context::empty(), Some(&self.schema));
         Ok((request.map_err(|error| format!("question: {error}"))?, entities))
     }
@@ -218,8 +252,9 @@ fn within(tenant: TenantId, name: &str) -> String {
     format!("{}/{name}", tenant.hex())
 }
 
-fn entity(uid: &EntityUid, tenant: &EntityUid, parents: HashSet<EntityUid>) -> Result<Entity, String> {
-    let attributes = HashMap::from([("tenant".to_owned(), RestrictedExpression::new_entity_uid(tenant.clone()))]);
+fn entity(uid: &EntityUid, tenant: &EntityUid, parents: HashSet<EntityUid>, grant: Option<Grant>) -> Result<Entity, String> {
+    let mut attributes = HashMap::from([("tenant".to_owned(), RestrictedExpression::new_entity_uid(tenant.clone()))]);
+    attributes.extend(grant.map(|grant| ("grant".to_owned(), RestrictedExpression::new_string(grant.name().to_owned()))));
     Entity::new(uid.clone(), attributes, parents).map_err(|error| format!("entity: {error}"))
 }
 
@@ -238,16 +273,58 @@ mod tests {
         unless { principal.tenant == resource.tenant && 9223372036854775807 + 1 > 0 };"#;
 
     fn question<'a>(roles: &'a [Role], act: &'a ActInfo, resource_tenant: TenantId) -> Question<'a> {
-        Question { tenant: A, principal: "ada", roles, act: act.name, resource_kind: act.resource, resource_name: "iris", resource_tenant }
+        Question {
+            tenant: A,
+            principal: "ada",
+            roles,
+            act: act.name,
+            resource_kind: act.resource,
+            resource_name: "iris",
+            resource_tenant,
+            grant: None,
+        }
+    }
+
+    #[test]
+    fn a_grant_takes_the_place_of_the_role_for_one_thing_alone() {
+        let policy = Policy::platform().unwrap();
+        let ask = |roles: &[Role], act: &str, grant| policy.decide(&Question { grant, ..question(roles, act_by_name(act).unwrap(), A) });
+        let grants = [None, Some(Grant::None), Some(Grant::Read), Some(Grant::Edit), Some(Grant::Manage)];
+        let allowed = |roles: &[Role], act: &str| grants.map(|grant| ask(roles, act, grant).allowed);
+        for (see, change, remove) in [
+            ("ExperimentRead", "ExperimentWrite", "ExperimentDelete"),
+            ("ArtifactRead", "ArtifactWrite", "ArtifactDelete"),
+            ("RunRead", "RunWrite", "RunDelete"),
+            ("LoggedModelRead", "LoggedModelWrite", "LoggedModelDelete"),
+            ("TraceRead", "TraceWrite", "TraceDelete"),
+            ("ModelRead", "ModelWrite", "ModelDelete"),
+        ] {
+            for act in [see, change, remove] {
+                assert_eq!(allowed(&[Role::Admin], act), [true; 5], "{act}");
+            }
+            assert_eq!(allowed(&[Role::DataScientist], see), [true, false, true, true, true]);
+            assert_eq!(allowed(&[Role::DataScientist], change), [true, false, false, true, true]);
+            assert_eq!(allowed(&[Role::DataScientist], remove), [true, false, false, false, true]);
+            for roles in [&[Role::Viewer][..], &[Role::Invoker]] {
+                assert_eq!(allowed(roles, see), [roles == [Role::Viewer], false, true, true, true]);
+                assert_eq!(allowed(roles, change), [false, false, false, true, true]);
+                assert_eq!(allowed(roles, remove), [false, false, false, false, true]);
+            }
+        }
+        // What cannot be granted has no such attribute, and a grant does not reach over the sea.
+        assert!(!ask(&[Role::Admin], "DatasetRead", Some(Grant::Read)).allowed);
+        let act = act_by_name("ModelRead").unwrap();
+        let foreign = policy.decide(&Question { grant: Some(Grant::Manage), ..question(&[Role::Viewer], act, B) });
+        assert_eq!(foreign, Decision { allowed: false, reason: "guard".into() });
     }
 
     #[test]
     fn the_golden_role_matrix() {
         let policy = Policy::platform().unwrap();
-        let mut table = format!("{:<16}", "act");
+        let mut table = format!("{:<20}", "act");
         Role::ALL.iter().for_each(|role| write!(table, "{:<16}", role.name()).unwrap());
         for act in ACTS {
-            write!(table, "\n{:<16}", act.name).unwrap();
+            write!(table, "\n{:<20}", act.name).unwrap();
             for role in Role::ALL {
                 let decision = policy.decide(&question(&[role], act, A));
                 assert_eq!(decision.reason, if decision.allowed { role.name() } else { "no policy allows it" });
@@ -267,7 +344,8 @@ mod tests {
         found.sort();
         expected.sort();
         assert_eq!(found, expected);
-        assert_eq!(schema.actions().count(), ACTS.len());
+        // The three groups that grants speak of are no acts.
+        assert_eq!(schema.actions().count(), ACTS.len() + 3);
     }
 
     #[test]
@@ -352,7 +430,7 @@ mod tests {
     #[test]
     fn policies_that_do_not_hold_are_refused_at_start() {
         let refused = |sources: &[&str]| Policy::from_sources(SCHEMA, sources).err().map(|error| error.private().unwrap_or("").to_owned());
-        assert_eq!(refused(&[GUARD, ROLES]), None);
+        assert_eq!(refused(&[GUARD, ROLES, GRANTS]), None);
         for (source, word) in [
             ("permit (principal, action, resource);", "without `@id`"),
             (r#"@id("guard") permit (principal, action, resource);"#, "duplicate"),

@@ -359,6 +359,12 @@ impl Rows<'_> {
         records::get(reading.sql()?, &home.codec, key).await
     }
 
+    /// The records with these keys (each given once), in their order, in few statements.
+    pub async fn get_all<R: Record>(&self, keys: &[String]) -> Result<Vec<Option<R>>> {
+        let (mut reading, home) = self.store.reading().await?;
+        records::get_all(reading.sql()?, &home.codec, keys).await
+    }
+
     /// As [`Rows::get`].
     ///
     /// # Errors
@@ -423,6 +429,12 @@ impl Tx<'_> {
         self.txn.leave(result)
     }
 
+    /// As [`Rows::get_all`].
+    pub async fn get_all<R: Record>(&mut self, keys: &[String]) -> Result<Vec<Option<R>>> {
+        let result = records::get_all(self.txn.enter()?, &self.home.codec, keys).await;
+        self.txn.leave(result)
+    }
+
     /// As [`Rows::require`].
     pub async fn require<R: Record>(&mut self, key: &str) -> Result<R> {
         self.get(key).await?.ok_or(Error::NotFound(R::KIND))
@@ -458,6 +470,12 @@ impl Tx<'_> {
     /// Adds or replaces a record.
     pub async fn put<R: Record>(&mut self, record: &R) -> Result<()> {
         let result = records::put(self.txn.enter()?, &self.home.codec, record).await;
+        self.txn.leave(result)
+    }
+
+    /// Adds or replaces records of one kind, in few statements; of two with the same key the later one stays.
+    pub async fn put_all<R: Record>(&mut self, records: &[R]) -> Result<()> {
+        let result = records::put_all(self.txn.enter()?, &self.home.codec, records).await;
         self.txn.leave(result)
     }
 

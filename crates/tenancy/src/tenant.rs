@@ -212,13 +212,12 @@ impl Tenant {
         Ok(Permit::new(PermitInner {
             kernel: self.kernel.clone(),
             island: Arc::clone(&self.island),
-            principal: self.member.name.to_string(),
-            roles: self.member.roles.clone(),
+            member: Arc::clone(&self.member),
             via: self.via.clone(),
             scope: Arc::clone(&self.scope),
             request: self.request.clone(),
             act: A::NAME,
-            resource_word: A::RESOURCE.word(),
+            kind: A::RESOURCE,
             resource: resource.to_owned(),
             reason,
             detail: Default::default(),
@@ -232,7 +231,7 @@ impl Tenant {
         if !self.scope.matches(act, kind, resource) {
             return (false, "outside the scope of the credential".to_owned());
         }
-        let decision = self.island.decide(&self.member, act, kind, resource);
+        let decision = self.island.decide(&self.member, act, kind, resource, self.member.grant(kind, resource));
         (decision.allowed, decision.reason.clone())
     }
 

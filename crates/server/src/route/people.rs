@@ -184,7 +184,7 @@ async fn member_get(permit: &Permit<MemberRead>, _ask: Ask) -> Result<Reply> {
 async fn member_put(permit: &Permit<MemberWrite>, ask: Ask) -> Result<Reply> {
     let name: Name = permit.resource().parse()?;
     let MemberRequest { roles, description } = ask.json().await?;
-    Reply::json(&MemberAnswer::from(permit.member_put(Member { name, roles, description }).await?))
+    Reply::json(&MemberAnswer::from(permit.member_put(Member { name, roles, description, grants: Default::default() }).await?))
 }
 
 async fn member_delete(permit: &Permit<MemberWrite>, ask: Ask) -> Result<Reply> {

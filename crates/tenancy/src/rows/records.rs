@@ -2,16 +2,21 @@
 //!
 //! No statement names a tenant: the place does (its file, its schema, or row-level security on shared tables).
 
+use std::collections::{BTreeMap, HashMap};
+use std::sync::LazyLock;
+
 use super::Record;
 use super::codec::{Codec, Content};
 use super::db::as_i64;
-use super::sql::{Row, Sql};
+use super::sql::{Param, Row, Sql};
 use crate::blobs::{BlobId, BlobRow};
 use crate::error::{Error, Result};
 use crate::keyring::Keyring;
 
 /// Records a listing returns at once.
 const LIST_MAX: u32 = 1000;
+/// Records in one statement.
+const BATCH_RECORDS: usize = 32;
 const KEY_BYTES_MAX: usize = 512;
 const VALUE_BYTES_MAX: usize = 1024 * 1024;
 const FIELDS_MAX: usize = 16;
@@ -25,6 +30,74 @@ pub(super) async fn get<R: Record>(mut db: Sql<'_>, codec: &Codec, key: &str) ->
     let row = db.optional("SELECT value FROM record WHERE kind = $1 AND key = $2", &[R::KIND.into(), key.into()]).await?;
     row.map(|row| decode(codec, key, row.bytes(0)?)).transpose()
 }
+
+/// The records with these keys, in their order.
+pub(super) async fn get_all<R: Record>(mut db: Sql<'_>, codec: &Codec, keys: &[String]) -> Result<Vec<Option<R>>> {
+    let mut found = HashMap::with_capacity(keys.len());
+    for batch in keys.chunks(BATCH_RECORDS) {
+        let mut params: Vec<Param<'_>> = vec![R::KIND.into()];
+        // The statement has one length: the last key fills it up.
+        let key = |at: usize| batch.get(at).or(batch.last()).filter(|key| !key.contains('\0')).map_or("", String::as_str);
+        params.extend((0..BATCH_RECORDS).map(|at| Param::from(key(at))));
+        for row in db.all(&BATCHES.select, &params).await? {
+            let key = row.text(0)?;
+            let record = decode(codec, &key, row.bytes(1)?)?;
+            found.insert(key, record);
+        }
+    }
+    Ok(keys.iter().map(|key| found.remove(key)).collect())
+}
+
+/// Adds or replaces records; of two with one key the later one stays.
+pub(super) async fn put_all<R: Record>(mut db: Sql<'_>, codec: &Codec, records: &[R]) -> Result<()> {
+    let mut latest = BTreeMap::new();
+    for record in records {
+        let (key, content) = encode(record)?;
+        latest.insert(key, content);
+    }
+    let all: Vec<(String, Content)> = latest.into_iter().collect();
+    for batch in all.chunks(BATCH_RECORDS) {
+        let mut keys: Vec<Param<'_>> = vec![R::KIND.into()];
+        let key = |at: usize| batch.get(at).or(batch.last()).map_or("", |(key, _)| key.as_str());
+        keys.extend((0..BATCH_RECORDS).map(|at| Param::from(key(at))));
+        if db.execute(&BATCHES.delete, &keys).await? > 0 {
+            db.execute(&BATCHES.delete_fields, &keys).await?;
+        }
+        let values: Vec<Vec<u8>> = batch.iter().map(|(key, content)| codec.value(R::KIND, key, content.clone())).collect::<Result<_>>()?;
+        let mut params: Vec<Param<'_>> = vec![R::KIND.into()];
+        params.extend(batch.iter().zip(&values).flat_map(|((key, _), value)| [Param::from(key), Param::from(value)]));
+        let insert = BATCHES.insert.get(batch.len() - 1).ok_or_else(|| Error::internal("a batch without a statement"))?;
+        db.execute(insert, &params).await?;
+        for (key, content) in batch {
+            fields_insert(&mut db, codec, R::KIND, key, &content.fields).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Statements on several records at once.
+struct Batches {
+    select: String,
+    delete: String,
+    delete_fields: String,
+    /// For 1, 2, 3, … records.
+    insert: Vec<String>,
+}
+
+static BATCHES: LazyLock<Batches> = LazyLock::new(|| {
+    let list = |items: &mut dyn Iterator<Item = String>| items.collect::<Vec<_>>().join(", ");
+    let keys = list(&mut (0..BATCH_RECORDS).map(|at| format!("${}", at + 2)));
+    let insert = |records: usize| {
+        let values = list(&mut (0..records).map(|at| format!("($1, ${}, ${})", 2 * at + 2, 2 * at + 3)));
+        format!("INSERT INTO record (kind, key, value) VALUES {values}")
+    };
+    Batches {
+        select: format!("SELECT key, value FROM record WHERE kind = $1 AND key IN ({keys})"),
+        delete: format!("DELETE FROM record WHERE kind = $1 AND key IN ({keys})"),
+        delete_fields: format!("DELETE FROM field WHERE kind = $1 AND key IN ({keys})"),
+        insert: (1..=BATCH_RECORDS).map(insert).collect(),
+    }
+});
 
 pub(super) async fn list<R: Record>(
     mut db: Sql<'_>,

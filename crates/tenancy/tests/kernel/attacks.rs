@@ -159,11 +159,23 @@ async fn two_administrators_cannot_remove_each_other() {
     raise(&operator, "a").await;
     for round in 0..40 {
         let put = permit::<MemberWrite>(&kernel, &admin, "bea").await.unwrap();
-        put.member_put(Member { name: "bea".parse().unwrap(), roles: vec![Role::Admin], description: String::new() }).await.unwrap();
+        put.member_put(Member {
+            name: "bea".parse().unwrap(),
+            roles: vec![Role::Admin],
+            description: String::new(),
+            grants: Default::default(),
+        })
+        .await
+        .unwrap();
         drop(put);
         let (one, two) =
             (permit::<MemberWrite>(&kernel, &admin, "ada").await.unwrap(), permit::<MemberWrite>(&kernel, &admin, "bea").await.unwrap());
-        let demoted = |name: &str| Member { name: name.parse().unwrap(), roles: vec![Role::Viewer], description: String::new() };
+        let demoted = |name: &str| Member {
+            name: name.parse().unwrap(),
+            roles: vec![Role::Viewer],
+            description: String::new(),
+            grants: Default::default(),
+        };
         let (one, two) = (
             tokio::spawn(async move { one.member_put(demoted("ada")).await.is_ok() }),
             tokio::spawn(async move { two.member_put(demoted("bea")).await.is_ok() }),
@@ -191,7 +203,8 @@ async fn a_narrow_key_cannot_make_a_wide_one_nor_act_on_another_member() {
     let scope = Scope::new(vec!["MemberWrite".into()], vec!["member:vera".into()]).unwrap();
     let only_vera = key_new(&kernel, &admin, "ada", scope).await.unwrap();
     let permit = permit::<MemberWrite>(&kernel, &only_vera, "vera").await.unwrap();
-    let other = Member { name: "mallory".parse().unwrap(), roles: vec![Role::Admin], description: String::new() };
+    let other =
+        Member { name: "mallory".parse().unwrap(), roles: vec![Role::Admin], description: String::new(), grants: Default::default() };
     assert!(matches!(permit.member_put(other).await, Err(Error::Forbidden { .. })));
 }
 
@@ -382,7 +395,9 @@ async fn every_act_by_every_role_as_the_matrix_says() {
     for role in Role::ALL {
         let name: Name = format!("m-{}", role.name()).parse().unwrap();
         let put = permit::<MemberWrite>(&kernel, &admin, name.as_str()).await.unwrap();
-        put.member_put(Member { name: name.clone(), roles: vec![role], description: String::new() }).await.unwrap();
+        put.member_put(Member { name: name.clone(), roles: vec![role], description: String::new(), grants: Default::default() })
+            .await
+            .unwrap();
         drop(put);
         let key = key_new(&kernel, &admin, name.as_str(), Scope::all()).await.unwrap();
         tenants.push(tenant(&kernel, &key).await.unwrap());
@@ -407,7 +422,9 @@ async fn every_act_by_every_role_as_the_matrix_says() {
     }
     ask!(TenantRead QuotaRead MetricsRead KeyringRead KeyringRotate TenantErase MemberRead MemberWrite KeyRead KeyWrite DatasetRead DatasetWrite
         DatasetDelete TrainingRead TrainingCreate TrainingRun TrainingCancel RunRead ModelRead ModelWrite ModelDelete DeploymentRead
-        DeploymentWrite Predict LedgerRead);
+        DeploymentWrite Predict LedgerRead RunWrite RunDelete ExperimentRead ExperimentWrite ExperimentDelete ArtifactRead ArtifactWrite
+        ArtifactDelete LoggedModelRead LoggedModelWrite LoggedModelDelete TraceRead TraceWrite TraceDelete WebhookRead WebhookWrite
+        PermissionRead PermissionWrite);
     assert_eq!(asked, ACTS.len() * Role::ALL.len(), "an act that is not asked here");
     let outcomes = entries(&kernel, &admin).await;
     assert_eq!(outcomes.iter().filter(|entry| entry.resource.ends_with(":x")).count(), asked, "one entry each");

@@ -1,9 +1,6 @@
 //! Callers, scopes, roles, quotas, revocation, and that nothing crosses.
 
-use tenancy::act::{
-    DatasetDelete, DatasetRead, DatasetWrite, KeyWrite, KeyringRead, KeyringRotate, LedgerRead, MemberWrite, Predict, QuotaRead,
-    TenantErase,
-};
+use tenancy::act::*;
 use tenancy::*;
 
 use crate::support::*;
@@ -55,7 +52,15 @@ async fn scopes_and_roles_narrow_and_revocation_is_immediate() {
     let (operator, _) = house.operator(&kernel).await;
     let admin = tenant_new(&operator, "a").await;
     let members = permit::<MemberWrite>(&kernel, &admin, "vera").await.unwrap();
-    members.member_put(Member { name: "vera".parse().unwrap(), roles: vec![Role::Viewer], description: String::new() }).await.unwrap();
+    members
+        .member_put(Member {
+            name: "vera".parse().unwrap(),
+            roles: vec![Role::Viewer],
+            description: String::new(),
+            grants: Default::default(),
+        })
+        .await
+        .unwrap();
     let _ = members.finish().unwrap();
 
     let viewer = key_new(&kernel, &admin, "vera", Scope::all()).await.unwrap();
@@ -282,4 +287,89 @@ async fn erasing_needs_the_name_and_an_administrator() {
     let asked = permit::<TenantErase>(&kernel, &admin, "").await.unwrap();
     asked.erase("a").await.unwrap();
     assert!(matches!(note_get(&kernel, &admin, "x").await, Err(Error::TenantState(_) | Error::Unauthenticated)));
+}
+
+#[tokio::test]
+async fn a_grant_narrows_one_experiment_for_one_member() {
+    let house = House::new().await;
+    let kernel = house.open().await;
+    let (operator, _) = house.operator(&kernel).await;
+    let admin = tenant_new(&operator, "a").await;
+    let members = permit::<MemberWrite>(&kernel, &admin, "dora").await.unwrap();
+    let dora =
+        Member { name: "dora".parse().unwrap(), roles: vec![Role::DataScientist], description: String::new(), grants: Default::default() };
+    members.member_put(dora.clone()).await.unwrap();
+    drop(members);
+    let key = key_new(&kernel, &admin, "dora", Scope::all()).await.unwrap();
+    let grant = async |on: &str, grant| {
+        let asked = permit::<PermissionWrite>(&kernel, &admin, "").await.unwrap();
+        asked.grant_set("dora", ResourceKind::Experiment, on, grant).await.unwrap()
+    };
+    assert_eq!(grant("7", Some(Grant::Read)).await, None);
+    assert_eq!(grant("8", Some(Grant::None)).await, None);
+
+    let run = permit::<RunWrite>(&kernel, &key, "r1").await.unwrap();
+    run.within(ResourceKind::Experiment, "6").unwrap();
+    assert!(matches!(run.within(ResourceKind::Experiment, "7"), Err(Error::Forbidden { .. })));
+    assert!(matches!(run.within(ResourceKind::Experiment, "8"), Err(Error::NotFound(_))));
+    drop(run);
+    let read = permit::<ExperimentRead>(&kernel, &key, "").await.unwrap();
+    assert_eq!(["6", "7", "8"].map(|id| read.may(ResourceKind::Experiment, id)), [true, true, false]);
+    drop(read);
+    assert!(matches!(permit::<ExperimentWrite>(&kernel, &key, "7").await, Err(Error::Forbidden { .. })));
+    assert!(matches!(permit::<ExperimentRead>(&kernel, &key, "8").await, Err(Error::NotFound(_))));
+
+    // New roles leave grants as they are; a grant that is taken back is gone at once.
+    let members = permit::<MemberWrite>(&kernel, &admin, "dora").await.unwrap();
+    members.member_put(Member { roles: vec![Role::Viewer, Role::DataScientist], ..dora }).await.unwrap();
+    drop(members);
+    assert!(matches!(permit::<ExperimentRead>(&kernel, &key, "8").await, Err(Error::NotFound(_))));
+    assert_eq!(grant("8", None).await, Some(Grant::None));
+    drop(permit::<ExperimentRead>(&kernel, &key, "8").await.unwrap());
+    let shown = permit::<PermissionRead>(&kernel, &admin, "").await.unwrap().grants_on(ResourceKind::Experiment, "7");
+    assert_eq!(shown, [("dora".parse().unwrap(), Grant::Read)]);
+}
+
+#[tokio::test]
+async fn a_token_opens_for_its_tenant_alone() {
+    let house = House::new().await;
+    let kernel = house.open().await;
+    let (operator, _) = house.operator(&kernel).await;
+    let (a, b) = (tenant_new(&operator, "a").await, tenant_new(&operator, "b").await);
+    let (a, b) = (permit::<RunRead>(&kernel, &a, "").await.unwrap(), permit::<RunRead>(&kernel, &b, "").await.unwrap());
+    let token = a.token_seal(b"after run 17").unwrap();
+    assert_eq!(a.token_open(&token).unwrap(), b"after run 17");
+    let mut changed = token.clone().into_bytes();
+    changed[20] = if changed[20] == b'A' { b'B' } else { b'A' };
+    for (permit, token) in
+        [(&b, token.as_str()), (&a, std::str::from_utf8(&changed).unwrap()), (&a, ""), (&a, "?"), (&a, &"A".repeat(9000))]
+    {
+        assert!(matches!(permit.token_open(token), Err(Error::Invalid(_))), "{token}");
+    }
+}
+
+#[tokio::test]
+async fn many_records_in_few_statements() {
+    let house = House::new().await;
+    let kernel = house.open().await;
+    let (operator, _) = house.operator(&kernel).await;
+    let key = tenant_new(&operator, "a").await;
+    let note = |n: usize, text: &str| Note { name: format!("n{n:03}"), text: text.to_owned() };
+    for count in [1, 2, 31, 32, 33, 100] {
+        let permit = permit::<DatasetWrite>(&kernel, &key, "x").await.unwrap();
+        let mut tx = permit.tx().await.unwrap();
+        let mut all: Vec<Note> = (0..count).map(|n| note(n, &format!("of {count}"))).collect();
+        all.push(note(0, "the later one"));
+        tx.put_all(&all).await.unwrap();
+        let keys: Vec<String> = (0..count + 1).rev().map(|n| note(n, "").name).collect();
+        let found = tx.get_all::<Note>(&keys).await.unwrap();
+        assert!(found[0].is_none() && found.len() == count + 1);
+        assert!(found[1..count].iter().all(|found| found.as_ref().unwrap().text == format!("of {count}")));
+        assert_eq!(found[count].as_ref().unwrap().text, "the later one");
+        tx.commit().await.unwrap();
+        assert_eq!(permit.rows().count::<Note>().await.unwrap(), count as u64);
+        assert_eq!(permit.rows().get_all::<Note>(&keys).await.unwrap().iter().flatten().count(), count);
+    }
+    let empty = permit::<DatasetRead>(&kernel, &key, "x").await.unwrap();
+    assert!(empty.rows().get_all::<Note>(&[]).await.unwrap().is_empty());
 }

@@ -27,6 +27,8 @@ const DENY_VERSION: &str = "0.20.2";
 pub(crate) struct Tools {
     /// Python with the reference implementations.
     pub(crate) python: PathBuf,
+    /// Python with the stock MLflow client.
+    pub(crate) mlflow: PathBuf,
     /// libonnxruntime.so.
     pub(crate) engine: PathBuf,
     /// `PATH` with our tools first.
@@ -36,7 +38,8 @@ pub(crate) struct Tools {
 impl Tools {
     /// Hands them to a command. `INSULA_REQUIRE` makes a test fail that would skip itself for want of them.
     pub(crate) fn give<'c>(&self, command: &'c mut Command) -> &'c mut Command {
-        command.env("INSULA_PY", &self.python).env("ORT_DYLIB_PATH", &self.engine).env("INSULA_REQUIRE", "1").env("PATH", &self.path)
+        command.env("INSULA_PY", &self.python).env("INSULA_MLFLOW_PY", &self.mlflow);
+        command.env("ORT_DYLIB_PATH", &self.engine).env("INSULA_REQUIRE", "1").env("PATH", &self.path)
     }
 }
 
@@ -53,7 +56,7 @@ pub(crate) fn for_tests() -> Result<Tools> {
     let ours = [venv.join("bin"), cache()?.join("cargo/bin")];
     let present = std::env::var_os("PATH").unwrap_or_default();
     let path = std::env::join_paths(ours.into_iter().chain(std::env::split_paths(&present))).map_err(|error| error.to_string())?;
-    let tools = Tools { python: venv.join("bin/python"), engine, path };
+    let tools = Tools { python: venv.join("bin/python"), mlflow: mlflow()?, engine, path };
     cargo_deny(&tools)?;
     Ok(tools)
 }
@@ -148,7 +151,11 @@ fn fetch_engine(work: &Path, name: &str, expected: &str, library: &Path) -> Resu
 
 /// An environment with nothing but pip.
 pub(crate) fn bare_venv() -> Result<PathBuf> {
-    let venv = cache()?.join("venv");
+    bare_environment("venv")
+}
+
+fn bare_environment(name: &str) -> Result<PathBuf> {
+    let venv = cache()?.join(name);
     if !works(Command::new(venv.join("bin/python")).args(["-m", "pip", "--version"])) {
         println!("setup: making a Python environment");
         visibly(command("python3", &["-m", "venv", "--clear"]).arg(&venv))?;
@@ -158,15 +165,26 @@ pub(crate) fn bare_venv() -> Result<PathBuf> {
 
 /// The environment with everything in requirements.txt.
 fn python_packages() -> Result<PathBuf> {
-    let venv = bare_venv()?;
-    let list = root().join("xtask/requirements.txt");
-    let wanted = fs::read_to_string(&list).map_err(|error| format!("cannot read xtask/requirements.txt: {error}"))?;
+    environment("venv", "requirements.txt", "Python packages for the tests (about 150 MB, once)")
+}
+
+/// A Python with the stock MLflow client, in an environment of its own: its wishes about versions are not those of the other tests.
+pub(crate) fn mlflow() -> Result<PathBuf> {
+    Ok(environment("mlflow", "requirements-mlflow.txt", "MLflow for the tests (about 250 MB, once)")?.join("bin/python"))
+}
+
+/// An environment with exactly what a list names.
+fn environment(name: &str, list: &str, what: &str) -> Result<PathBuf> {
+    let venv = bare_environment(name)?;
+    let list = root().join("xtask").join(list);
+    let wanted = fs::read_to_string(&list).map_err(|error| format!("cannot read `{}`: {error}", list.display()))?;
     let mark = venv.join("installed.txt");
     if fs::read_to_string(&mark).is_ok_and(|installed| installed == wanted) {
         return Ok(venv);
     }
-    println!("setup: installing Python packages for the tests (about 150 MB, once)");
-    let arguments = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:", "--requirement"];
+    println!("setup: installing {what}");
+    let arguments =
+        ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:", "--no-deps", "--requirement"];
     visibly(Command::new(venv.join("bin/python")).args(arguments).arg(&list))?;
     fs::write(&mark, wanted).map_err(|error| format!("cannot write `{}`: {error}", mark.display()))?;
     Ok(venv)

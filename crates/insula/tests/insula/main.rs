@@ -16,6 +16,7 @@ mod cli;
 mod clients;
 mod crash;
 mod injection;
+mod mlflow;
 mod newcomer;
 mod nodes;
 mod operator;

@@ -147,6 +147,13 @@ impl Service {
         service
     }
 
+    /// The last of what it logged.
+    pub(crate) fn log_tail(&self) -> String {
+        let log = fs::read_to_string(self.path("log")).unwrap();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(60)..].join("\n")
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }

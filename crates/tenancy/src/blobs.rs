@@ -9,16 +9,12 @@
 //!
 //! The stored bytes lie in [`Objects`]. They are there before their row is; without a row they were left by a crash, and are swept away.
 
-#[allow(dead_code, reason = "the shared stores are being built")]
 mod bucket;
+mod check;
 mod copy;
-#[allow(dead_code, reason = "the shared stores are being built")]
 mod objects;
-#[allow(dead_code, reason = "the shared stores are being built")]
 mod provision;
-#[allow(dead_code, reason = "the shared stores are being built")]
 mod verify;
-#[allow(dead_code, reason = "the shared stores are being built")]
 mod wire;
 
 use std::os::unix::fs::FileExt as _;
@@ -37,11 +33,11 @@ use crate::keyring::Keyring;
 use crate::name::{TenantId, hex, unhex};
 use crate::rows::db::blocking;
 use crate::seal::{self, Key, TAG_BYTES, same};
+pub(crate) use check::check_s3;
 pub(crate) use objects::Objects;
 use objects::{Draft, Sink, Source};
-#[allow(unused_imports, reason = "the shared stores are being built")]
 pub(crate) use provision::S3;
-pub use verify::{IsolationProbe, ProbeOutcome};
+pub(crate) use verify::{IsolationProbe, ProbeOutcome};
 
 /// Plaintext bytes of every chunk but the last.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -461,4 +457,4 @@ pub(crate) fn sealed_bytes(plain: u64) -> u64 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

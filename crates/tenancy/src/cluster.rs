@@ -107,7 +107,6 @@ impl Hold {
     }
 
     /// Greater than that of every home before.
-    #[allow(dead_code, reason = "the shared stores are being built")]
     pub(crate) fn fence(&self) -> u64 {
         self.fence
     }

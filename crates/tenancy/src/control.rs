@@ -166,7 +166,6 @@ pub(crate) enum ControlStore<'a> {
     /// In this file.
     File(&'a Path),
     /// On a PostgreSQL server.
-    #[allow(dead_code, reason = "the shared stores are being built")]
     Postgres(PgRows),
 }
 

@@ -55,7 +55,7 @@ mod tenant;
 mod token;
 mod verify;
 
-pub use blobs::{BlobId, BlobReader, IsolationProbe, ProbeOutcome};
+pub use blobs::{BlobId, BlobReader};
 pub use bundle::{Export, ExportInfo, FormerLedger};
 pub use credential::Scope;
 pub use erasure::{Compute, ErasureInfo, ErasureState, ErasureStatement, name_digest, verify_certificate};
@@ -75,4 +75,4 @@ pub use quota::{Exceeded, Limits, RateLimitState, Resource, Usage};
 pub use rows::{Record, Rows};
 pub use stores::{StoreFinding, check_stores};
 pub use tenant::{Caller, IslandToken, Lease, RequestId, Scoped, Tenant};
-pub use verify::Finding;
+pub use verify::{Finding, Isolation};

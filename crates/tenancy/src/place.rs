@@ -257,6 +257,19 @@ impl Placement {
         serde_json::from_str(json).map_err(Error::integrity)
     }
 
+    /// This place, and where the tenant lived before or is about to live.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Self> {
+        [Some(self), self.previous.as_deref(), self.next.as_deref()].into_iter().flatten()
+    }
+
+    /// Buckets of all these places.
+    pub(crate) fn buckets(&self) -> impl Iterator<Item = &str> {
+        self.all().filter_map(|place| match &place.objects {
+            ObjectsPlace::Bucket { name, .. } => Some(name.as_str()),
+            ObjectsPlace::Folder => None,
+        })
+    }
+
     /// For the control row.
     pub(crate) fn to_json(&self) -> Result<String> {
         serde_json::to_string(self).map_err(Error::internal)

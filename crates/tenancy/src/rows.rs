@@ -14,16 +14,11 @@
 //! One transaction at a time; in its own file a tenant has one connection. Whoever holds a [`Tx`] holds all of the tenant's rows:
 //! be short, and do not ask [`Rows`] inside.
 
-#[allow(dead_code, reason = "the shared stores are being built")]
 mod codec;
 pub(crate) mod contents;
-#[allow(dead_code, reason = "the shared stores are being built")]
 pub(crate) mod db;
-#[allow(dead_code, reason = "the shared stores are being built")]
 pub(crate) mod postgres;
-#[allow(dead_code, reason = "the shared stores are being built")]
 mod records;
-#[allow(dead_code, reason = "the shared stores are being built")]
 pub(crate) mod sql;
 pub(crate) mod sqlite;
 
@@ -70,7 +65,6 @@ pub trait Record: Serialize + DeserializeOwned + Send + Sync {
 
 /// Where a tenant's rows are.
 #[derive(Clone)]
-#[allow(dead_code, reason = "the shared stores are being built")]
 pub(crate) enum Place {
     /// `rows.db` in its folder.
     File,

@@ -1,5 +1,6 @@
 //! The shared stores, looked at before a start.
 
+use crate::blobs::check_s3;
 use crate::error::Error;
 use crate::place::{PostgresConfig, StoresConfig};
 use crate::rows::postgres::Postgres;
@@ -15,37 +16,44 @@ pub struct StoreFinding {
     pub remedy: Option<String>,
 }
 
-/// Looks at everything that a start would refuse; changes nothing. Nothing is found where no shared store is configured.
+impl StoreFinding {
+    pub(crate) fn good(what: impl Into<String>) -> Self {
+        Self { ok: true, what: what.into(), remedy: None }
+    }
+
+    pub(crate) fn bad(what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { ok: false, what: what.into(), remedy: Some(remedy.into()) }
+    }
+}
+
+/// Looks at everything that a start would refuse, and at what a tenant's objects need; changes nothing. Nothing is found where no
+/// shared store is configured.
 pub async fn check_stores(config: &StoresConfig) -> Vec<StoreFinding> {
     let mut findings = Vec::new();
     if let Some(postgres) = &config.postgres {
         findings.push(check_postgres(postgres).await);
+    }
+    if let Some(s3) = &config.s3 {
+        findings.extend(check_s3(s3).await);
     }
     findings
 }
 
 /// Version, roles and catalogue.
 async fn check_postgres(config: &PostgresConfig) -> StoreFinding {
-    let bad = |what: String, remedy: &str| StoreFinding { ok: false, what, remedy: Some(remedy.to_owned()) };
     match Postgres::connect(config).await {
-        Ok(_) => StoreFinding {
-            ok: true,
-            what: "PostgreSQL answers, and its version, roles and tables keep tenants apart".to_owned(),
-            remedy: None,
-        },
-        Err(Error::Invalid(text)) => {
-            bad(format!("PostgreSQL: {text}"), "do what is named above; `insula migrate` makes roles, tables and rights as they must be")
-        }
+        Ok(_) => StoreFinding::good("PostgreSQL answers, and its version, roles and tables keep tenants apart"),
+        Err(Error::Invalid(text)) => StoreFinding::bad(
+            format!("PostgreSQL: {text}"),
+            "do what is named above; `insula migrate` makes roles, tables and rights as they must be",
+        ),
         Err(Error::Unavailable(text)) => {
-            bad(format!("PostgreSQL: {text}"), "start the server, and check host, port, role and password of the URLs")
+            StoreFinding::bad(format!("PostgreSQL: {text}"), "start the server, and check host, port, role and password of the URLs")
         }
-        Err(error) => {
-            let context = error.private().unwrap_or_default();
-            bad(
-                format!("PostgreSQL: {error}: {context}"),
-                "look into the log of the database server; `insula migrate` makes what is missing",
-            )
-        }
+        Err(error) => StoreFinding::bad(
+            format!("PostgreSQL: {error}: {}", error.private().unwrap_or_default()),
+            "look into the log of the database server; `insula migrate` makes what is missing",
+        ),
     }
 }
 

@@ -187,7 +187,9 @@ pub(crate) async fn verify_isolation(name: &str, client: &Client, output: &Outpu
         let help = "suspend the tenant until its credential opens nothing but its own; docs/shared-stores.md says what each store needs";
         return Err(Failure::new(Class::Failed, format!("{broken} of {} probes did not end as they must", probes.len())).help(help));
     }
-    output.note(&format!("{} probes, all as they must be.", probes.len()));
+    let count = |field: &str| tried.get(field).and_then(Value::as_u64).unwrap_or_default();
+    let (some, all) = (count("others_tried"), count("others"));
+    output.note(&format!("{} probes, all as they must be; {some} of {all} other tenants on servers were tried.", probes.len()));
     Ok(())
 }
 

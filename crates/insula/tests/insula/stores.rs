@@ -110,6 +110,75 @@ fn a_database_is_migrated_once_and_checked() {
     run(&["serve", "--listen", "127.0.0.1:0"]).failed(1, "bypasses row-level security");
 }
 
+/// The S3 server of the tests.
+struct S3 {
+    endpoint: String,
+    key: String,
+    secret: String,
+}
+
+impl S3 {
+    /// None, with a printed reason, where no server is and nobody demands one.
+    fn given() -> Option<Self> {
+        let of = |name: &str| std::env::var(name).ok();
+        let all = (of("INSULA_S3_ENDPOINT"), of("INSULA_S3_ADMIN_KEY"), of("INSULA_S3_ADMIN_SECRET"));
+        if let (Some(endpoint), Some(key), Some(secret)) = all {
+            return Some(Self { endpoint, key, secret });
+        }
+        assert!(std::env::var_os("INSULA_REQUIRE").is_none(), "INSULA_S3_ENDPOINT, _ADMIN_KEY and _ADMIN_SECRET are demanded");
+        println!("SKIPPED: needs an S3 server in INSULA_S3_ENDPOINT with its INSULA_S3_ADMIN_KEY and INSULA_S3_ADMIN_SECRET");
+        None
+    }
+
+    /// `[stores.s3]`, with a secret of that name in `dir`.
+    fn config(&self, dir: &Path, secret: &str) -> String {
+        let file = dir.join("s3.secret");
+        fs::write(&file, secret).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+        format!(
+            "[stores.s3]\nendpoint = {:?}\naccess_key_id = {:?}\nsecret_access_key_file = {file:?}\ncredentials = 'iam'\nbucket_prefix = 'cli'\n",
+            self.endpoint, self.key
+        )
+    }
+
+    /// Lets the user of this name do everything with every bucket.
+    fn open_everything(&self, user: &str) {
+        let policy = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":["s3:GetObject","s3:PutObject","s3:DeleteObject","s3:List*"],"Resource":["arn:aws:s3:::*"]}]}"#;
+        let mut curl = Command::new("curl");
+        curl.args(["-sS", "--fail", "--aws-sigv4", "aws:amz:us-east-1:iam", "--user", &format!("{}:{}", self.key, self.secret)]);
+        for field in ["Action=PutUserPolicy", "Version=2010-05-08", "PolicyName=hole", &format!("UserName={user}")] {
+            curl.args(["--data-urlencode", field]);
+        }
+        let run = curl.args(["--data-urlencode", &format!("PolicyDocument={policy}"), &self.endpoint]).output().unwrap();
+        assert!(run.status.success(), "{}{}", String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
+    }
+}
+
+#[test]
+fn an_s3_server_is_checked_before_a_start() {
+    let (Some((cell, engine)), Some(database), Some(s3)) = (programs(), Database::make(), S3::given()) else { return };
+    let home = tempfile::tempdir().unwrap();
+    let config = home.path().join("config.toml");
+    let cells = format!("[cells]\nprogram = {cell:?}\nengine_library = {engine:?}\nfloor = 'development'\n");
+    let run = |s3: String, arguments: &[&str]| {
+        fs::write(&config, format!("{}{s3}{cells}", database.config(home.path()))).unwrap();
+        insula(home.path(), &[], &[arguments, &["--config", config.to_str().unwrap()]].concat())
+    };
+    run(String::new(), &["migrate", "--json"]).json();
+    let good = run(s3.config(home.path(), &s3.secret), &["check"]);
+    assert_eq!(good.status, 0, "{}{}", good.output, good.error);
+    assert!(good.output.contains("ok      S3 answers") && good.output.contains("ok      S3 has an API for users"), "{}", good.output);
+    assert!(!good.output.contains(&s3.secret), "a secret is printed");
+    let wrong = run(s3.config(home.path(), "wrong"), &["check"]);
+    assert_eq!(wrong.status, 1);
+    assert!(wrong.output.contains("unsafe  S3") && wrong.output.contains("check `access_key_id`"), "{}", wrong.output);
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let nowhere = S3 { endpoint: format!("http://127.0.0.1:{port}"), key: s3.key.clone(), secret: s3.secret.clone() };
+    let away = run(nowhere.config(home.path(), &s3.secret), &["check"]);
+    assert_eq!(away.status, 1);
+    assert!(away.output.contains("unsafe  S3: no answer") && away.output.contains("start the server"), "{}", away.output);
+}
+
 #[test]
 fn an_owner_that_may_not_is_told_what_to_do() {
     let Some(database) = Database::make() else { return };
@@ -187,6 +256,43 @@ fn isolation_is_tried_and_a_hole_is_told() {
     let holed = service.run("operator", &["tenant", "verify-isolation", "cat"]);
     assert_eq!(holed.status, 1, "{}", holed.output);
     assert!(holed.error.contains("did not end as they must"), "{}", holed.error);
+}
+
+#[test]
+fn buckets_are_tried_with_each_tenants_own_access_key() {
+    let (Some(database), Some(s3)) = (Database::make(), S3::given()) else { return };
+    let started = Service::start_with(|home| {
+        let text = format!("{}{}", database.config(home), s3.config(home, &s3.secret));
+        let config = home.join("migrate.toml");
+        fs::write(&config, &text).unwrap();
+        insula(home, &[], &["migrate", "--json", "--config", config.to_str().unwrap()]).json();
+        text
+    });
+    let Some(service) = started else { return };
+    let tenants = ["ant", "bee", "cat"];
+    for name in tenants {
+        service.tenant(name, &["--storage", "pooled"]);
+    }
+    let tried = service.run("operator", &["tenant", "verify-isolation", "ant"]).json();
+    assert!(tried["holds"] == true && tried["others_tried"] == 2 && tried["others"] == 2, "{tried}");
+    let probes = tried["probes"].as_array().unwrap();
+    let buckets = |must: bool| -> Vec<&str> {
+        let those = probes.iter().filter(|probe| probe["must_refuse"] == must);
+        those.filter_map(|probe| probe["target"].as_str()?.strip_prefix("bucket ")).collect()
+    };
+    assert_eq!((buckets(true).len(), buckets(false).len()), (14, 6), "{tried}");
+    s3.open_everything(buckets(false)[0]);
+    let holed = service.run("operator", &["tenant", "verify-isolation", "ant"]);
+    assert_eq!(holed.status, 1, "{}", holed.output);
+    assert!(
+        holed.error.contains("did not end as they must") && holed.output.contains("\"holds\":false"),
+        "{}{}",
+        holed.output,
+        holed.error
+    );
+    for name in tenants {
+        service.run("operator", &["tenant", "erase", name, "--confirm", name, "--wait"]).json();
+    }
 }
 
 #[test]

@@ -147,6 +147,10 @@ impl From<MoveInfo> for Move {
 struct Isolation {
     /// Whether every probe ended as it must.
     holds: bool,
+    /// Other tenants that were tried.
+    others_tried: usize,
+    /// Of so many that have rows or objects on a server; 0 when this tenant has neither.
+    others: usize,
     probes: Vec<Probe>,
 }
 
@@ -197,9 +201,9 @@ async fn rollback(operator: &Operator, ask: Ask) -> Result<Reply> {
 async fn isolation(operator: &Operator, ask: Ask) -> Result<Reply> {
     let name = named(&ask)?;
     ask.no_body().await?;
-    let findings = operator.verify_isolation(&name).await?;
-    let holds = findings.iter().all(Finding::holds);
-    Reply::json(&Isolation { holds, probes: findings.into_iter().map(Probe::from).collect() })
+    let tried = operator.verify_isolation(&name).await?;
+    let (holds, others_tried, others) = (tried.holds(), tried.others_tried, tried.others);
+    Reply::json(&Isolation { holds, others_tried, others, probes: tried.findings.into_iter().map(Probe::from).collect() })
 }
 
 async fn export(operator: &Operator, ask: Ask) -> Result<Reply> {

@@ -119,6 +119,7 @@ impl Objects {
     }
 
     /// Removes all of them, and of a folder the folder itself. Idempotent.
+    #[cfg(test)]
     pub(crate) async fn remove_all(&self) -> Result<()> {
         match self {
             Self::Folder(dir) => {

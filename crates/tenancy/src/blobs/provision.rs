@@ -442,7 +442,7 @@ impl S3 {
         self.unseal(tenant, bucket, sealed).unwrap().expose().to_owned()
     }
 
-    pub(super) fn sealed(&self, tenant: TenantId, bucket: &str, secret: &Secret) -> String {
+    pub(crate) fn sealed(&self, tenant: TenantId, bucket: &str, secret: &Secret) -> String {
         self.seal(tenant, bucket, secret).unwrap()
     }
 

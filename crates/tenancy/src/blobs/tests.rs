@@ -6,7 +6,7 @@ use crate::rows::tests::Place;
 
 mod buckets;
 mod conformance;
-mod home;
+pub(crate) mod home;
 
 pub(super) fn content(bytes: usize) -> Vec<u8> {
     (0..bytes).map(|at| (at * 31 + at / 251) as u8).collect()

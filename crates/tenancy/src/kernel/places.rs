@@ -14,8 +14,8 @@ use crate::seal;
 
 /// Random bytes of a role's password.
 const PASSWORD_BYTES: usize = 32;
-/// Tenants read at once when buckets are compared.
-const BUCKETS_PAGE: u32 = 1000;
+/// Tenants read at once when places are compared.
+const TENANTS_PAGE: u32 = 1000;
 
 /// The stores beside the data folder, connected.
 pub(crate) struct Stores {
@@ -47,7 +47,8 @@ impl Stores {
             .ok_or_else(|| Error::Invalid("this tier needs PostgreSQL: give `[stores.postgres]` in the configuration".to_owned()))
     }
 
-    fn s3(&self) -> Result<&S3> {
+    /// S3, for who has or gets a bucket.
+    pub(crate) fn s3(&self) -> Result<&S3> {
         self.s3
             .as_ref()
             .ok_or_else(|| Error::Invalid("this tenant's objects are in S3: give `[stores.s3]` in the configuration".to_owned()))
@@ -118,7 +119,13 @@ impl Kernel {
     pub(crate) async fn objects_place_new(&self, id: TenantId, name: &Name, tier: Tier) -> Result<ObjectsPlace> {
         let stores = &self.0.stores;
         let Some(s3) = stores.s3.as_ref().filter(|_| tier != Tier::Embedded) else { return Ok(ObjectsPlace::Folder) };
-        s3.provision(id, name.as_str(), &self.buckets().await?).await
+        // Buckets that the service makes have names that nobody could take.
+        let configured = |s3: &S3Config| matches!(s3.credentials, S3Credentials::Configured(_));
+        let taken = match stores.config.s3.as_ref().is_some_and(configured) {
+            true => self.neighbours(id).await?.iter().flat_map(|(_, place)| place.buckets()).map(str::to_owned).collect(),
+            false => Vec::new(),
+        };
+        s3.provision(id, name.as_str(), &taken).await
     }
 
     /// Where its objects lie.
@@ -150,21 +157,15 @@ impl Kernel {
         }
     }
 
-    /// Buckets of all tenants, where two could have been given the same.
-    async fn buckets(&self) -> Result<Vec<String>> {
-        let configured = |s3: &S3Config| matches!(s3.credentials, S3Credentials::Configured(_));
-        if !self.0.stores.config.s3.as_ref().is_some_and(configured) {
-            return Ok(Vec::new());
-        }
-        let (mut buckets, mut after) = (Vec::new(), None);
+    /// Where all other tenants live, by name.
+    pub(crate) async fn neighbours(&self, id: TenantId) -> Result<Vec<(TenantId, Placement)>> {
+        let (mut neighbours, mut after) = (Vec::new(), None);
         loop {
-            let page = self.0.control.tenants_page(after.as_ref(), BUCKETS_PAGE).await?;
-            let Some(last) = page.last() else { return Ok(buckets) };
+            let page = self.0.control.tenants_page(after.as_ref(), TENANTS_PAGE).await?;
+            let Some(last) = page.last() else { return Ok(neighbours) };
             after = Some(last.name.clone());
-            for row in page {
-                if let ObjectsPlace::Bucket { name, .. } = Placement::parse(&row.placement)?.objects {
-                    buckets.push(name);
-                }
+            for row in page.iter().filter(|row| row.id != id) {
+                neighbours.push((row.id, Placement::parse(&row.placement)?));
             }
         }
     }

@@ -12,7 +12,7 @@ use crate::place::{ObjectsPlace, S3Config, S3Credentials, Secret};
 use crate::rows::tests::Island;
 
 /// The S3 server of the tests: URL, key, secret. Without one a test says so and ends, or fails where servers are required.
-pub(super) fn server() -> Option<[String; 3]> {
+pub(crate) fn server() -> Option<[String; 3]> {
     let all = ["INSULA_S3_ENDPOINT", "INSULA_S3_ADMIN_KEY", "INSULA_S3_ADMIN_SECRET"].map(|name| std::env::var(name).ok());
     if let [Some(endpoint), Some(key), Some(secret)] = all {
         return Some([endpoint, key, secret]);
@@ -25,7 +25,7 @@ pub(super) fn server() -> Option<[String; 3]> {
     None
 }
 
-pub(super) fn config([endpoint, key, secret]: [String; 3], credentials: S3Credentials) -> S3Config {
+pub(crate) fn config([endpoint, key, secret]: [String; 3], credentials: S3Credentials) -> S3Config {
     S3Config {
         endpoint: Some(endpoint),
         region: "us-east-1".to_owned(),
@@ -37,62 +37,62 @@ pub(super) fn config([endpoint, key, secret]: [String; 3], credentials: S3Creden
 }
 
 /// One tenant and its objects.
-pub(super) struct Home {
-    pub(super) place: Place,
-    pub(super) tenant: Island,
-    pub(super) bucket: Option<Rented>,
+pub(in crate::blobs) struct Home {
+    pub(in crate::blobs) place: Place,
+    pub(in crate::blobs) tenant: Island,
+    pub(in crate::blobs) bucket: Option<Rented>,
 }
 
 /// A bucket that is given back at the end.
-pub(super) struct Rented {
-    pub(super) s3: S3,
-    pub(super) tenant: TenantId,
-    pub(super) place: ObjectsPlace,
+pub(in crate::blobs) struct Rented {
+    pub(in crate::blobs) s3: S3,
+    pub(in crate::blobs) tenant: TenantId,
+    pub(in crate::blobs) place: ObjectsPlace,
 }
 
 impl Rented {
-    pub(super) async fn new(s3: &S3, tenant: TenantId) -> Self {
+    pub(in crate::blobs) async fn new(s3: &S3, tenant: TenantId) -> Self {
         Self { s3: s3.clone(), tenant, place: s3.provision(tenant, "acme", &[]).await.unwrap() }
     }
 
-    pub(super) fn parts(&self) -> (&str, &str, &str) {
+    pub(in crate::blobs) fn parts(&self) -> (&str, &str, &str) {
         match &self.place {
             ObjectsPlace::Bucket { name, access_key_id, sealed_secret } => (name, access_key_id, sealed_secret),
             ObjectsPlace::Folder => panic!("no bucket"),
         }
     }
 
-    pub(super) fn name(&self) -> &str {
+    pub(in crate::blobs) fn name(&self) -> &str {
         self.parts().0
     }
 
-    pub(super) fn objects(&self) -> Objects {
+    pub(in crate::blobs) fn objects(&self) -> Objects {
         let (name, key, secret) = self.parts();
         self.s3.open(self.tenant, name, key, secret).unwrap()
     }
 
-    pub(super) fn wire(&self) -> Wire {
+    pub(in crate::blobs) fn wire(&self) -> Wire {
         let (name, key, secret) = self.parts();
         self.s3.tenant_wire(self.tenant, name, key, secret).unwrap()
     }
 
-    pub(super) async fn call(&self, method: Method, path: &str, query: &[(&str, &str)], body: Vec<u8>) -> Answer {
+    pub(in crate::blobs) async fn call(&self, method: Method, path: &str, query: &[(&str, &str)], body: Vec<u8>) -> Answer {
         self.wire().call(method, &format!("/{}{path}", self.name()), query, body).await.unwrap()
     }
 
-    pub(super) async fn give_back(&self) {
+    pub(in crate::blobs) async fn give_back(&self) {
         let (name, key, secret) = self.parts();
         self.s3.destroy(self.tenant, name, key, secret).await.unwrap();
     }
 }
 
 impl Home {
-    pub(super) fn folder() -> Self {
+    pub(in crate::blobs) fn folder() -> Self {
         let place = Place::new();
         Self { tenant: place.tenant(1), place, bucket: None }
     }
 
-    pub(super) async fn bucket() -> Option<Self> {
+    pub(in crate::blobs) async fn bucket() -> Option<Self> {
         let server = server()?;
         let home = Self::folder();
         let s3 = home.s3(config(server, S3Credentials::Iam { endpoint: None }));
@@ -100,30 +100,30 @@ impl Home {
         Some(Self { bucket, ..home })
     }
 
-    pub(super) fn s3(&self, config: S3Config) -> S3 {
+    pub(in crate::blobs) fn s3(&self, config: S3Config) -> S3 {
         S3::new(config, self.place.root.service_id(), self.place.root.control_key()).unwrap()
     }
 
-    pub(super) fn objects(&self) -> Option<Objects> {
+    pub(in crate::blobs) fn objects(&self) -> Option<Objects> {
         self.bucket.as_ref().map(Rented::objects)
     }
 
-    pub(super) async fn create(&self) -> Store {
+    pub(in crate::blobs) async fn create(&self) -> Store {
         self.tenant.create_with(self.objects()).await
     }
 
-    pub(super) async fn open(&self) -> Store {
+    pub(in crate::blobs) async fn open(&self) -> Store {
         self.tenant.open_with(self.objects()).await.unwrap()
     }
 
-    pub(super) async fn end(self) {
+    pub(in crate::blobs) async fn end(self) {
         if let Some(bucket) = &self.bucket {
             bucket.give_back().await;
         }
     }
 
     /// What is stored, as it is stored.
-    pub(super) async fn raw(&self, id: BlobId) -> Vec<u8> {
+    pub(in crate::blobs) async fn raw(&self, id: BlobId) -> Vec<u8> {
         let Some(bucket) = &self.bucket else { return fs::read(self.file(id)).unwrap() };
         let objects = bucket.objects();
         let length = self.length(id).await;
@@ -138,7 +138,7 @@ impl Home {
     }
 
     /// Somebody puts other bytes there.
-    pub(super) async fn put_raw(&self, id: BlobId, bytes: &[u8]) {
+    pub(in crate::blobs) async fn put_raw(&self, id: BlobId, bytes: &[u8]) {
         match &self.bucket {
             None => fs::write(self.file(id), bytes).unwrap(),
             Some(bucket) => {
@@ -149,7 +149,7 @@ impl Home {
     }
 
     /// Somebody removes it.
-    pub(super) async fn remove_raw(&self, id: BlobId) {
+    pub(in crate::blobs) async fn remove_raw(&self, id: BlobId) {
         match &self.bucket {
             None => fs::remove_file(self.file(id)).unwrap(),
             Some(bucket) => {
@@ -163,7 +163,7 @@ impl Home {
     }
 
     /// How many objects, finished and not, lie there.
-    pub(super) async fn lying(&self) -> usize {
+    pub(in crate::blobs) async fn lying(&self) -> usize {
         let Some(bucket) = &self.bucket else {
             let folders = fs::read_dir(self.tenant.dir.join("blobs")).unwrap();
             return folders.map(|folder| fs::read_dir(folder.unwrap().path()).unwrap().count()).sum();
@@ -174,7 +174,7 @@ impl Home {
     }
 
     /// As many lie there in the end: a bucket is tidied in the background.
-    pub(super) async fn settles_at(&self, expected: usize, what: &str) {
+    pub(in crate::blobs) async fn settles_at(&self, expected: usize, what: &str) {
         let begun = Instant::now();
         loop {
             let lying = self.lying().await;

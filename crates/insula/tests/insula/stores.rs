@@ -285,7 +285,7 @@ fn buckets_are_tried_with_each_tenants_own_access_key() {
     let holed = service.run("operator", &["tenant", "verify-isolation", "ant"]);
     assert_eq!(holed.status, 1, "{}", holed.output);
     assert!(
-        holed.error.contains("did not end as they must") && holed.output.contains("\"holds\":false"),
+        holed.error.contains("did not end as they must") && holed.output.contains("\"holds\": false"),
         "{}{}",
         holed.output,
         holed.error

@@ -4,7 +4,7 @@
 //! the tenant's own bucket must succeed: a key that opens nothing at all proves nothing.
 
 use bytes::Bytes;
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 use http::{Method, StatusCode};
 
 use super::provision::{MARK, S3};
@@ -55,18 +55,21 @@ impl S3 {
         };
         let wire = &self.tenant_wire(tenant, name, access_key_id, sealed_secret)?;
         let mut probes = probe(wire, name, true).await?;
-        let tried = stream::iter(others).map(|other| async move {
-            if other != name {
-                return probe(wire, other, false).await;
-            }
-            let answer = "another tenant has the same bucket".to_owned();
-            Ok(vec![IsolationProbe { bucket: other.clone(), act: "share", own: false, outcome: ProbeOutcome::Broken, answer }])
-        });
-        probes.extend(tried.buffered(BUCKETS_AT_ONCE_MAX).try_concat().await?);
+        let attempts: Vec<_> = others.iter().map(|other| anothers(wire, name, other).boxed()).collect();
+        probes.extend(stream::iter(attempts).buffered(BUCKETS_AT_ONCE_MAX).try_concat().await?);
         probes.push(list_buckets(wire, name).await?);
         probes.push(create_bucket(wire, &self.fresh_name()?).await?);
         Ok(probes)
     }
+}
+
+/// All acts on a bucket that must not be the tenant's own.
+async fn anothers(wire: &Wire, own: &str, other: &str) -> Result<Vec<IsolationProbe>> {
+    if other != own {
+        return probe(wire, other, false).await;
+    }
+    let answer = "another tenant has the same bucket".to_owned();
+    Ok(vec![IsolationProbe { bucket: other.to_owned(), act: "share", own: false, outcome: ProbeOutcome::Broken, answer }])
 }
 
 /// All acts on one bucket. What is written is removed again if it should not have been possible.

@@ -1,0 +1,202 @@
+//! What a run consists of beside its own record: one small record for each parameter, tag, metric, input and output.
+//!
+//! ```text
+//! run_item  {run}/p/{hash of the name}   a parameter: never changes
+//!           {run}/t/…                    a tag
+//!           {run}/m/…                    a metric with its newest points
+//!           {run}/d/…                    a data set that went in
+//!           {run}/i/…  {run}/o/…         logged models that went in and came out
+//! ```
+//! So logging one thing touches one of them, and a whole run is read with one listing.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tenancy::{Record, Rows, Tx};
+
+use super::check::name_hash;
+use super::metric::{Metric, MetricHead};
+use crate::error::Result;
+
+/// Records read at once.
+const READ_ITEMS: u32 = 1000;
+
+/// A part of a run. `M` is [`Metric`], or [`MetricHead`] for who does not need the points.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RunItem<M> {
+    #[serde(rename = "r")]
+    pub(crate) run: String,
+    #[serde(rename = "v")]
+    pub(crate) part: Part<M>,
+}
+
+/// What a part is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Part<M> {
+    /// A parameter.
+    #[serde(rename = "p")]
+    Param(Text),
+    /// A tag.
+    #[serde(rename = "t")]
+    Tag(Text),
+    /// A metric.
+    #[serde(rename = "m")]
+    Metric(M),
+    /// A data set that the run used.
+    #[serde(rename = "d")]
+    Dataset(DatasetInput),
+    /// A logged model that the run used.
+    #[serde(rename = "i")]
+    ModelInput(ModelInput),
+    /// A logged model that the run made.
+    #[serde(rename = "o")]
+    ModelOutput(ModelOutput),
+}
+
+/// A key with a text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Text {
+    /// Its name.
+    #[serde(rename = "k")]
+    pub key: String,
+    /// Its value.
+    #[serde(rename = "v")]
+    pub value: String,
+}
+
+/// A data set that a run used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatasetInput {
+    /// Which one.
+    pub dataset: DatasetInfo,
+    /// What for, as tags.
+    #[serde(default)]
+    pub tags: Vec<Text>,
+}
+
+/// A data set in MLflow's terms.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatasetInfo {
+    /// Its name.
+    pub name: String,
+    /// Says which bytes.
+    pub digest: String,
+    /// Kind of its source.
+    pub source_type: String,
+    /// Where it came from.
+    pub source: String,
+    /// Its schema, as the client wrote it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema: Option<String>,
+    /// Its profile, as the client wrote it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
+}
+
+/// A logged model that a run used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelInput {
+    /// Its id.
+    pub model_id: String,
+}
+
+/// A logged model that a run made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelOutput {
+    /// Its id.
+    pub model_id: String,
+    /// At which step.
+    pub step: i64,
+}
+
+/// What has a name.
+pub(crate) trait Named {
+    fn name(&self) -> &str;
+}
+
+impl Named for Metric {
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Named for MetricHead {
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+/// Key of the metric of this name.
+pub(crate) fn metric_key(run: &str, name: &str) -> String {
+    format!("{run}/m/{}", name_hash(name))
+}
+
+/// Key of the parameter of this name.
+pub(crate) fn param_key(run: &str, name: &str) -> String {
+    format!("{run}/p/{}", name_hash(name))
+}
+
+/// Key of the tag of this name.
+pub(crate) fn tag_key(run: &str, name: &str) -> String {
+    format!("{run}/t/{}", name_hash(name))
+}
+
+impl<M: Named + Serialize + DeserializeOwned + Send + Sync> Record for RunItem<M> {
+    const KIND: &'static str = "run_item";
+    fn key(&self) -> String {
+        let run = &self.run;
+        match &self.part {
+            Part::Param(text) => param_key(run, &text.key),
+            Part::Tag(text) => tag_key(run, &text.key),
+            Part::Metric(metric) => metric_key(run, metric.name()),
+            Part::Dataset(input) => format!("{run}/d/{}", name_hash(&format!("{}\0{}", input.dataset.name, input.dataset.digest))),
+            Part::ModelInput(input) => format!("{run}/i/{}", name_hash(&input.model_id)),
+            Part::ModelOutput(output) => format!("{run}/o/{}", name_hash(&output.model_id)),
+        }
+    }
+}
+
+impl RunItem<Metric> {
+    pub(crate) fn new(run: &str, part: Part<Metric>) -> Self {
+        Self { run: run.to_owned(), part }
+    }
+}
+
+/// All parts of a run, without the points of its metrics.
+pub(crate) async fn heads(rows: &Rows<'_>, run: &str) -> Result<Vec<RunItem<MetricHead>>> {
+    let prefix = format!("{run}/");
+    let mut items: Vec<RunItem<MetricHead>> = Vec::new();
+    loop {
+        let after = items.last().map(Record::key);
+        let page = rows.list(after.as_deref(), READ_ITEMS, Some(&prefix)).await?;
+        let full = page.len() == READ_ITEMS as usize;
+        items.extend(page);
+        if !full {
+            return Ok(items);
+        }
+    }
+}
+
+/// One metric of a run with its newest points.
+pub(crate) async fn metric(rows: &Rows<'_>, run: &str, name: &str) -> Result<Option<Metric>> {
+    Ok(match rows.get::<RunItem<Metric>>(&metric_key(run, name)).await? {
+        Some(RunItem { part: Part::Metric(metric), .. }) => Some(metric),
+        _ => None,
+    })
+}
+
+/// Keys of all parts of a run and of all blocks of its metrics, removed; at most `most` of them. How many were.
+pub(crate) async fn remove(tx: &mut Tx<'_>, run: &str, most: u32) -> Result<u32> {
+    let prefix = format!("{run}/");
+    let items: Vec<RunItem<MetricHead>> = tx.list(None, most, Some(&prefix)).await?;
+    let mut removed = 0;
+    for item in &items {
+        tx.delete::<RunItem<Metric>>(&item.key()).await?;
+        removed += 1;
+    }
+    let blocks: Vec<super::metric::MetricBlock> = tx.list(None, most.saturating_sub(removed), Some(&prefix)).await?;
+    for block in &blocks {
+        tx.delete::<super::metric::MetricBlock>(&block.key()).await?;
+        removed += 1;
+    }
+    Ok(removed)
+}

@@ -1,0 +1,779 @@
+//! Runs: what a client records while it works. The record of a run is small and seldom changes; its parts are in [`super::item`].
+//!
+//! Every write asks the policy once more for the experiment that the run turns out to be in, refuses what is deleted, and tells the
+//! search index before and after its commit which run it touched.
+
+use serde::{Deserialize, Serialize};
+use tenancy::act::{Act, ResourceKind, RunDelete, RunRead, RunWrite, Writes};
+use tenancy::{Permit, Record, Tx};
+
+use super::check::{KEY_CHARS_MAX, entity_name, length, quoted, truncated};
+use super::experiment::{self, Experiment};
+use super::item::{self, DatasetInput, ModelInput, ModelOutput, Part, RunItem, Text, param_key, tag_key};
+use super::lifecycle::{Deleted, Lifecycle, Trash};
+use super::metric::{self, HISTORY_POINTS_MAX, Metric, MetricBlock, MetricHead, MetricPoint, ModelMetric, Point};
+use super::token::PageToken;
+use crate::error::{Error, Result};
+use crate::page::Timestamp;
+use crate::platform::Platform;
+
+/// Most metrics of one request.
+pub const METRICS_PER_BATCH_MAX: usize = 1000;
+/// Most parameters, and most tags, of one request.
+pub const TEXTS_PER_BATCH_MAX: usize = 100;
+/// Most of all of these together.
+const ITEMS_PER_BATCH_MAX: usize = 1000;
+/// Most data sets or models of one request.
+pub const INPUTS_PER_BATCH_MAX: usize = 1000;
+/// Most runs of one request for histories.
+pub const HISTORY_RUNS_MAX: usize = 100;
+const PARAM_CHARS_MAX: usize = 6000;
+const TAG_CHARS_MAX: usize = 8000;
+const DATASET_NAME_CHARS_MAX: usize = 500;
+const DATASET_DIGEST_CHARS_MAX: usize = 36;
+const DATASET_SOURCE_CHARS_MAX: usize = 65_535;
+/// Schema and profile of a data set together, in bytes: less than a record may hold.
+const DATASET_TEXT_BYTES_MAX: usize = 700_000;
+const INPUT_TAG_KEY_CHARS_MAX: usize = 255;
+const INPUT_TAG_VALUE_CHARS_MAX: usize = 500;
+const NAME_TAG: &str = "mlflow.runName";
+const MODELS_TAG: &str = "mlflow.log-model.history";
+const USER_CHARS_MAX: usize = 256;
+/// Longest id of a logged model in bytes.
+const MODEL_ID_BYTES_MAX: usize = 64;
+
+/// A run's own record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrackedRun {
+    /// 32 hex digits.
+    pub id: String,
+    /// The experiment it is in.
+    pub experiment_id: String,
+    /// For people.
+    pub name: String,
+    /// Who the client says it is.
+    pub user: String,
+    /// Where it stands.
+    pub status: RunStatus,
+    /// When it began, in milliseconds since 1970.
+    pub start_ms: i64,
+    /// When it ended, in milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_ms: Option<i64>,
+    /// Where its artifacts are.
+    pub artifact_uri: String,
+    /// What happened last to it; its experiment's may count more.
+    pub lifecycle: Lifecycle,
+}
+
+impl Record for TrackedRun {
+    const KIND: &'static str = "tracked_run";
+    fn key(&self) -> String {
+        self.id.clone()
+    }
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        vec![("experiment", self.experiment_id.clone())]
+    }
+}
+
+/// Where a run stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum RunStatus {
+    /// Still being recorded.
+    Running,
+    /// Not begun.
+    Scheduled,
+    /// Done.
+    Finished,
+    /// It failed.
+    Failed,
+    /// Somebody ended it.
+    Killed,
+}
+
+impl RunStatus {
+    /// By MLflow's word, or the number it has in MLflow's messages.
+    #[must_use]
+    pub fn parse(word: &str) -> Option<Self> {
+        Some(match word {
+            "RUNNING" | "1" => Self::Running,
+            "SCHEDULED" | "2" => Self::Scheduled,
+            "FINISHED" | "3" => Self::Finished,
+            "FAILED" | "4" => Self::Failed,
+            "KILLED" | "5" => Self::Killed,
+            _ => return None,
+        })
+    }
+
+    /// MLflow's word.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Running => "RUNNING",
+            Self::Scheduled => "SCHEDULED",
+            Self::Finished => "FINISHED",
+            Self::Failed => "FAILED",
+            Self::Killed => "KILLED",
+        }
+    }
+}
+
+/// What begins a run.
+#[derive(Debug, Clone, Default)]
+pub struct RunRequest {
+    /// The experiment; the default one when empty.
+    pub experiment_id: String,
+    /// For people; made up when absent.
+    pub name: Option<String>,
+    /// Who the client says it is; the principal when absent.
+    pub user: Option<String>,
+    /// When it began, in milliseconds since 1970; now when absent.
+    pub start_ms: Option<i64>,
+    /// First tags.
+    pub tags: Vec<Text>,
+}
+
+/// What changes about a run; what is absent stays.
+#[derive(Debug, Clone, Default)]
+pub struct RunUpdate {
+    /// Where it stands.
+    pub status: Option<RunStatus>,
+    /// When it ended, in milliseconds since 1970.
+    pub end_ms: Option<i64>,
+    /// For people.
+    pub name: Option<String>,
+}
+
+/// What is logged at once.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    /// Points of metrics.
+    pub metrics: Vec<MetricPoint>,
+    /// Parameters.
+    pub params: Vec<Text>,
+    /// Tags.
+    pub tags: Vec<Text>,
+}
+
+/// A run with everything that was recorded, metrics with their latest point.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunView {
+    /// Its own record; the lifecycle is what counts.
+    pub run: TrackedRun,
+    /// Latest points by name.
+    pub metrics: Vec<(String, Point)>,
+    /// Parameters.
+    pub params: Vec<Text>,
+    /// Tags.
+    pub tags: Vec<Text>,
+    /// Data sets that went in.
+    pub datasets: Vec<DatasetInput>,
+    /// Logged models that went in.
+    pub model_inputs: Vec<ModelInput>,
+    /// Logged models that came out.
+    pub model_outputs: Vec<ModelOutput>,
+}
+
+impl RunView {
+    pub(crate) fn new(run: TrackedRun, items: impl IntoIterator<Item = Part<MetricHead>>) -> Self {
+        let mut view = Self {
+            run,
+            metrics: Vec::new(),
+            params: Vec::new(),
+            tags: Vec::new(),
+            datasets: Vec::new(),
+            model_inputs: Vec::new(),
+            model_outputs: Vec::new(),
+        };
+        for part in items {
+            match part {
+                Part::Param(text) => view.params.push(text),
+                Part::Tag(text) => view.tags.push(text),
+                Part::Metric(metric) => view.metrics.push((metric.name, metric.latest)),
+                Part::Dataset(input) => view.datasets.push(input),
+                Part::ModelInput(input) => view.model_inputs.push(input),
+                Part::ModelOutput(output) => view.model_outputs.push(output),
+            }
+        }
+        view
+    }
+}
+
+/// A page of a metric's history.
+#[derive(Debug, Clone, PartialEq)]
+pub struct History {
+    /// Points by time, step and value.
+    pub points: Vec<Point>,
+    /// Token for more.
+    pub next: Option<String>,
+}
+
+impl Platform {
+    /// Begins a run.
+    ///
+    /// # Errors
+    /// No such experiment, or one that is deleted; tags over their bounds.
+    pub async fn tracking_run_create(&self, permit: &Permit<RunWrite>, request: RunRequest) -> Result<RunView> {
+        let id = random_id();
+        let experiment_id = if request.experiment_id.is_empty() { experiment::DEFAULT_ID } else { &request.experiment_id };
+        permit.within(ResourceKind::Experiment, experiment_id)?;
+        let tags = tags_checked(request.tags)?;
+        let tagged = tags.iter().find(|tag| tag.key == NAME_TAG).map(|tag| tag.value.clone());
+        let name = match (request.name.filter(|name| !name.is_empty()), tagged) {
+            (Some(name), Some(tag)) if name != tag => {
+                return Err(Error::invalid(format!(
+                    "Both 'run_name' argument and 'mlflow.runName' tag are specified, but with different values (run_name={}, mlflow.runName={}).",
+                    quoted(&name),
+                    quoted(&tag)
+                )));
+            }
+            (Some(name), _) | (None, Some(name)) => truncated(name, TAG_CHARS_MAX),
+            (None, None) => made_up_name(&id),
+        };
+        permit.detail("run", &id);
+        permit.detail("experiment", experiment_id);
+        let touched = self.tracking().touch(permit, &id);
+        let mut tx = permit.tx().await?;
+        self.tracking_sweep(&mut tx).await?;
+        let experiment = experiment::require(&mut tx, experiment_id).await?;
+        experiment.active()?;
+        let run = TrackedRun {
+            artifact_uri: format!("{}/{id}/artifacts", experiment.artifact_location.trim_end_matches('/')),
+            experiment_id: experiment.id,
+            name: name.clone(),
+            user: truncated(request.user.filter(|user| !user.is_empty()).unwrap_or_else(|| permit.principal().to_owned()), USER_CHARS_MAX),
+            status: RunStatus::Running,
+            start_ms: request.start_ms.unwrap_or_else(|| Timestamp::now().millis()),
+            end_ms: None,
+            lifecycle: Lifecycle::now(false, &[experiment.lifecycle]),
+            id,
+        };
+        let mut parts: Vec<_> = tags.into_iter().filter(|tag| tag.key != NAME_TAG).collect();
+        parts.push(Text { key: NAME_TAG.to_owned(), value: name });
+        let items: Vec<_> = parts.iter().map(|tag| RunItem::new(&run.id, Part::Tag(tag.clone()))).collect();
+        tx.insert(&run).await?;
+        tx.put_all(&items).await?;
+        tx.commit().await?;
+        drop(touched);
+        Ok(RunView::new(run, parts.into_iter().map(Part::Tag)))
+    }
+
+    /// The run that the permit is about, with everything that was recorded.
+    ///
+    /// # Errors
+    /// Not found.
+    pub async fn tracking_run_get(&self, permit: &Permit<RunRead>) -> Result<RunView> {
+        let run = readable(permit, permit.resource()).await?;
+        let items = item::heads(&permit.rows(), &run.id).await?;
+        Ok(RunView::new(run, items.into_iter().map(|item| item.part)))
+    }
+
+    /// Changes name, status or end of a run.
+    ///
+    /// # Errors
+    /// Not found; deleted.
+    pub async fn tracking_run_update(&self, permit: &Permit<RunWrite>, update: RunUpdate) -> Result<TrackedRun> {
+        let _touched = self.tracking().touch(permit, permit.resource());
+        let mut tx = permit.tx().await?;
+        let (mut run, _) = writable(permit, &mut tx).await?;
+        run.status = update.status.unwrap_or(run.status);
+        run.end_ms = update.end_ms.or(run.end_ms);
+        if let Some(name) = update.name.filter(|name| !name.is_empty()) {
+            run.name = truncated(name, TAG_CHARS_MAX);
+            let tag = Text { key: NAME_TAG.to_owned(), value: run.name.clone() };
+            tx.put(&RunItem::new(&run.id, Part::Tag(tag))).await?;
+        }
+        tx.put(&run).await?;
+        tx.commit().await?;
+        Ok(run)
+    }
+
+    /// Deletes a run; it can be restored until the tenant's retention time has passed.
+    ///
+    /// # Errors
+    /// Not found.
+    pub async fn tracking_run_delete(&self, permit: &Permit<RunDelete>) -> Result<()> {
+        self.run_lifecycle(permit, true).await
+    }
+
+    /// Restores a deleted run.
+    ///
+    /// # Errors
+    /// Not found.
+    pub async fn tracking_run_restore(&self, permit: &Permit<RunDelete>) -> Result<()> {
+        self.run_lifecycle(permit, false).await
+    }
+
+    async fn run_lifecycle(&self, permit: &Permit<RunDelete>, deleted: bool) -> Result<()> {
+        let _touched = self.tracking().touch(permit, permit.resource());
+        let mut tx = permit.tx().await?;
+        let (mut run, experiment) = found(permit, &mut tx).await?;
+        run.lifecycle = Lifecycle::now(deleted, &[run.lifecycle, experiment.lifecycle]);
+        tx.put(&run).await?;
+        if deleted {
+            tx.put(&Trash { at: run.lifecycle.at, what: Deleted::Run(run.id.clone()) }).await?;
+        }
+        self.tracking_sweep(&mut tx).await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// Logs metrics, parameters and tags: all of them or none.
+    ///
+    /// # Errors
+    /// Not found; deleted; a parameter that has another value already; names, values or numbers of things over their bounds.
+    pub async fn tracking_log(&self, permit: &Permit<RunWrite>, batch: Batch, single: bool) -> Result<()> {
+        let Batch { metrics, params, tags } = checked(batch, single)?;
+        let _touched = self.tracking().touch(permit, permit.resource());
+        let mut tx = permit.tx().await?;
+        let (mut run, _) = writable(permit, &mut tx).await?;
+        let mut items = Vec::with_capacity(metrics.len().min(64) + params.len() + tags.len());
+        params_new(&mut tx, &run.id, params, single, &mut items).await?;
+        let mut blocks = Vec::new();
+        metrics_pushed(&mut tx, &run.id, &metrics, &mut items, &mut blocks).await?;
+        if let Some(name) = tags.iter().rev().find(|tag| tag.key == NAME_TAG) {
+            run.name.clone_from(&name.value);
+            tx.put(&run).await?;
+        }
+        items.extend(tags.into_iter().map(|tag| RunItem::new(&run.id, Part::Tag(tag))));
+        match items.as_slice() {
+            [] => {}
+            [one] => tx.put(one).await?,
+            all => tx.put_all(all).await?,
+        }
+        if !blocks.is_empty() {
+            tx.put_all(&blocks).await?;
+        }
+        model_metrics(&mut tx, &run, metrics).await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// Removes a tag of a run.
+    ///
+    /// # Errors
+    /// Not found, the run or the tag; deleted.
+    pub async fn tracking_tag_delete(&self, permit: &Permit<RunWrite>, key: &str) -> Result<()> {
+        let _touched = self.tracking().touch(permit, permit.resource());
+        let mut tx = permit.tx().await?;
+        let (run, _) = writable(permit, &mut tx).await?;
+        if !tx.delete::<RunItem<Metric>>(&tag_key(&run.id, key)).await? {
+            return Err(Error::not_found("tag"));
+        }
+        Ok(tx.commit().await?)
+    }
+
+    /// Records data sets and logged models that a run used. What is recorded already stays as it is.
+    ///
+    /// # Errors
+    /// Not found; deleted; texts or numbers of things over their bounds.
+    pub async fn tracking_inputs_log(&self, permit: &Permit<RunWrite>, datasets: Vec<DatasetInput>, models: Vec<ModelInput>) -> Result<()> {
+        batch_limit("datasets", INPUTS_PER_BATCH_MAX, datasets.len())?;
+        batch_limit("models", INPUTS_PER_BATCH_MAX, models.len())?;
+        datasets.iter().try_for_each(dataset_checked)?;
+        models.iter().try_for_each(|model| model_id_checked(&model.model_id))?;
+        let parts: Vec<_> = datasets.into_iter().map(Part::Dataset).chain(models.into_iter().map(Part::ModelInput)).collect();
+        self.parts_add(permit, parts, false).await
+    }
+
+    /// Records logged models that a run made.
+    ///
+    /// # Errors
+    /// Not found; deleted; too many.
+    pub async fn tracking_outputs_log(&self, permit: &Permit<RunWrite>, models: Vec<ModelOutput>) -> Result<()> {
+        batch_limit("models", INPUTS_PER_BATCH_MAX, models.len())?;
+        models.iter().try_for_each(|model| model_id_checked(&model.model_id))?;
+        self.parts_add(permit, models.into_iter().map(Part::ModelOutput).collect(), true).await
+    }
+
+    async fn parts_add(&self, permit: &Permit<RunWrite>, parts: Vec<Part<Metric>>, replace: bool) -> Result<()> {
+        let _touched = self.tracking().touch(permit, permit.resource());
+        let mut tx = permit.tx().await?;
+        let (run, _) = writable(permit, &mut tx).await?;
+        let mut items: Vec<RunItem<Metric>> = Vec::with_capacity(parts.len());
+        let mut keys = Vec::with_capacity(parts.len());
+        for part in parts {
+            let item = RunItem::new(&run.id, part);
+            let key = item.key();
+            // The first of two that are alike stays.
+            if !keys.contains(&key) {
+                items.push(item);
+                keys.push(key);
+            }
+        }
+        if !replace {
+            let known = tx.get_all::<RunItem<Metric>>(&keys).await?;
+            let mut known = known.iter().map(Option::is_some);
+            items.retain(|_| !known.next().unwrap_or(false));
+        }
+        tx.put_all(&items).await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// Notes a model of MLflow before 3 in the run's tag, where its clients look for it.
+    ///
+    /// # Errors
+    /// Not found; deleted; what is no JSON object; more than a tag may hold.
+    pub async fn tracking_model_log(&self, permit: &Permit<RunWrite>, model_json: &str) -> Result<()> {
+        let wrong = || Error::invalid("Malformed model info. \n the given 'model_json' is not a JSON object with `artifact_path`, `flavors`, `utc_time_created` and `run_id`");
+        let mut model: serde_json::Map<String, serde_json::Value> = serde_json::from_str(model_json).map_err(|_| wrong())?;
+        if ["artifact_path", "flavors", "utc_time_created", "run_id"].iter().any(|field| !model.contains_key(*field)) {
+            return Err(wrong());
+        }
+        // A signature may be longer than a tag.
+        model.retain(|field, _| matches!(field.as_str(), "artifact_path" | "flavors" | "utc_time_created" | "run_id" | "model_uuid" | "model_id"));
+        let _touched = self.tracking().touch(permit, permit.resource());
+        let mut tx = permit.tx().await?;
+        let (run, _) = writable(permit, &mut tx).await?;
+        let mut models = match tx.get::<RunItem<Metric>>(&tag_key(&run.id, MODELS_TAG)).await? {
+            Some(RunItem { part: Part::Tag(tag), .. }) => serde_json::from_str::<Vec<serde_json::Value>>(&tag.value).unwrap_or_default(),
+            _ => Vec::new(),
+        };
+        models.push(model.into());
+        let value = serde_json::Value::from(models).to_string();
+        length("value", TAG_CHARS_MAX, &value)?;
+        tx.put(&RunItem::new(&run.id, Part::Tag(Text { key: MODELS_TAG.to_owned(), value }))).await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// A page of the history of one metric of the run that the permit is about.
+    ///
+    /// # Errors
+    /// Not found; a token of another query.
+    pub async fn tracking_history(&self, permit: &Permit<RunRead>, key: &str, limit: Option<u32>, token: Option<&str>) -> Result<History> {
+        let run = readable(permit, permit.resource()).await?;
+        let shape = PageToken::shape(&(&run.id, key));
+        let skip = PageToken::open(permit, token, "history", &shape)?;
+        let limit = experiment::page_limit(limit.map(|limit| if limit > HISTORY_POINTS_MAX { HISTORY_POINTS_MAX } else { limit }), HISTORY_POINTS_MAX, HISTORY_POINTS_MAX)?;
+        let rows = permit.rows();
+        let Some(metric) = item::metric(&rows, &run.id, key).await? else { return Ok(History { points: Vec::new(), next: None }) };
+        let (points, more) = metric.history(&rows, &run.id, skip as u64, limit).await?;
+        let next = more.then(|| PageToken::seal(permit, "history", &shape, skip + points.len())).transpose()?;
+        Ok(History { points, next })
+    }
+
+    /// The beginnings of the histories of one metric of several runs, at most `limit` points in all; runs by id.
+    ///
+    /// # Errors
+    /// Too many runs.
+    pub async fn tracking_histories(&self, permit: &Permit<RunRead>, runs: &[String], key: &str, limit: u32) -> Result<Vec<(String, Vec<Point>)>> {
+        let mut left = limit.min(HISTORY_POINTS_MAX) as usize;
+        let mut found = Vec::new();
+        for run in self.history_runs(permit, runs).await?.into_iter().flatten() {
+            let rows = permit.rows();
+            if let Some(metric) = item::metric(&rows, &run.id, key).await? {
+                let (points, _) = metric.history(&rows, &run.id, 0, left).await?;
+                left -= points.len();
+                found.push((run.id, points));
+            }
+        }
+        Ok(found)
+    }
+
+    /// At most `limit` points of one metric of each of several runs, spread evenly between two steps.
+    ///
+    /// # Errors
+    /// Too many runs; one that is not found.
+    pub async fn tracking_samples(
+        &self,
+        permit: &Permit<RunRead>,
+        runs: &[String],
+        key: &str,
+        steps: Option<(i64, i64)>,
+        limit: u32,
+    ) -> Result<Vec<(String, Vec<Point>)>> {
+        let mut found = Vec::new();
+        for run in self.history_runs(permit, runs).await? {
+            let run = run.ok_or(Error::not_found("run"))?;
+            let rows = permit.rows();
+            if let Some(metric) = item::metric(&rows, &run.id, key).await? {
+                let points = metric.sampled(&rows, &run.id, steps, limit.clamp(1, HISTORY_POINTS_MAX) as usize).await?;
+                found.push((run.id, points));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Runs by id that may be read; `None` for those that may not.
+    async fn history_runs(&self, permit: &Permit<RunRead>, ids: &[String]) -> Result<Vec<Option<TrackedRun>>> {
+        if ids.is_empty() {
+            return Err(Error::invalid("GetMetricHistoryBulk request must specify at least one run_id."));
+        }
+        if ids.len() > HISTORY_RUNS_MAX {
+            return Err(Error::invalid(format!(
+                "GetMetricHistoryBulk request cannot specify more than {HISTORY_RUNS_MAX} run_ids. Received {} run_ids.",
+                ids.len()
+            )));
+        }
+        let mut ids = ids.to_vec();
+        ids.sort_unstable();
+        ids.dedup();
+        let runs = permit.rows().get_all::<TrackedRun>(&ids).await?;
+        Ok(runs.into_iter().map(|run| run.filter(|run| permit.may(ResourceKind::Experiment, &run.experiment_id))).collect())
+    }
+}
+
+/// A run that the permit may read, with the lifecycle that counts.
+async fn readable(permit: &Permit<RunRead>, id: &str) -> Result<TrackedRun> {
+    id_checked(id)?;
+    let rows = permit.rows();
+    let mut run = rows.get::<TrackedRun>(id).await?.ok_or(Error::not_found("run"))?;
+    permit.within(ResourceKind::Experiment, &run.experiment_id)?;
+    let experiment = experiment::one(rows.get(&run.experiment_id).await?, &run.experiment_id)?;
+    run.lifecycle = run.lifecycle.within(experiment.lifecycle);
+    Ok(run)
+}
+
+/// The run that the permit is about, and its experiment.
+async fn found<A: Act<Mode = Writes>>(permit: &Permit<A>, tx: &mut Tx<'_>) -> Result<(TrackedRun, Experiment)> {
+    id_checked(permit.resource())?;
+    let run = tx.get::<TrackedRun>(permit.resource()).await?.ok_or(Error::not_found("run"))?;
+    permit.within(ResourceKind::Experiment, &run.experiment_id)?;
+    let experiment = experiment::require(tx, &run.experiment_id).await?;
+    Ok((run, experiment))
+}
+
+/// The same, unless it is deleted.
+pub(crate) async fn writable<A: Act<Mode = Writes>>(permit: &Permit<A>, tx: &mut Tx<'_>) -> Result<(TrackedRun, Experiment)> {
+    let (run, experiment) = found(permit, tx).await?;
+    if run.lifecycle.within(experiment.lifecycle).deleted {
+        return Err(Error::invalid(format!("The run {} must be in the 'active' state. Current state is deleted.", run.id)));
+    }
+    Ok((run, experiment))
+}
+
+/// Parameters that are not there yet; those that are must say the same.
+async fn params_new(tx: &mut Tx<'_>, run: &str, params: Vec<Text>, single: bool, items: &mut Vec<RunItem<Metric>>) -> Result<()> {
+    if params.is_empty() {
+        return Ok(());
+    }
+    let keys: Vec<_> = params.iter().map(|param| param_key(run, &param.key)).collect();
+    let known = tx.get_all::<RunItem<Metric>>(&keys).await?;
+    let mut changed = Vec::new();
+    for (param, known) in params.into_iter().zip(known) {
+        match known {
+            Some(RunItem { part: Part::Param(old), .. }) if old.value == param.value => {}
+            Some(RunItem { part: Part::Param(old), .. }) => changed.push((param, old.value)),
+            _ => items.push(RunItem::new(run, Part::Param(param))),
+        }
+    }
+    match changed.as_slice() {
+        [] => Ok(()),
+        [(param, old)] if single => Err(Error::invalid(format!(
+            "Changing param values is not allowed. Param with key='{}' was already logged with value='{}' for run ID='{run}'. Attempted logging new value '{}'.",
+            param.key,
+            truncated(old.clone(), 200),
+            truncated(param.value.clone(), 200)
+        ))),
+        changed => {
+            let all: Vec<_> = changed
+                .iter()
+                .map(|(param, old)| format!("{{'key': '{}', 'old_value': '{}', 'new_value': '{}'}}", param.key, truncated(old.clone(), 200), truncated(param.value.clone(), 200)))
+                .collect();
+            Err(Error::invalid(format!("Changing param values is not allowed. Params were already logged='[{}]' for run ID='{run}'.", all.join(", "))))
+        }
+    }
+}
+
+/// Metrics with their new points.
+async fn metrics_pushed(
+    tx: &mut Tx<'_>,
+    run: &str,
+    points: &[MetricPoint],
+    items: &mut Vec<RunItem<Metric>>,
+    blocks: &mut Vec<MetricBlock>,
+) -> Result<()> {
+    let mut names: Vec<&str> = points.iter().map(|point| point.key.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    let keys: Vec<_> = names.iter().map(|name| item::metric_key(run, name)).collect();
+    let mut known = match keys.as_slice() {
+        [] => return Ok(()),
+        [one] => vec![tx.get::<RunItem<Metric>>(one).await?],
+        all => tx.get_all::<RunItem<Metric>>(all).await?,
+    }
+    .into_iter()
+    .map(|item| match item {
+        Some(RunItem { part: Part::Metric(metric), .. }) => Some(metric),
+        _ => None,
+    })
+    .collect::<Vec<_>>();
+    for point in points {
+        let at = names.binary_search(&point.key.as_str()).unwrap_or_default();
+        if let Some(slot) = known.get_mut(at) {
+            match slot {
+                Some(metric) => metric.push(run, point.point, blocks),
+                None => *slot = Some(Metric::new(point.key.clone(), point.point)),
+            }
+        }
+    }
+    items.extend(known.into_iter().flatten().map(|metric| RunItem::new(run, Part::Metric(metric))));
+    Ok(())
+}
+
+/// Points that say something about a logged model are kept for it too.
+async fn model_metrics(tx: &mut Tx<'_>, run: &TrackedRun, metrics: Vec<MetricPoint>) -> Result<()> {
+    let records: Vec<_> = metrics
+        .into_iter()
+        .filter_map(|MetricPoint { key, point, model }| {
+            let link = model?;
+            Some(ModelMetric { key, point, link, run_id: run.id.clone(), experiment_id: run.experiment_id.clone() })
+        })
+        .collect();
+    if !records.is_empty() {
+        tx.put_all(&records).await?;
+    }
+    Ok(())
+}
+
+/// Within MLflow's bounds.
+fn checked(batch: Batch, single: bool) -> Result<Batch> {
+    let Batch { metrics, params, tags } = batch;
+    batch_limit("metrics", METRICS_PER_BATCH_MAX, metrics.len())?;
+    batch_limit("params", TEXTS_PER_BATCH_MAX, params.len())?;
+    batch_limit("tags", TEXTS_PER_BATCH_MAX, tags.len())?;
+    batch_limit("metrics, params, and tags", ITEMS_PER_BATCH_MAX, metrics.len() + params.len() + tags.len())?;
+    let path = |what: &str, at: usize| if single { String::new() } else { format!("{what}[{at}]") };
+    for (at, point) in metrics.iter().enumerate() {
+        metric::checked(point, &path("metrics", at))?;
+        if let Some(link) = &point.model {
+            model_id_checked(&link.model_id)?;
+            length("dataset_name", DATASET_NAME_CHARS_MAX, link.dataset_name.as_deref().unwrap_or_default())?;
+            length("dataset_digest", DATASET_DIGEST_CHARS_MAX, link.dataset_digest.as_deref().unwrap_or_default())?;
+        }
+    }
+    let mut known: Vec<&str> = params.iter().map(|param| param.key.as_str()).collect();
+    known.sort_unstable();
+    if let Some(twice) = known.windows(2).find_map(|pair| (pair.first() == pair.last()).then(|| pair.first()).flatten()) {
+        return Err(Error::invalid(format!(
+            "Duplicate parameter keys have been submitted: [{}]. Please ensure the request contains only one param value per param key.",
+            quoted(twice)
+        )));
+    }
+    let params = params.into_iter().enumerate().map(|(at, param)| {
+        let path = path("params", at);
+        entity_name(&if path.is_empty() { "key".to_owned() } else { format!("{path}.key") }, &param.key)?;
+        length("Param key", KEY_CHARS_MAX, &param.key)?;
+        Ok(Text { value: truncated(param.value, PARAM_CHARS_MAX), ..param })
+    });
+    Ok(Batch { metrics, params: params.collect::<Result<_>>()?, tags: tags_checked(tags)? })
+}
+
+fn tags_checked(tags: Vec<Text>) -> Result<Vec<Text>> {
+    batch_limit("tags", TEXTS_PER_BATCH_MAX, tags.len())?;
+    let tags = tags.into_iter().enumerate().map(|(at, tag)| {
+        entity_name(&format!("tags[{at}].key"), &tag.key)?;
+        length(&format!("tags[{at}].key"), KEY_CHARS_MAX, &tag.key)?;
+        Ok(Text { value: truncated(tag.value, TAG_CHARS_MAX), ..tag })
+    });
+    tags.collect()
+}
+
+fn batch_limit(what: &str, most: usize, given: usize) -> Result<()> {
+    if given > most {
+        return Err(Error::invalid(format!(
+            "A batch logging request can contain at most {most} {what}. Got {given} {what}. Please split up {what} across multiple requests and try again."
+        )));
+    }
+    Ok(())
+}
+
+fn dataset_checked(input: &DatasetInput) -> Result<()> {
+    let dataset = &input.dataset;
+    length("name", DATASET_NAME_CHARS_MAX, &dataset.name)?;
+    length("digest", DATASET_DIGEST_CHARS_MAX, &dataset.digest)?;
+    length("source", DATASET_SOURCE_CHARS_MAX, &dataset.source)?;
+    length("source_type", DATASET_NAME_CHARS_MAX, &dataset.source_type)?;
+    let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+    if text(&dataset.schema) + text(&dataset.profile) > DATASET_TEXT_BYTES_MAX {
+        return Err(Error::invalid(format!("'schema' and 'profile' exceed the maximum length of {DATASET_TEXT_BYTES_MAX} bytes together")));
+    }
+    if dataset.name.is_empty() || dataset.digest.is_empty() {
+        return Err(Error::invalid("Missing value for required parameter 'dataset': a data set has a name and a digest"));
+    }
+    batch_limit("tags", TEXTS_PER_BATCH_MAX, input.tags.len())?;
+    input.tags.iter().try_for_each(|tag| {
+        length("key", INPUT_TAG_KEY_CHARS_MAX, &tag.key)?;
+        length("value", INPUT_TAG_VALUE_CHARS_MAX, &tag.value)
+    })
+}
+
+fn model_id_checked(id: &str) -> Result<()> {
+    if id.is_empty() || id.len() > MODEL_ID_BYTES_MAX || !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')) {
+        return Err(Error::invalid(format!("Invalid value {} for parameter 'model_id' supplied.", quoted(id))));
+    }
+    Ok(())
+}
+
+fn id_checked(id: &str) -> Result<()> {
+    if id.is_empty() {
+        return Err(Error::invalid("Missing value for required parameter 'run_id'. See the API docs for more information about request parameters."));
+    }
+    let good = id.len() <= 256 && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+    if good { Ok(()) } else { Err(Error::not_found("run")) }
+}
+
+/// 32 hex digits by chance.
+pub(crate) fn random_id() -> String {
+    use std::hash::{BuildHasher, RandomState};
+    let word = || RandomState::new().hash_one(Timestamp::now());
+    format!("{:016x}{:016x}", word(), word())
+}
+
+/// As MLflow does: an adjective, an animal and a number, which the id decides.
+fn made_up_name(id: &str) -> String {
+    const FIRST: [&str; 16] = [
+        "amber", "brisk", "calm", "deft", "eager", "fond", "glad", "hardy", "ivory", "jolly", "keen", "lucid", "merry", "noble", "proud", "quiet",
+    ];
+    const SECOND: [&str; 16] = [
+        "auk", "bee", "crane", "dove", "elk", "finch", "goat", "hare", "ibis", "jay", "kite", "lark", "mole", "newt", "otter", "pike",
+    ];
+    let number = id.get(..8).and_then(|digits| usize::from_str_radix(digits, 16).ok()).unwrap_or_default();
+    let word = |words: &[&'static str; 16], at: usize| words.get(at % 16).copied().unwrap_or_default();
+    format!("{}-{}-{}", word(&FIRST, number), word(&SECOND, number / 16), number / 256 % 1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(key: &str, value: &str) -> Text {
+        Text { key: key.to_owned(), value: value.to_owned() }
+    }
+
+    #[test]
+    fn batches_are_bounded_in_mlflows_words() {
+        let refused = |batch: Batch| checked(batch, false).unwrap_err().to_string();
+        let params = (0..=100).map(|at| text(&at.to_string(), "")).collect();
+        assert!(refused(Batch { params, ..Batch::default() }).starts_with("A batch logging request can contain at most 100 params. Got 101 params."));
+        let twice = vec![text("a", "1"), text("b", "1"), text("a", "1")];
+        assert!(refused(Batch { params: twice, ..Batch::default() }).starts_with("Duplicate parameter keys have been submitted: [\"a\"]"));
+        let tags = vec![text("ok", ""), text("a//b", "")];
+        assert!(refused(Batch { tags, ..Batch::default() }).starts_with("Invalid value \"a//b\" for parameter 'tags[1].key' supplied"));
+        let long = vec![text("k", &"ä".repeat(7000))];
+        let cut = checked(Batch { params: long.clone(), tags: long, ..Batch::default() }, false).unwrap();
+        assert_eq!((cut.params[0].value.chars().count(), cut.tags[0].value.chars().count()), (6000, 7000));
+        let at = |key: &str, timestamp| MetricPoint { key: key.to_owned(), point: Point { value: 1.0, timestamp, step: 0 }, model: None };
+        assert!(refused(Batch { metrics: vec![at("m", -1)], ..Batch::default() }).contains("for parameter 'metrics[0].timestamp' supplied"));
+        assert!(refused(Batch { metrics: vec![at(&"m".repeat(251), 1)], ..Batch::default() }).contains("exceeds the maximum length of 250"));
+    }
+
+    #[test]
+    fn ids_and_names_are_made_up() {
+        let id = random_id();
+        assert!(id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()) && id != random_id());
+        assert_eq!(made_up_name("00000000"), "amber-auk-0");
+        assert_eq!(made_up_name("ffffffff").split('-').count(), 3);
+    }
+
+    #[test]
+    fn a_run_is_found_by_what_its_parts_say() {
+        let item = RunItem::new("r", Part::Param(text("a", "1")));
+        let json = serde_json::to_string(&item).unwrap();
+        assert_eq!(json, r#"{"r":"r","v":{"p":{"k":"a","v":"1"}}}"#);
+        let metric = RunItem::new("r", Part::Metric(Metric::new("m".to_owned(), Point { value: f64::NAN, timestamp: 1, step: 2 })));
+        let json = serde_json::to_string(&metric).unwrap();
+        let head: RunItem<MetricHead> = serde_json::from_str(&json).unwrap();
+        assert_eq!(head.key(), metric.key());
+        assert!(matches!(head.part, Part::Metric(head) if head.latest.value.is_nan()));
+    }
+}

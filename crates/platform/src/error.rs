@@ -50,6 +50,9 @@ pub enum Error {
     /// The work was cancelled.
     #[error("cancelled")]
     Cancelled,
+    /// The run, experiment or version is not in a state for this.
+    #[error("{0}")]
+    State(&'static str),
 }
 
 /// How a cell failed.
@@ -91,6 +94,7 @@ impl Error {
         "model_unstable",
         "upload_interrupted",
         "cancelled",
+        "mlflow_state",
     ];
 
     /// Stable code, one line in docs/errors.md each.
@@ -115,6 +119,7 @@ impl Error {
             Self::TooLarge { .. } => "too_large",
             Self::UploadInterrupted => "upload_interrupted",
             Self::Cancelled => "cancelled",
+            Self::State(_) => "mlflow_state",
         }
     }
 

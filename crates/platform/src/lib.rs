@@ -35,6 +35,12 @@ pub use model::{
 pub use page::{PAGE_ITEMS_DEFAULT, PAGE_ITEMS_MAX, Page, PageRequest, Timestamp};
 pub use platform::{Platform, StartError};
 pub use stats::{COLD_START_BOUNDS_MS, PlatformStats};
+pub use tracking::{
+    Batch, DatasetInfo, DatasetInput, EXPERIMENTS_PAGE_DEFAULT, EXPERIMENTS_PAGE_MAX, Experiment, ExperimentRequest, ExperimentSearch,
+    HISTORY_POINTS_MAX, HISTORY_RUNS_MAX, History, INPUTS_PER_BATCH_MAX, Lifecycle, METRICS_PER_BATCH_MAX, MetricPoint, ModelInput,
+    ModelLink, ModelOutput, Point, RETENTION_DAYS_DEFAULT, RETENTION_DAYS_MAX, RUNS_PAGE_DEFAULT, RUNS_PAGE_MAX, Real, RunRequest,
+    RunSearch, RunStatus, RunUpdate, RunView, TEXTS_PER_BATCH_MAX, Text, TrackedRun, ViewType,
+};
 pub use training::{
     Failure, JobStep, LOG_LINES_MAX, LOG_PAGE_LINES_MAX, LogLine, Progress, Recipe, Run, SplitRequest, Training, TrainingLogs,
     TrainingRequest, TrainingState,

@@ -70,6 +70,12 @@ impl Timestamp {
     pub fn micros(self) -> i64 {
         self.0
     }
+
+    /// Milliseconds since 1970 UTC, as MLflow counts.
+    #[must_use]
+    pub fn millis(self) -> i64 {
+        self.0.div_euclid(1000)
+    }
 }
 
 impl std::fmt::Display for Timestamp {

@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use crate::cells::{Cells, Owner};
 use crate::config::PlatformConfig;
 use crate::stats::{Counters, PlatformStats};
+use crate::tracking::index::Tracking;
 use crate::training::Scheduler;
 
 /// A look for orders to erase without being woken.
@@ -43,6 +44,7 @@ struct Inner {
     kernel: Kernel,
     cells: Cells,
     scheduler: Arc<Scheduler>,
+    tracking: Arc<Tracking>,
     erasure: Notify,
     closed: AtomicBool,
     tasks: Mutex<Vec<JoinHandle<()>>>,
@@ -58,7 +60,15 @@ impl Platform {
         let cells = tokio::task::spawn_blocking(move || Cells::start(config, Arc::new(Counters::default())));
         let cells = cells.await.map_err(|error| StartError::Interrupted(error.to_string()))??;
         kernel.tickets_reset().await?;
-        let inner = Inner { kernel, cells, scheduler, erasure: Notify::new(), closed: AtomicBool::new(false), tasks: Mutex::default() };
+        let inner = Inner {
+            kernel,
+            cells,
+            scheduler,
+            tracking: Arc::default(),
+            erasure: Notify::new(),
+            closed: AtomicBool::new(false),
+            tasks: Mutex::default(),
+        };
         let platform = Self(Arc::new(inner));
         platform.kernel().compute_attach(Arc::new(Attached(Arc::downgrade(&platform.0))));
         *platform.0.tasks.lock() = vec![
@@ -134,6 +144,10 @@ impl Platform {
         &self.0.scheduler
     }
 
+    pub(crate) fn tracking(&self) -> &Arc<Tracking> {
+        &self.0.tracking
+    }
+
     /// For whom cells work under this permit.
     pub(crate) fn owner<A: Act>(&self, permit: &Permit<A>) -> Owner {
         Owner { island: permit.island(), limits: permit.limits(), meter: permit.meter() }
@@ -157,10 +171,16 @@ impl Platform {
 
 impl Compute for Platform {
     fn stop(&self, island: IslandToken) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
-        Box::pin(self.cells().stop_island(island))
+        self.0.tracking.forget(island);
+        Box::pin(async move {
+            self.cells().stop_island(island).await;
+            // A search that was on its way may have begun another one.
+            self.0.tracking.forget(island);
+        })
     }
 
     fn enter(&self, island: IslandToken) {
+        self.0.tracking.forget(island);
         self.cells().enter_island(island);
     }
 }

@@ -26,11 +26,14 @@ pub(crate) enum Public {
     InferenceServer,
     InferenceLive,
     InferenceReady,
+    MlflowHealth,
+    MlflowVersion,
+    MlflowServerInfo,
 }
 
 impl Public {
     /// All of them.
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::Health,
         Self::Ready,
         Self::Token,
@@ -41,6 +44,9 @@ impl Public {
         Self::InferenceServer,
         Self::InferenceLive,
         Self::InferenceReady,
+        Self::MlflowHealth,
+        Self::MlflowVersion,
+        Self::MlflowServerInfo,
     ];
 
     /// Where it is and what it is.
@@ -81,6 +87,17 @@ impl Public {
             Self::InferenceReady => {
                 get("/v2/health/ready", Doc::new("inference_ready", "Readiness (Open Inference Protocol)").answers::<Ready>())
             }
+            Self::MlflowHealth => {
+                get("/health", Doc::new("mlflow_health", "The process answers, for MLflow's clients").answers_raw("text/plain", "OK"))
+            }
+            Self::MlflowVersion => get(
+                "/version",
+                Doc::new("mlflow_version", "The version of MLflow's REST API that is spoken").answers_raw("text/plain", "as in `3.18.0`"),
+            ),
+            Self::MlflowServerInfo => get(
+                "/api/3.0/mlflow/server-info",
+                Doc::new("mlflow_server_info", "What MLflow's clients may use of its REST API").answers_raw("application/json", "flags"),
+            ),
         }
     }
 
@@ -99,8 +116,32 @@ impl Public {
             }
             Self::InferenceLive => Reply::json(&Live { live: true }),
             Self::InferenceReady => readiness(&ask, &Ready { ready: true }, &Ready { ready: false }),
+            Self::MlflowHealth => Ok(Reply::bytes("text/plain", "OK".into())),
+            Self::MlflowVersion => Ok(Reply::bytes("text/plain", MLFLOW_VERSION.into())),
+            Self::MlflowServerInfo => Reply::json(&mlflow_server_info()),
         }
     }
+}
+
+/// The version of MLflow whose REST API is spoken.
+const MLFLOW_VERSION: &str = "3.18.0";
+
+/// What MLflow's clients adapt to. The same for everybody: it is read before anybody says who they are.
+fn mlflow_server_info() -> serde_json::Value {
+    json!({
+        "store_type": "SqlStore",
+        "workspaces_enabled": true,
+        "trace_archival_enabled": false,
+        "multipart_uploads_enabled": false,
+        "multipart_downloads_enabled": false,
+        "artifact_serving_enabled": true,
+        "presigned_upload_run_id_supported": false,
+        "presigned_upload_model_id_supported": false,
+        "model_artifact_presigned_downloads_supported": false,
+        "features_enabled": {"gateway": false, "scheduled_issue_detection": false},
+        "tracking_auth": "",
+        "artifacts_presigned_only": false,
+    })
 }
 
 fn readiness<T: Serialize>(ask: &Ask, yes: &T, no: &T) -> Result<Reply> {

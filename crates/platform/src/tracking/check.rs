@@ -20,11 +20,14 @@ pub(crate) fn entity_name(path: &str, name: &str) -> Result<()> {
     let wrong = |why: String| Err(Error::invalid(format!("Invalid value {} for parameter '{path}' supplied: {why}", quoted(name))));
     if !name.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '/' | '.' | '-' | ' ' | ':')) {
         return wrong(
-            "Names may only contain alphanumerics, underscores (_), dashes (-), periods (.), spaces ( ), colon(:) and slashes (/).".to_owned(),
+            "Names may only contain alphanumerics, underscores (_), dashes (-), periods (.), spaces ( ), colon(:) and slashes (/)."
+                .to_owned(),
         );
     }
     if name.starts_with("..") || name.split('/').any(|part| matches!(part, "" | "." | "..")) {
-        return wrong("Names may be treated as files in certain cases, and must not resolve to other names when treated as such.".to_owned());
+        return wrong(
+            "Names may be treated as files in certain cases, and must not resolve to other names when treated as such.".to_owned(),
+        );
     }
     Ok(())
 }
@@ -67,7 +70,8 @@ mod tests {
 
     #[test]
     fn names_are_paths_that_stay_what_they_are() {
-        for good in ["loss", "val/loss", "a b", "x:y", "größe", ".hidden", "a..b", "a/..b", "-", "...".trim_start_matches('.').trim(), "a."] {
+        for good in ["loss", "val/loss", "a b", "x:y", "größe", ".hidden", "a..b", "a/..b", "-", "...".trim_start_matches('.').trim(), "a."]
+        {
             assert_eq!(entity_name("key", good).is_ok(), !good.is_empty(), "{good}");
         }
         for bad in ["", "/", "/a", "a/", "a//b", ".", "..", "..a", "a/./b", "a/../b", "a\nb", "a%b", "a\\b", "a#b"] {

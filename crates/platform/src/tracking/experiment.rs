@@ -191,7 +191,7 @@ impl Platform {
             tag_checked(key, value)?;
         }
         let mut tx = permit.tx().await?;
-        self.tracking_sweep(&mut tx).await?;
+        let _swept = self.tracking_sweep(permit, &mut tx).await?;
         let experiment = create(&mut tx, request).await?;
         permit.detail("experiment", &experiment.id);
         tx.commit().await?;
@@ -278,7 +278,7 @@ impl Platform {
     /// Not found, also when it is deleted already.
     pub async fn experiment_delete(&self, permit: &Permit<ExperimentDelete>) -> Result<()> {
         let mut tx = permit.tx().await?;
-        self.tracking_sweep(&mut tx).await?;
+        let _swept = self.tracking_sweep(permit, &mut tx).await?;
         let mut experiment = require(&mut tx, permit.resource()).await?;
         if experiment.lifecycle.deleted {
             return Err(Error::not_found("experiment"));
@@ -355,7 +355,7 @@ impl Platform {
         permit.detail("retention_days", days);
         let mut tx = permit.tx().await?;
         tx.put(&Retention { days }).await?;
-        self.tracking_sweep(&mut tx).await?;
+        let _swept = self.tracking_sweep(permit, &mut tx).await?;
         Ok(tx.commit().await?)
     }
 }

@@ -117,7 +117,12 @@ pub(crate) enum Deleted {
     /// An experiment with everything in it.
     Experiment(String),
     /// One run.
-    Run(String),
+    Run {
+        /// Its id.
+        id: String,
+        /// The experiment it is in.
+        experiment: String,
+    },
 }
 
 impl Record for Trash {
@@ -125,7 +130,7 @@ impl Record for Trash {
     fn key(&self) -> String {
         let (kind, id) = match &self.what {
             Deleted::Experiment(id) => ("experiment", id),
-            Deleted::Run(id) => ("run", id),
+            Deleted::Run { id, .. } => ("run", id),
         };
         format!("{:020}/{kind}/{id}", self.at)
     }

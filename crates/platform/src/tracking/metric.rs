@@ -254,7 +254,12 @@ impl Metric {
         // Of a history that is too long to be sorted every n-th block is enough for a chart.
         let stride = (self.points() / SORTED_POINTS_MAX + 1).max(1);
         while stride > 1 && block < self.blocks {
-            points.extend(rows.get::<MetricBlock>(&block_key(run, &name_hash(&self.name), block)).await?.map(|block| block.points).unwrap_or_default());
+            points.extend(
+                rows.get::<MetricBlock>(&block_key(run, &name_hash(&self.name), block))
+                    .await?
+                    .map(|block| block.points)
+                    .unwrap_or_default(),
+            );
             block += stride;
         }
         match stride {
@@ -274,7 +279,9 @@ impl Metric {
         while block < self.blocks && points.len() < limit {
             let after = block.checked_sub(1).map(|before| block_key(run, &name_hash(&self.name), before));
             let wanted = limit.saturating_sub(points.len()).div_ceil(BLOCK_POINTS);
-            let page = rows.list::<MetricBlock>(after.as_deref(), u32::try_from(wanted).unwrap_or(READ_BLOCKS).min(READ_BLOCKS), Some(&prefix)).await?;
+            let page = rows
+                .list::<MetricBlock>(after.as_deref(), u32::try_from(wanted).unwrap_or(READ_BLOCKS).min(READ_BLOCKS), Some(&prefix))
+                .await?;
             // What was logged since the item was read is not part of this history.
             points.extend(page.iter().take_while(|found| found.number < self.blocks).flat_map(|found| found.points.iter().copied()));
             if page.is_empty() {
@@ -363,7 +370,9 @@ mod tests {
             let back: Point = serde_json::from_str(&text).unwrap();
             assert_eq!((back.value.to_bits(), back.timestamp, back.step), (value.to_bits(), i64::MAX, i64::MIN), "{text}");
         }
-        for (text, value) in [("3", 3.0), ("\"1e3\"", 1000.0), ("\"inf\"", f64::INFINITY), ("-7", -7.0), ("18446744073709551615", 1.8446744073709552e19)] {
+        for (text, value) in
+            [("3", 3.0), ("\"1e3\"", 1000.0), ("\"inf\"", f64::INFINITY), ("-7", -7.0), ("18446744073709551615", 1.8446744073709552e19)]
+        {
             assert_eq!(serde_json::from_str::<Real>(text).unwrap().0, value, "{text}");
         }
         for bad in ["null", "true", "\"x\"", "\"\"", "[1]"] {

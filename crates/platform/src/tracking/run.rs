@@ -13,6 +13,7 @@ use super::item::{self, DatasetInput, ModelInput, ModelOutput, Part, RunItem, Te
 use super::lifecycle::{Deleted, Lifecycle, Trash};
 use super::metric::{self, HISTORY_POINTS_MAX, Metric, MetricBlock, MetricHead, MetricPoint, ModelMetric, Point};
 use super::token::PageToken;
+use crate::dataset::hex;
 use crate::error::{Error, Result};
 use crate::page::Timestamp;
 use crate::platform::Platform;
@@ -215,7 +216,7 @@ impl Platform {
     /// # Errors
     /// No such experiment, or one that is deleted; tags over their bounds.
     pub async fn tracking_run_create(&self, permit: &Permit<RunWrite>, request: RunRequest) -> Result<RunView> {
-        let id = random_id();
+        let id = random_id()?;
         let experiment_id = if request.experiment_id.is_empty() { experiment::DEFAULT_ID } else { &request.experiment_id };
         permit.within(ResourceKind::Experiment, experiment_id)?;
         let tags = tags_checked(request.tags)?;
@@ -235,7 +236,7 @@ impl Platform {
         permit.detail("experiment", experiment_id);
         let touched = self.tracking().touch(permit, &id);
         let mut tx = permit.tx().await?;
-        self.tracking_sweep(&mut tx).await?;
+        let _swept = self.tracking_sweep(permit, &mut tx).await?;
         let experiment = experiment::require(&mut tx, experiment_id).await?;
         experiment.active()?;
         let run = TrackedRun {
@@ -312,9 +313,10 @@ impl Platform {
         run.lifecycle = Lifecycle::now(deleted, &[run.lifecycle, experiment.lifecycle]);
         tx.put(&run).await?;
         if deleted {
-            tx.put(&Trash { at: run.lifecycle.at, what: Deleted::Run(run.id.clone()) }).await?;
+            tx.put(&Trash { at: run.lifecycle.at, what: Deleted::Run { id: run.id.clone(), experiment: run.experiment_id.clone() } })
+                .await?;
         }
-        self.tracking_sweep(&mut tx).await?;
+        let _swept = self.tracking_sweep(permit, &mut tx).await?;
         Ok(tx.commit().await?)
     }
 
@@ -414,13 +416,19 @@ impl Platform {
     /// # Errors
     /// Not found; deleted; what is no JSON object; more than a tag may hold.
     pub async fn tracking_model_log(&self, permit: &Permit<RunWrite>, model_json: &str) -> Result<()> {
-        let wrong = || Error::invalid("Malformed model info. \n the given 'model_json' is not a JSON object with `artifact_path`, `flavors`, `utc_time_created` and `run_id`");
+        let wrong = || {
+            Error::invalid(
+                "Malformed model info. \n the given 'model_json' is not a JSON object with `artifact_path`, `flavors`, `utc_time_created` and `run_id`",
+            )
+        };
         let mut model: serde_json::Map<String, serde_json::Value> = serde_json::from_str(model_json).map_err(|_| wrong())?;
         if ["artifact_path", "flavors", "utc_time_created", "run_id"].iter().any(|field| !model.contains_key(*field)) {
             return Err(wrong());
         }
         // A signature may be longer than a tag.
-        model.retain(|field, _| matches!(field.as_str(), "artifact_path" | "flavors" | "utc_time_created" | "run_id" | "model_uuid" | "model_id"));
+        model.retain(|field, _| {
+            matches!(field.as_str(), "artifact_path" | "flavors" | "utc_time_created" | "run_id" | "model_uuid" | "model_id")
+        });
         let _touched = self.tracking().touch(permit, permit.resource());
         let mut tx = permit.tx().await?;
         let (run, _) = writable(permit, &mut tx).await?;
@@ -443,7 +451,11 @@ impl Platform {
         let run = readable(permit, permit.resource()).await?;
         let shape = PageToken::shape(&(&run.id, key));
         let skip = PageToken::open(permit, token, "history", &shape)?;
-        let limit = experiment::page_limit(limit.map(|limit| if limit > HISTORY_POINTS_MAX { HISTORY_POINTS_MAX } else { limit }), HISTORY_POINTS_MAX, HISTORY_POINTS_MAX)?;
+        let limit = experiment::page_limit(
+            limit.map(|limit| if limit > HISTORY_POINTS_MAX { HISTORY_POINTS_MAX } else { limit }),
+            HISTORY_POINTS_MAX,
+            HISTORY_POINTS_MAX,
+        )?;
         let rows = permit.rows();
         let Some(metric) = item::metric(&rows, &run.id, key).await? else { return Ok(History { points: Vec::new(), next: None }) };
         let (points, more) = metric.history(&rows, &run.id, skip as u64, limit).await?;
@@ -455,7 +467,13 @@ impl Platform {
     ///
     /// # Errors
     /// Too many runs.
-    pub async fn tracking_histories(&self, permit: &Permit<RunRead>, runs: &[String], key: &str, limit: u32) -> Result<Vec<(String, Vec<Point>)>> {
+    pub async fn tracking_histories(
+        &self,
+        permit: &Permit<RunRead>,
+        runs: &[String],
+        key: &str,
+        limit: u32,
+    ) -> Result<Vec<(String, Vec<Point>)>> {
         let mut left = limit.min(HISTORY_POINTS_MAX) as usize;
         let mut found = Vec::new();
         for run in self.history_runs(permit, runs).await?.into_iter().flatten() {
@@ -567,9 +585,19 @@ async fn params_new(tx: &mut Tx<'_>, run: &str, params: Vec<Text>, single: bool,
         changed => {
             let all: Vec<_> = changed
                 .iter()
-                .map(|(param, old)| format!("{{'key': '{}', 'old_value': '{}', 'new_value': '{}'}}", param.key, truncated(old.clone(), 200), truncated(param.value.clone(), 200)))
+                .map(|(param, old)| {
+                    format!(
+                        "{{'key': '{}', 'old_value': '{}', 'new_value': '{}'}}",
+                        param.key,
+                        truncated(old.clone(), 200),
+                        truncated(param.value.clone(), 200)
+                    )
+                })
                 .collect();
-            Err(Error::invalid(format!("Changing param values is not allowed. Params were already logged='[{}]' for run ID='{run}'.", all.join(", "))))
+            Err(Error::invalid(format!(
+                "Changing param values is not allowed. Params were already logged='[{}]' for run ID='{run}'.",
+                all.join(", ")
+            )))
         }
     }
 }
@@ -698,7 +726,8 @@ fn dataset_checked(input: &DatasetInput) -> Result<()> {
 }
 
 fn model_id_checked(id: &str) -> Result<()> {
-    if id.is_empty() || id.len() > MODEL_ID_BYTES_MAX || !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')) {
+    if id.is_empty() || id.len() > MODEL_ID_BYTES_MAX || !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    {
         return Err(Error::invalid(format!("Invalid value {} for parameter 'model_id' supplied.", quoted(id))));
     }
     Ok(())
@@ -706,27 +735,29 @@ fn model_id_checked(id: &str) -> Result<()> {
 
 fn id_checked(id: &str) -> Result<()> {
     if id.is_empty() {
-        return Err(Error::invalid("Missing value for required parameter 'run_id'. See the API docs for more information about request parameters."));
+        return Err(Error::invalid(
+            "Missing value for required parameter 'run_id'. See the API docs for more information about request parameters.",
+        ));
     }
     let good = id.len() <= 256 && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
     if good { Ok(()) } else { Err(Error::not_found("run")) }
 }
 
 /// 32 hex digits by chance.
-pub(crate) fn random_id() -> String {
-    use std::hash::{BuildHasher, RandomState};
-    let word = || RandomState::new().hash_one(Timestamp::now());
-    format!("{:016x}{:016x}", word(), word())
+pub(crate) fn random_id() -> Result<String> {
+    let mut bytes = [0; 16];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(tenancy::Error::internal)?;
+    Ok(hex(&bytes))
 }
 
 /// As MLflow does: an adjective, an animal and a number, which the id decides.
 fn made_up_name(id: &str) -> String {
     const FIRST: [&str; 16] = [
-        "amber", "brisk", "calm", "deft", "eager", "fond", "glad", "hardy", "ivory", "jolly", "keen", "lucid", "merry", "noble", "proud", "quiet",
+        "amber", "brisk", "calm", "deft", "eager", "fond", "glad", "hardy", "ivory", "jolly", "keen", "lucid", "merry", "noble", "proud",
+        "quiet",
     ];
-    const SECOND: [&str; 16] = [
-        "auk", "bee", "crane", "dove", "elk", "finch", "goat", "hare", "ibis", "jay", "kite", "lark", "mole", "newt", "otter", "pike",
-    ];
+    const SECOND: [&str; 16] =
+        ["auk", "bee", "crane", "dove", "elk", "finch", "goat", "hare", "ibis", "jay", "kite", "lark", "mole", "newt", "otter", "pike"];
     let number = id.get(..8).and_then(|digits| usize::from_str_radix(digits, 16).ok()).unwrap_or_default();
     let word = |words: &[&'static str; 16], at: usize| words.get(at % 16).copied().unwrap_or_default();
     format!("{}-{}-{}", word(&FIRST, number), word(&SECOND, number / 16), number / 256 % 1000)
@@ -744,7 +775,10 @@ mod tests {
     fn batches_are_bounded_in_mlflows_words() {
         let refused = |batch: Batch| checked(batch, false).unwrap_err().to_string();
         let params = (0..=100).map(|at| text(&at.to_string(), "")).collect();
-        assert!(refused(Batch { params, ..Batch::default() }).starts_with("A batch logging request can contain at most 100 params. Got 101 params."));
+        assert!(
+            refused(Batch { params, ..Batch::default() })
+                .starts_with("A batch logging request can contain at most 100 params. Got 101 params.")
+        );
         let twice = vec![text("a", "1"), text("b", "1"), text("a", "1")];
         assert!(refused(Batch { params: twice, ..Batch::default() }).starts_with("Duplicate parameter keys have been submitted: [\"a\"]"));
         let tags = vec![text("ok", ""), text("a//b", "")];
@@ -753,14 +787,18 @@ mod tests {
         let cut = checked(Batch { params: long.clone(), tags: long, ..Batch::default() }, false).unwrap();
         assert_eq!((cut.params[0].value.chars().count(), cut.tags[0].value.chars().count()), (6000, 7000));
         let at = |key: &str, timestamp| MetricPoint { key: key.to_owned(), point: Point { value: 1.0, timestamp, step: 0 }, model: None };
-        assert!(refused(Batch { metrics: vec![at("m", -1)], ..Batch::default() }).contains("for parameter 'metrics[0].timestamp' supplied"));
-        assert!(refused(Batch { metrics: vec![at(&"m".repeat(251), 1)], ..Batch::default() }).contains("exceeds the maximum length of 250"));
+        assert!(
+            refused(Batch { metrics: vec![at("m", -1)], ..Batch::default() }).contains("for parameter 'metrics[0].timestamp' supplied")
+        );
+        assert!(
+            refused(Batch { metrics: vec![at(&"m".repeat(251), 1)], ..Batch::default() }).contains("exceeds the maximum length of 250")
+        );
     }
 
     #[test]
     fn ids_and_names_are_made_up() {
-        let id = random_id();
-        assert!(id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()) && id != random_id());
+        let id = random_id().unwrap();
+        assert!(id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()) && id != random_id().unwrap());
         assert_eq!(made_up_name("00000000"), "amber-auk-0");
         assert_eq!(made_up_name("ffffffff").split('-').count(), 3);
     }

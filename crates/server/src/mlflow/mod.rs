@@ -4,6 +4,7 @@
 //! ([`Api::mlflow_route`]); everything else is as on any other address: credential, policy, quota, ledger.
 
 mod permissions;
+mod tracking;
 pub(crate) mod wire;
 
 use http::header::HeaderName;
@@ -16,4 +17,5 @@ pub(crate) const WORKSPACE: HeaderName = HeaderName::from_static("x-mlflow-works
 /// Registers everything.
 pub(crate) fn register(api: &mut Api) {
     permissions::register(api);
+    tracking::register(api);
 }

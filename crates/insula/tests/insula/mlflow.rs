@@ -36,3 +36,8 @@ fn plays(script: &str) {
 fn permissions_are_the_policys() {
     plays("permissions.py");
 }
+
+#[test]
+fn tracking_is_mlflows() {
+    plays("tracking.py");
+}

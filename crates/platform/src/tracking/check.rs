@@ -55,15 +55,6 @@ pub(crate) fn quoted(text: &str) -> String {
     serde_json::Value::from(truncated(text.to_owned(), 200)).to_string()
 }
 
-/// A required field.
-pub(crate) fn required<T>(path: &str, value: Option<T>) -> Result<T> {
-    value.ok_or_else(|| {
-        Error::invalid(format!(
-            "Missing value for required parameter '{path}'. See the API docs for more information about request parameters."
-        ))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

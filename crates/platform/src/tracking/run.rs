@@ -37,7 +37,7 @@ const DATASET_SOURCE_CHARS_MAX: usize = 65_535;
 const DATASET_TEXT_BYTES_MAX: usize = 700_000;
 const INPUT_TAG_KEY_CHARS_MAX: usize = 255;
 const INPUT_TAG_VALUE_CHARS_MAX: usize = 500;
-const NAME_TAG: &str = "mlflow.runName";
+pub(crate) const NAME_TAG: &str = "mlflow.runName";
 const MODELS_TAG: &str = "mlflow.log-model.history";
 const USER_CHARS_MAX: usize = 256;
 /// Longest id of a logged model in bytes.
@@ -123,7 +123,7 @@ impl RunStatus {
 /// What begins a run.
 #[derive(Debug, Clone, Default)]
 pub struct RunRequest {
-    /// The experiment; the default one when empty.
+    /// The experiment.
     pub experiment_id: String,
     /// For people; made up when absent.
     pub name: Option<String>,
@@ -217,7 +217,7 @@ impl Platform {
     /// No such experiment, or one that is deleted; tags over their bounds.
     pub async fn tracking_run_create(&self, permit: &Permit<RunWrite>, request: RunRequest) -> Result<RunView> {
         let id = random_id()?;
-        let experiment_id = if request.experiment_id.is_empty() { experiment::DEFAULT_ID } else { &request.experiment_id };
+        let experiment_id = request.experiment_id.as_str();
         permit.within(ResourceKind::Experiment, experiment_id)?;
         let tags = tags_checked(request.tags)?;
         let tagged = tags.iter().find(|tag| tag.key == NAME_TAG).map(|tag| tag.value.clone());

@@ -172,7 +172,7 @@ async fn attempt(
     };
     permit.meter().count_training(begun.elapsed());
     let stop = match product {
-        Ok(product) => match register(permit, &training, product, &live).await {
+        Ok(product) => match register(platform, permit, &training, product, &live).await {
             Ok(true) => {
                 bump(&platform.counters().trainings_succeeded);
                 return Ok(if scheduler.stops_at(JobStep::Registered) { Verdict::Vanish } else { Verdict::Release });
@@ -322,16 +322,17 @@ async fn train(
 }
 
 /// The one transaction that makes run, version and end of the job; `false` when it was cancelled meanwhile.
-async fn register(permit: &Permit<TrainingRun>, training: &Training, product: Product, live: &Live) -> Result<bool> {
+async fn register(platform: &Platform, permit: &Permit<TrainingRun>, training: &Training, product: Product, live: &Live) -> Result<bool> {
     let Product { dataset, trained, sealed, info } = product;
+    let finished_at = Timestamp::now();
+    let run_id = super::fresh_id(finished_at);
+    let _touched = platform.tracking().touch(permit, &run_id);
     let mut tx = permit.tx().await?;
     let now = tx.get::<Training>(&training.id).await?;
     if now.is_none_or(|now| now.state != TrainingState::Running || now.attempts != training.attempts) {
         return Ok(false);
     }
-    let finished_at = Timestamp::now();
     let recipe = super::Recipe { parameters: trained.parameters, ..training.recipe.clone() };
-    let run_id = super::fresh_id(finished_at);
     let lineage = Lineage::Training(TrainingLineage {
         training: training.id.clone(),
         dataset: training.dataset.clone(),
@@ -343,7 +344,7 @@ async fn register(permit: &Permit<TrainingRun>, training: &Training, product: Pr
     let stored = version_insert(&mut tx, training.name.clone(), &sealed, info, origin).await?;
     let model_sha256 = hex(&sealed.sha256());
     tx.attach(sealed).await?;
-    tx.insert(&Run {
+    let run = Run {
         id: run_id.clone(),
         training: training.id.clone(),
         dataset: training.dataset.clone(),
@@ -362,8 +363,9 @@ async fn register(permit: &Permit<TrainingRun>, training: &Training, product: Pr
         started_at: training.started_at.unwrap_or(finished_at),
         finished_at,
         created_by: training.created_by.clone(),
-    })
-    .await?;
+    };
+    tx.insert(&run).await?;
+    crate::tracking::training::record(&mut tx, &run).await?;
     let done = Training {
         state: TrainingState::Succeeded,
         run_id: Some(run_id),

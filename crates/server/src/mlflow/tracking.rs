@@ -309,6 +309,12 @@ async fn experiment_search(permit: &Permit<ExperimentRead>, mut ask: Ask) -> Res
         order_by: Option<Texts>,
         view_type: Option<Word>,
     }
+    #[derive(Serialize)]
+    struct Found {
+        experiments: Vec<ExperimentAnswer>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        next_page_token: Option<String>,
+    }
     let asked: Asked = ask.fields()?;
     let search = ExperimentSearch {
         filter: asked.filter.unwrap_or_default(),
@@ -317,18 +323,10 @@ async fn experiment_search(permit: &Permit<ExperimentRead>, mut ask: Ask) -> Res
         limit: limit(asked.max_results),
         page_token: asked.page_token,
     };
-    let (found, next) = ask.service.platform.experiment_search(permit, &search).await?;
+    let (found, next_page_token) = ask.service.platform.experiment_search(permit, &search).await?;
     let workspace = permit.tenant_name().as_str();
-    let found: Vec<_> = found.into_iter().map(|experiment| ExperimentAnswer::new(experiment, workspace)).collect();
-    paged("experiments", &found, next)
-}
-
-/// A list with the token for more, if there is.
-fn paged<T: Serialize>(name: &str, items: &[T], next: Option<String>) -> Result<Reply> {
-    let mut page = serde_json::Map::new();
-    page.insert(name.to_owned(), serde_json::to_value(items).map_err(Fail::internal)?);
-    page.extend(next.map(|token| ("next_page_token".to_owned(), Value::String(token))));
-    Reply::json(&page)
+    let experiments = found.into_iter().map(|experiment| ExperimentAnswer::new(experiment, workspace)).collect();
+    Reply::json(&Found { experiments, next_page_token })
 }
 
 async fn experiment_update(permit: &Permit<ExperimentWrite>, mut ask: Ask) -> Result<Reply> {
@@ -442,6 +440,13 @@ struct MetricAnswer {
     step: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
     run_id: Option<String>,
+}
+
+#[derive(Serialize)]
+struct MetricsAnswer {
+    metrics: Vec<MetricAnswer>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_page_token: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -736,8 +741,8 @@ async fn history(permit: &Permit<RunRead>, mut ask: Ask) -> Result<Reply> {
     let asked: Asked = ask.fields()?;
     let key = required("metric_key", asked.metric_key)?;
     let found = ask.service.platform.tracking_history(permit, &key, limit(asked.max_results), asked.page_token.as_deref()).await?;
-    let points: Vec<_> = found.points.into_iter().map(|point| MetricAnswer::new(key.clone(), point, None)).collect();
-    paged("metrics", &points, found.next)
+    let metrics = found.points.into_iter().map(|point| MetricAnswer::new(key.clone(), point, None)).collect();
+    Reply::json(&MetricsAnswer { metrics, next_page_token: found.next })
 }
 
 #[derive(Deserialize)]
@@ -755,8 +760,7 @@ fn histories(key: &str, found: Vec<(String, Vec<Point>)>) -> Result<Reply> {
     let with_run = |(run, points): (String, Vec<Point>)| {
         points.into_iter().map(move |point| MetricAnswer::new(key.to_owned(), point, Some(run.clone())))
     };
-    let points: Vec<_> = found.into_iter().flat_map(with_run).collect();
-    Reply::json(&json!({"metrics": points}))
+    Reply::json(&MetricsAnswer { metrics: found.into_iter().flat_map(with_run).collect(), next_page_token: None })
 }
 
 async fn history_bulk(permit: &Permit<RunRead>, mut ask: Ask) -> Result<Reply> {

@@ -10,15 +10,18 @@ use server::{Access, RouteInfo};
 use crate::harness::{Answer, Insula, fresh_id, rows};
 
 /// Addresses that anybody may call. There is no switch that writes this list: a new public address is added by hand.
-const PUBLIC: [&str; 10] = [
+const PUBLIC: [&str; 13] = [
     "GET /.well-known/jwks.json",
     "GET /.well-known/oauth-authorization-server",
+    "GET /api/3.0/mlflow/server-info",
+    "GET /health",
     "GET /healthz",
     "GET /openapi.json",
     "GET /readyz",
     "GET /v2",
     "GET /v2/health/live",
     "GET /v2/health/ready",
+    "GET /version",
     "POST /oauth/token",
     "POST /v1/bootstrap",
 ];

@@ -28,6 +28,8 @@ use crate::rows::{Home, Store};
 const DECISIONS_MAX: NonZeroUsize = NonZeroUsize::new(2048).expect("not zero");
 /// Entries for refusals by rate or concurrency in one second.
 const FLOOD_ENTRIES_PER_SECOND_MAX: u32 = 10;
+/// Generations that the outbox holds longer than it must: forgetting them one by one would cost each commit a statement.
+const PRUNED_AT_ONCE: u64 = 64;
 /// Members a tenant can have at most, whatever its limits say: they are held in memory while the tenant is open.
 pub(crate) const MEMBERS_MAX: usize = 10_000;
 
@@ -77,6 +79,8 @@ pub(crate) struct Island {
     flushing: tokio::sync::Mutex<()>,
     /// The log says once that nothing can be shipped, and once that it can again.
     unshippable: AtomicBool,
+    /// Greatest generation that the outbox was told to forget.
+    pruned_generation: AtomicU64,
 }
 
 #[derive(PartialEq, Eq, Hash)]
@@ -143,6 +147,7 @@ impl Island {
             appended_generation: AtomicU64::new(0),
             flushing: tokio::sync::Mutex::new(()),
             unshippable: AtomicBool::new(false),
+            pruned_generation: AtomicU64::new(0),
         };
         match island.shared_copy() {
             Some(copy) => copy.catch_up(&island.ledger).await?,
@@ -412,6 +417,17 @@ impl Island {
     /// Generation up to which the ledger has everything safe: the outbox may forget it.
     pub(crate) fn prunable(&self) -> u64 {
         self.synced_generation.load(Ordering::Acquire)
+    }
+
+    /// The same, when it is worth a statement of a commit.
+    pub(crate) fn worth_pruning(&self) -> Option<u64> {
+        let pruned = self.pruned_generation.load(Ordering::Acquire);
+        Some(self.prunable()).filter(|prunable| *prunable >= pruned.saturating_add(PRUNED_AT_ONCE))
+    }
+
+    /// The outbox has forgotten everything up to there.
+    pub(crate) fn pruned(&self, generation: u64) {
+        self.pruned_generation.fetch_max(generation, Ordering::AcqRel);
     }
 
     /// Everything safe and anchored; the island may be dropped.

@@ -422,11 +422,15 @@ impl Tx<'_> {
         let entry = |outcome, reason| first.then(|| permit.entry(outcome, reason));
         let (allowed, failed) = (entry(Outcome::Allowed, &permit.reason), entry(Outcome::Failed, "abandoned"));
         let bytes = allowed.as_ref().map(serde_json::to_vec).transpose().map_err(Error::internal)?;
-        self.inner.outbox_prune(island.prunable()).await?;
+        let pruned = island.worth_pruning();
+        if let Some(generation) = pruned {
+            self.inner.outbox_prune(generation).await?;
+        }
         let committing = island.committing(self.inner.generation(), failed).await?;
         // From here on the entry is the commit's business: whoever finds out whether it happened writes the one or the other.
         permit.written.store(true, Ordering::Release);
         let generation = self.inner.commit_with(bytes).await?;
+        pruned.inspect(|generation| island.pruned(*generation));
         for reservation in self.reserved.drain(..) {
             reservation.commit();
         }

@@ -533,18 +533,14 @@ impl Tx<'_> {
 
     /// Commits, with a ledger entry in the same transaction. Durable on return; returns the new generation.
     pub(crate) async fn commit_with(mut self, entry: Option<Vec<u8>>) -> Result<u64> {
-        if let Some(entry) = entry {
-            let generation = self.generation();
-            let result = records::outbox_insert(self.txn.enter()?, &self.home.codec, generation, &entry).await;
-            self.txn.leave(result)?;
-        }
+        let entry = entry.map(|entry| self.home.codec.entry(self.generation(), &entry)).transpose()?;
         let objects = !self.attached.is_empty() || !self.detached.is_empty();
         if objects {
             // From here on the rows decide which files are right. If nobody sees the outcome, a sweep asks them.
             self.store.unseen.fetch_add(1, Ordering::AcqRel);
             self.attached.drain(..).for_each(SealedBlob::keep);
         }
-        let generation = self.txn.commit().await?;
+        let generation = self.txn.commit_with(entry).await?;
         self.home.objects.remove(&self.detached);
         if objects {
             self.store.unseen.fetch_sub(1, Ordering::AcqRel);

@@ -233,6 +233,24 @@ async fn locked(connection: &mut PgConnection, prepared: Prepared) -> Result<(u6
     Ok((generation.ok_or_else(|| Error::integrity("rows without a generation"))?, fence))
 }
 
+/// Writes the generation down that is about to be, and the entry that goes with it.
+async fn count(mut sql: Sql<'_>, generation: i64, entry: Option<&[u8]>) -> Result<()> {
+    let count = "UPDATE state SET value = $1 WHERE name = 'generation'";
+    let insert = "INSERT INTO outbox (generation, entry) VALUES ($1, $2)";
+    // The one text that only PostgreSQL understands: both on one way to the server.
+    let both =
+        "WITH counted AS (UPDATE state SET value = $1 WHERE name = 'generation') INSERT INTO outbox (generation, entry) VALUES ($1, $2)";
+    match (&sql, entry) {
+        (Sql::Postgres(..), Some(entry)) => sql.execute(both, &[generation.into(), entry.into()]).await?,
+        (Sql::Sqlite(_), Some(entry)) => {
+            sql.execute(insert, &[generation.into(), entry.into()]).await?;
+            sql.execute(count, &[generation.into()]).await?
+        }
+        (_, None) => sql.execute(count, &[generation.into()]).await?,
+    };
+    Ok(())
+}
+
 async fn set(sql: &mut Sql<'_>, name: &'static str, value: i64) -> Result<()> {
     if sql.execute("UPDATE state SET value = $2 WHERE name = $1", &[name.into(), value.into()]).await? == 0 {
         sql.execute("INSERT INTO state (name, value) VALUES ($1, $2)", &[name.into(), value.into()]).await?;
@@ -329,10 +347,14 @@ impl Txn<'_> {
     }
 
     /// Commits. Durable and anchored on return; returns the new generation.
-    pub(crate) async fn commit(mut self) -> Result<u64> {
+    pub(crate) async fn commit(self) -> Result<u64> {
+        self.commit_with(None).await
+    }
+
+    /// Commits, with this in the outbox of a tenant's rows.
+    pub(crate) async fn commit_with(mut self, entry: Option<Vec<u8>>) -> Result<u64> {
         let generation = self.generation;
-        let stored = as_i64(generation)?;
-        self.enter()?.execute("UPDATE state SET value = $1 WHERE name = 'generation'", &[stored.into()]).await?;
+        count(self.enter()?, as_i64(generation)?, entry.as_deref()).await?;
         match self.inner {
             Inner::Sqlite(db, held) => db.commit(held, generation).await?,
             Inner::Postgres(db, _one, transaction) => {

@@ -184,10 +184,13 @@ pub(super) async fn content_put(mut db: Sql<'_>, codec: &Codec, kind: &str, key:
     let fields = content.fields.clone();
     let value = codec.value(kind, key, content)?;
     let params = [kind.into(), key.into(), (&value).into()];
-    if db.execute("UPDATE record SET value = $3 WHERE kind = $1 AND key = $2", &params).await? == 0 {
-        db.execute("INSERT INTO record (kind, key, value) VALUES ($1, $2, $3)", &params).await?;
-    } else {
-        fields_delete(&mut db, kind, key).await?;
+    // Most records are found by their key alone: the answer saves them a statement.
+    let update = "UPDATE record SET value = $3 WHERE kind = $1 AND key = $2
+         RETURNING (SELECT count(*) FROM field WHERE field.kind = $1 AND field.key = $2)";
+    match db.optional(update, &params).await?.map(|row| row.int(0)).transpose()? {
+        None => drop(db.execute("INSERT INTO record (kind, key, value) VALUES ($1, $2, $3)", &params).await?),
+        Some(0) => {}
+        Some(_) => fields_delete(&mut db, kind, key).await?,
     }
     fields_insert(&mut db, codec, kind, key, &fields).await
 }

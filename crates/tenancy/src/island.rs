@@ -16,6 +16,7 @@ use crate::clock::now_micros;
 use crate::cluster::Hold;
 use crate::error::{Error, Result};
 use crate::freeze::Why;
+use crate::joint::Queue;
 use crate::ledger::{Entry, Ledger, Mark, SharedCopy};
 use crate::member::Member;
 use crate::name::{Name, TenantId};
@@ -66,10 +67,12 @@ pub(crate) struct Island {
     torn: AtomicBool,
     flood: Mutex<Flood>,
     commits: tokio::sync::Mutex<()>,
-    /// A commit whose outcome nobody saw: its generation, and the entry it leaves if it did not happen.
-    unsettled: Mutex<Option<(u64, Entry)>>,
+    /// A commit whose outcome nobody saw: its generation, and the entries it leaves if it did not happen.
+    unsettled: Mutex<Option<(u64, Vec<Entry>)>>,
     /// With several nodes: what makes this one the tenant's home.
     hold: Option<Arc<Hold>>,
+    /// Writes that are to share a commit.
+    pub(crate) joint: Queue,
     /// One rotation at a time.
     pub(crate) rotating: tokio::sync::Mutex<()>,
     /// Greatest outbox generation that is safe in the ledger (on disk, or shipped), and that was appended to it.
@@ -142,6 +145,7 @@ impl Island {
             commits: tokio::sync::Mutex::new(()),
             unsettled: Mutex::default(),
             hold: None,
+            joint: Queue::default(),
             rotating: tokio::sync::Mutex::new(()),
             synced_generation: AtomicU64::new(0),
             appended_generation: AtomicU64::new(0),
@@ -285,14 +289,14 @@ impl Island {
 
     /// Begins the last step of a transaction. One at a time, so that entries join the ledger in the order of their generations.
     ///
-    /// `failed` is the entry of the act should the commit be broken off and turn out not to have happened.
+    /// `failed` are the entries of the acts should the commit be broken off and turn out not to have happened.
     ///
     /// # Errors
     /// When the island was frozen while waiting.
-    pub(crate) async fn committing(&self, generation: u64, failed: Option<Entry>) -> Result<Committing<'_>> {
+    pub(crate) async fn committing(&self, generation: u64, failed: Vec<Entry>) -> Result<Committing<'_>> {
         let one = self.commits.lock().await;
         self.thawed()?;
-        Ok(Committing { island: self, _one: one, open: true, broken_off: failed.map(|entry| (generation, entry)) })
+        Ok(Committing { island: self, _one: one, open: true, broken_off: Some((generation, failed)) })
     }
 
     /// Finds out what became of a commit that was broken off. Nothing was committed since: the island is frozen.
@@ -300,7 +304,7 @@ impl Island {
         let Some((generation, failed)) = self.unsettled.lock().take() else { return Ok(()) };
         let happened = self.store.outbox_settled().await?.iter().any(|(pending, _)| *pending == generation);
         // If it happened, its entry waits in the outbox for the next opening.
-        if happened { Ok(()) } else { self.ledger.append(&failed).map(drop) }
+        if happened { Ok(()) } else { failed.iter().try_for_each(|entry| self.ledger.append(entry).map(drop)) }
     }
 
     /// Whether a commit was broken off between the store and the ledger: the outbox must be replayed by opening the island again.
@@ -482,15 +486,15 @@ pub(crate) struct Committing<'i> {
     island: &'i Island,
     _one: tokio::sync::MutexGuard<'i, ()>,
     open: bool,
-    broken_off: Option<(u64, Entry)>,
+    broken_off: Option<(u64, Vec<Entry>)>,
 }
 
 impl Committing<'_> {
-    /// The store has it: caches are stale, and the entry joins the ledger.
-    pub(crate) fn done(mut self, generation: u64, entry: Option<Entry>, members: Vec<MemberChange>) -> Result<()> {
+    /// The store has it: caches are stale, and the entries join the ledger, the first one under this generation.
+    pub(crate) fn done(mut self, first: u64, entries: Vec<Entry>, members: Vec<MemberChange>) -> Result<()> {
         self.island.members_change(members);
         self.island.epoch.fetch_add(1, Ordering::AcqRel);
-        if let Some(mut entry) = entry {
+        for (generation, mut entry) in (first..).zip(entries) {
             entry.generation = Some(generation);
             self.island.ledger.append(&entry)?;
             self.island.appended_generation.fetch_max(generation, Ordering::AcqRel);

@@ -46,7 +46,7 @@ const TOKEN_BYTES_MAX: usize = 4096;
 
 /// The proof that one act of one principal of one tenant was allowed.
 pub struct Permit<A: Act> {
-    pub(crate) inner: PermitInner,
+    pub(crate) inner: Arc<PermitInner>,
     act: PhantomData<fn() -> A>,
 }
 
@@ -79,7 +79,7 @@ impl Closed {
 
 impl<A: Act> Permit<A> {
     pub(crate) fn new(inner: PermitInner) -> Self {
-        Self { inner, act: PhantomData }
+        Self { inner: Arc::new(inner), act: PhantomData }
     }
 
     /// The tenant's records.
@@ -138,14 +138,7 @@ impl<A: Act> Permit<A> {
 
     /// Adds a digest, version or name to the entry; never content. Cut to 256 bytes; more than 16, or than 2 KiB of them, are ignored.
     pub fn detail(&self, key: &'static str, value: impl fmt::Display) {
-        let mut value = value.to_string();
-        value.truncate(value.floor_char_boundary(DETAIL_BYTES_MAX));
-        let mut detail = self.inner.detail.lock();
-        let json_bytes = |key: &str, value: &str| serde_json::json!([key, value]).to_string().len();
-        let taken: usize = detail.iter().filter(|(known, _)| *known != key).map(|(key, value)| json_bytes(key, value)).sum();
-        if (detail.len() < DETAILS_MAX || detail.contains_key(key)) && taken + json_bytes(key, &value) <= DETAILS_JSON_BYTES_MAX {
-            detail.insert(key.to_owned(), value);
-        }
+        self.inner.add_detail(key, &value);
     }
 
     /// Adds the SHA-256 of what went in or came out to the entry, in hex: enough to prove later which bytes they were.
@@ -191,11 +184,7 @@ impl<A: Act> Permit<A> {
     /// # Errors
     /// [`Error::NotFound`] when the caller may not even see what is in there, [`Error::Forbidden`] when it may see but not do this.
     pub fn within(&self, kind: ResourceKind, name: &str) -> Result<()> {
-        if self.may(kind, name) {
-            return Ok(());
-        }
-        let seen = act_by_name(A::SEEN_BY).is_some_and(|see: &ActInfo| self.inner.granted(see.name, see.resource, kind, name));
-        Err(if seen { Error::Forbidden { act: A::NAME } } else { Error::NotFound(A::RESOURCE.word()) })
+        self.inner.within(kind, name)
     }
 
     /// Whether the act may be done in this experiment (or registered model): for lists, which leave out what may not be seen.
@@ -278,7 +267,18 @@ impl PermitInner {
     pub(crate) async fn tx(&self) -> Result<Tx<'_>> {
         self.island.thawed()?;
         let inner = self.island.store.tx().await?;
-        Ok(Tx { inner, permit: self, reserved: Vec::new(), released: Vec::new(), members: Vec::new() })
+        Ok(Tx::new(inner, self))
+    }
+
+    fn add_detail(&self, key: &'static str, value: &dyn fmt::Display) {
+        let mut value = value.to_string();
+        value.truncate(value.floor_char_boundary(DETAIL_BYTES_MAX));
+        let mut detail = self.detail.lock();
+        let json_bytes = |key: &str, value: &str| serde_json::json!([key, value]).to_string().len();
+        let taken: usize = detail.iter().filter(|(known, _)| *known != key).map(|(key, value)| json_bytes(key, value)).sum();
+        if (detail.len() < DETAILS_MAX || detail.contains_key(key)) && taken + json_bytes(key, &value) <= DETAILS_JSON_BYTES_MAX {
+            detail.insert(key.to_owned(), value);
+        }
     }
 
     /// What the policy says when the grant on `name` is looked at in place of one on the resource itself.
@@ -287,6 +287,15 @@ impl PermitInner {
             None => true,
             grant => self.island.decide(&self.member, act, resource, &self.resource, grant).allowed,
         }
+    }
+
+    fn within(&self, kind: ResourceKind, name: &str) -> Result<()> {
+        if self.granted(self.act, self.kind, kind, name) {
+            return Ok(());
+        }
+        let act = act_by_name(self.act).and_then(|act| act_by_name(act.seen_by));
+        let seen = act.is_some_and(|see: &ActInfo| self.granted(see.name, see.resource, kind, name));
+        Err(if seen { Error::Forbidden { act: self.act } } else { Error::NotFound(self.kind.word()) })
     }
 
     fn token_key(&self) -> Result<Key> {
@@ -350,7 +359,50 @@ impl DerefMut for Tx<'_> {
     }
 }
 
-impl Tx<'_> {
+impl<'p> Tx<'p> {
+    pub(crate) fn new(inner: rows::Tx<'p>, permit: &'p PermitInner) -> Self {
+        Self { inner, permit, reserved: Vec::new(), released: Vec::new(), members: Vec::new() }
+    }
+
+    /// From here on it is another permit's, in the same transaction.
+    pub(crate) fn turn_to(&mut self, permit: &'p PermitInner) {
+        self.permit = permit;
+    }
+
+    /// What the present permit did to limits and members.
+    pub(crate) fn part(&mut self) -> Part<'p> {
+        let (reserved, released, members) = (&mut self.reserved, &mut self.released, &mut self.members);
+        Part {
+            permit: self.permit,
+            reserved: std::mem::take(reserved),
+            released: std::mem::take(released),
+            members: std::mem::take(members),
+        }
+    }
+
+    pub(crate) fn into_rows(self) -> rows::Tx<'p> {
+        self.inner
+    }
+
+    /// As [`Permit::detail`].
+    pub fn detail(&self, key: &'static str, value: impl fmt::Display) {
+        self.permit.add_detail(key, &value);
+    }
+
+    /// Who acts.
+    #[must_use]
+    pub fn principal(&self) -> &str {
+        self.permit.member.name.as_str()
+    }
+
+    /// As [`Permit::within`], for what is only known inside the transaction.
+    ///
+    /// # Errors
+    /// As [`Permit::within`].
+    pub fn within(&self, kind: ResourceKind, name: &str) -> Result<()> {
+        self.permit.within(kind, name)
+    }
+
     /// Makes the object part of the tenant, counted.
     ///
     /// # Errors
@@ -415,30 +467,47 @@ impl Tx<'_> {
     /// # Errors
     /// [`Error::TenantState`] when the tenant was frozen in the meantime, [`Error::Internal`] when the store fails: then nothing happened.
     pub async fn commit(mut self) -> Result<()> {
-        let island = &self.permit.island;
-        island.thawed()?;
-        let permit = self.permit;
-        let first = !permit.written.load(Ordering::Acquire);
-        let entry = |outcome, reason| first.then(|| permit.entry(outcome, reason));
-        let (allowed, failed) = (entry(Outcome::Allowed, &permit.reason), entry(Outcome::Failed, "abandoned"));
-        let bytes = allowed.as_ref().map(serde_json::to_vec).transpose().map_err(Error::internal)?;
-        let pruned = island.worth_pruning();
-        if let Some(generation) = pruned {
-            self.inner.outbox_prune(generation).await?;
-        }
-        let committing = island.committing(self.inner.generation(), failed).await?;
-        // From here on the entry is the commit's business: whoever finds out whether it happened writes the one or the other.
-        permit.written.store(true, Ordering::Release);
-        let generation = self.inner.commit_with(bytes).await?;
-        pruned.inspect(|generation| island.pruned(*generation));
-        for reservation in self.reserved.drain(..) {
-            reservation.commit();
-        }
-        for (what, n) in self.released.drain(..) {
-            island.meter.release(what, n);
-        }
-        committing.done(generation, allowed, self.members)
+        let part = self.part();
+        commit_all(&self.permit.island, self.inner, vec![part]).await
     }
+}
+
+/// What one permit did in a transaction, beside the rows.
+pub(crate) struct Part<'p> {
+    permit: &'p PermitInner,
+    reserved: Vec<Reservation>,
+    released: Vec<(Resource, u64)>,
+    members: Vec<MemberChange>,
+}
+
+/// Makes a transaction of one or several permits durable, with the entry of each whose first commit it is.
+pub(crate) async fn commit_all(island: &Island, mut rows: rows::Tx<'_>, parts: Vec<Part<'_>>) -> Result<()> {
+    island.thawed()?;
+    let firsts = || parts.iter().map(|part| part.permit).filter(|permit| !permit.written.load(Ordering::Acquire));
+    let allowed: Vec<Entry> = firsts().map(|permit| permit.entry(Outcome::Allowed, &permit.reason)).collect();
+    let failed: Vec<Entry> = firsts().map(|permit| permit.entry(Outcome::Failed, "abandoned")).collect();
+    let mut bytes = allowed.iter().map(serde_json::to_vec).collect::<Result<Vec<_>, _>>().map_err(Error::internal)?;
+    let last = bytes.pop();
+    let pruned = island.worth_pruning();
+    if let Some(generation) = pruned {
+        rows.outbox_prune(generation).await?;
+    }
+    let first_generation = rows.generation();
+    for entry in bytes {
+        rows.outbox_add(&entry).await?;
+    }
+    let committing = island.committing(rows.generation(), failed).await?;
+    // From here on the entries are the commit's business: whoever finds out whether it happened writes the ones or the others.
+    parts.iter().for_each(|part| part.permit.written.store(true, Ordering::Release));
+    rows.commit_with(last).await?;
+    pruned.inspect(|generation| island.pruned(*generation));
+    let mut members = Vec::new();
+    for part in parts {
+        part.reserved.into_iter().for_each(Reservation::commit);
+        part.released.into_iter().for_each(|(what, n)| island.meter.release(what, n));
+        members.extend(part.members);
+    }
+    committing.done(first_generation, allowed, members)
 }
 
 /// Reading side of a tenant's objects.

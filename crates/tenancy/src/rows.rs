@@ -416,6 +416,12 @@ pub struct Tx<'p> {
     _gate: RwLockReadGuard<'p, ()>,
 }
 
+/// Where a part of a transaction began.
+pub(crate) struct Savepoint {
+    attached: usize,
+    detached: usize,
+}
+
 impl Tx<'_> {
     /// As [`Rows::get`].
     pub async fn get<R: Record>(&mut self, key: &str) -> Result<Option<R>> {
@@ -529,6 +535,37 @@ impl Tx<'_> {
     pub(crate) async fn outbox_prune(&mut self, up_to_generation: u64) -> Result<()> {
         let result = records::outbox_prune(self.txn.enter()?, up_to_generation).await;
         self.txn.leave(result).map(|_| ())
+    }
+
+    /// Puts a ledger entry into the outbox under the transaction's generation, which rises by one: further entries follow.
+    pub(crate) async fn outbox_add(&mut self, entry: &[u8]) -> Result<()> {
+        let generation = self.generation();
+        let result = records::outbox_insert(self.txn.enter()?, &self.home.codec, generation, entry).await;
+        self.txn.leave(result)?;
+        self.txn.raise(generation.saturating_add(1));
+        Ok(())
+    }
+
+    /// Something that may have to be taken back alone begins.
+    pub(crate) async fn savepoint(&mut self) -> Result<Savepoint> {
+        let result = self.txn.enter()?.execute("SAVEPOINT part", &[]).await.map(drop);
+        self.txn.leave(result)?;
+        Ok(Savepoint { attached: self.attached.len(), detached: self.detached.len() })
+    }
+
+    /// What was done since the savepoint stays.
+    pub(crate) async fn keep(&mut self) -> Result<()> {
+        let result = self.txn.enter()?.execute("RELEASE SAVEPOINT part", &[]).await.map(drop);
+        self.txn.leave(result)
+    }
+
+    /// What was done since the savepoint has not happened.
+    pub(crate) async fn take_back(&mut self, savepoint: Savepoint) -> Result<()> {
+        let result = self.txn.enter()?.execute("ROLLBACK TO SAVEPOINT part", &[]).await.map(drop);
+        self.txn.leave(result)?;
+        self.attached.truncate(savepoint.attached);
+        self.detached.truncate(savepoint.detached);
+        self.keep().await
     }
 
     /// Commits, with a ledger entry in the same transaction. Durable on return; returns the new generation.

@@ -11,7 +11,7 @@ use tenancy::*;
 use crate::support::*;
 
 /// Everything in a tenant's log, oldest first; the log verifies.
-async fn entries(kernel: &Kernel, admin: &str) -> Vec<Entry> {
+pub(crate) async fn entries(kernel: &Kernel, admin: &str) -> Vec<Entry> {
     let permit = permit::<LedgerRead>(kernel, admin, "").await.unwrap();
     let view = permit.ledger();
     let mut export = Vec::new();
@@ -130,7 +130,7 @@ async fn a_key_read_while_it_is_revoked_is_not_remembered() {
     assert_eq!(permit.quota_use().used["keys"], 1, "and counted back");
 }
 
-async fn raise(operator: &Operator, name: &str) {
+pub(crate) async fn raise(operator: &Operator, name: &str) {
     let limits = Limits { requests_per_second: 1_000_000, requests_burst: 1_000_000, concurrency_max: 1000, ..Limits::default() };
     operator.limits_put(&name.parse().unwrap(), limits).await.unwrap();
 }

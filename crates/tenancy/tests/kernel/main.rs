@@ -6,6 +6,7 @@ mod attacks;
 mod crash;
 mod erase;
 mod isolation;
+mod joint;
 mod ledgers;
 mod support;
 

@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: builds the service for release, starts it in a temporary folder, and measures what the README claims.
 //!
 //! ```text
-//! kernel ─► rows in each tier ─► upload ─► train (ours, LightGBM) ─► predict (engine alone, whole path) ─► cold starts ─► many tenants
+//! kernel ─► rows in each tier ─► upload ─► train (ours, LightGBM) ─► predict (engine alone, whole path) ─► cold starts ─► tracking ─► many tenants
 //! ```
 //!
 //! Everything goes over TLS with identity, policy, quota, audit and a sandbox on, as in production. The client is a program of its
@@ -19,6 +19,7 @@ mod report;
 mod service;
 mod stores;
 mod tenants;
+mod tracking;
 mod train;
 
 use std::fs;
@@ -50,6 +51,15 @@ pub(crate) struct Options {
     /// Reads and writes of one round on each tier of rows, and tenants made and opened there.
     stores_operations: usize,
     stores_made: usize,
+    /// Requests of each kind to the tracking API, points of one run, and runs that are searched.
+    tracking_operations: usize,
+    tracking_points: usize,
+    tracking_runs: usize,
+    /// Requests of each kind to a real MLflow server, and runs that it searches.
+    peer_requests: usize,
+    peer_runs: usize,
+    /// Also measure what others build.
+    peers: bool,
     quick: bool,
     keep: bool,
     only: Option<Part>,
@@ -61,6 +71,7 @@ enum Part {
     Kernel,
     Stores,
     Serving,
+    Tracking,
     Tenants,
 }
 
@@ -77,6 +88,12 @@ impl Options {
             rows: 200_000,
             stores_operations: 400,
             stores_made: 50,
+            tracking_operations: 20_000,
+            tracking_points: 10_000_000,
+            tracking_runs: 100_000,
+            peer_requests: 200,
+            peer_runs: 500,
+            peers: false,
             quick: false,
             keep: false,
             only: None,
@@ -91,6 +108,11 @@ impl Options {
             rows: 20_000,
             stores_operations: 160,
             stores_made: 10,
+            tracking_operations: 4_000,
+            tracking_points: 1_000_000,
+            tracking_runs: 10_000,
+            peer_requests: 60,
+            peer_runs: 100,
             quick: true,
             ..full
         };
@@ -99,11 +121,17 @@ impl Options {
             match *word {
                 "--quick" => {}
                 "--keep" => options.keep = true,
+                "--peers" => options.peers = true,
                 "kernel" => options.only = Some(Part::Kernel),
                 "stores" => options.only = Some(Part::Stores),
                 "serving" => options.only = Some(Part::Serving),
+                "tracking" => options.only = Some(Part::Tracking),
                 "tenants" => options.only = Some(Part::Tenants),
-                other => return Err(format!("`bench` knows --quick, --keep, and one of kernel, stores, serving, tenants; not `{other}`")),
+                other => {
+                    return Err(format!(
+                        "`bench` knows --quick, --keep, --peers, and one of kernel, stores, serving, tracking, tenants; not `{other}`"
+                    ));
+                }
             }
         }
         Ok(options)
@@ -180,6 +208,9 @@ fn measure(options: &Options, programs: &Programs, folder: &Path, report: &mut R
         train::measure(options, programs, &data, &mut service, &tenant, report)?;
         predict::measure(options, programs, folder, &data, &mut service, &tenant, report)?;
         cold::measure(options, programs, folder, &data, service, &operator, report)?;
+    }
+    if options.wants(Part::Tracking) {
+        tracking::measure(options, programs, folder, report)?;
     }
     if options.wants(Part::Tenants) {
         tenants::measure(options, programs, folder, report)?;

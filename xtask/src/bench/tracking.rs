@@ -1,0 +1,172 @@
+//! MLflow's tracking API: single and many clients, a long history, search over many runs; with `--peers` beside a real MLflow server.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use super::client::{Ask, Load, Told};
+use super::report::Report;
+use super::service::{Service, text};
+use super::{Options, Programs};
+use crate::Result;
+use crate::run::quietly;
+
+/// Connections of many clients.
+const CONNECTIONS: usize = 64;
+/// Points of one request where the history is made long.
+const POINTS_PER_REQUEST: usize = 1000;
+
+/// What a real server needs for the same.
+struct Peer {
+    name: &'static str,
+    told: Value,
+}
+
+impl Peer {
+    fn cpu_ms(&self, what: &str) -> f64 {
+        self.told.pointer(&format!("/{what}/cpu_ms")).and_then(Value::as_f64).unwrap_or_default()
+    }
+}
+
+pub(super) fn measure(options: &Options, programs: &Programs, folder: &Path, report: &mut Report) -> Result<()> {
+    let peers = if options.peers { peers(options, folder, report)? } else { Vec::new() };
+    report.section("MLflow tracking, over TLS, with identity, policy, quota and audit");
+    let mut service = Service::start(programs, folder, "tracking", "")?;
+    let operator = service.bootstrap()?;
+    let tenant = service.tenant_create(&operator, "tracking")?;
+    let experiment = post(&mut service, &tenant, "experiments/create", &json!({"name": "bench"}))?;
+    let experiment = text(&experiment, "/experiment_id")?;
+    let run = run_new(&mut service, &tenant, &experiment)?;
+
+    let point = json!({"run_id": run, "key": "loss", "value": 0.5, "timestamp": 1, "step": 1});
+    let get = Ask::get(format!("/api/2.0/mlflow/runs/get?run_id={run}"), &tenant);
+    let metrics: Vec<Value> = (0..100).map(|n| json!({"key": format!("m{n}"), "value": 0.5, "timestamp": 1, "step": 1})).collect();
+    let batch = json!({"run_id": run, "metrics": metrics});
+    let operations = options.tracking_operations;
+    for (name, what, ask, total) in [
+        ("log-metric", "log_metric", ask("runs/log-metric", &tenant, &point), operations),
+        ("runs/get", "runs_get", get, operations),
+        ("log-batch of 100 metrics", "log_batch", ask("runs/log-batch", &tenant, &batch), operations / 4),
+    ] {
+        let load = |total, connections| Load { connections, ..Load::once(total) };
+        service.client.run(std::slice::from_ref(&ask), load(total / 10, CONNECTIONS))?;
+        let single = service.client.run(std::slice::from_ref(&ask), load(total / 10, 1))?;
+        let before = service.cpu_seconds("insula");
+        let many = service.client.run(std::slice::from_ref(&ask), load(total, CONNECTIONS))?;
+        let cpu_ms = (service.cpu_seconds("insula") - before) * 1e3 / many.micros.len() as f64;
+        report.add(&format!("{name}, 1 connection: p50"), "µs", "", single.micros_at(0.5));
+        report.add(&format!("{name}, {CONNECTIONS} connections, beside the client on the same cores"), "requests/s", "", many.rate());
+        report.add(&format!("{name}, {CONNECTIONS} connections: p99"), "µs", "", many.micros_at(0.99));
+        report.add(&format!("{name}: CPU"), "ms", "", cpu_ms);
+        for peer in &peers {
+            let goal = match (peer.name, what) {
+                ("none", _) => "≥ 25",
+                (_, "log_batch") => "",
+                _ => "≥ 100",
+            };
+            let label = format!("{name}: CPU of a real MLflow server, {}, as a multiple of ours", shown(peer.name));
+            report.add(&label, "×", goal, peer.cpu_ms(what) / cpu_ms);
+        }
+    }
+    history(options, &mut service, &tenant, &experiment, report)?;
+    search(options, &mut service, &tenant, &peers, report)?;
+    service.stop()
+}
+
+/// A run with very many points: what the next write costs.
+fn history(options: &Options, service: &mut Service, tenant: &str, experiment: &str, report: &mut Report) -> Result<()> {
+    let run = run_new(service, tenant, experiment)?;
+    let point = ask("runs/log-metric", tenant, &json!({"run_id": run, "key": "loss", "value": 0.5, "timestamp": 1, "step": 1}));
+    let single = |service: &mut Service| -> Result<Told> { service.client.run(std::slice::from_ref(&point), Load::once(100)) };
+    let before = single(service)?;
+    let metrics: Vec<Value> =
+        (0..POINTS_PER_REQUEST).map(|n| json!({"key": "loss", "value": n as f64 / 7.0, "timestamp": n, "step": n})).collect();
+    let batch = ask("runs/log-batch", tenant, &json!({"run_id": run, "metrics": metrics}));
+    let requests = options.tracking_points / POINTS_PER_REQUEST;
+    let filled = service.client.run(&[batch], Load { connections: 8, ..Load::once(requests) })?;
+    let after = single(service)?;
+    report.add("points a second, 1,000 a request, 8 connections", "points/s", "", filled.rate() * POINTS_PER_REQUEST as f64);
+    report.add("log-metric into an empty run: p50", "µs", "", before.micros_at(0.5));
+    let label = format!("log-metric into a run with {} million points: p50", requests * POINTS_PER_REQUEST / 1_000_000);
+    report.add(&label, "µs", "", after.micros_at(0.5));
+    Ok(())
+}
+
+/// A filter and an order over many runs.
+fn search(options: &Options, service: &mut Service, tenant: &str, peers: &[Peer], report: &mut Report) -> Result<()> {
+    let experiment = text(&post(service, tenant, "experiments/create", &json!({"name": "many"}))?, "/experiment_id")?;
+    let runs = options.tracking_runs;
+    let create = ask("runs/create", tenant, &json!({"experiment_id": experiment, "start_time": 1}));
+    let load = Load { connections: CONNECTIONS, bodies: true, ..Load::once(runs) };
+    let made = service.client.run(&[create], load)?;
+    report.add(&format!("runs/create, {CONNECTIONS} connections"), "requests/s", "", made.rate());
+    let ids = made.bodies.iter().map(|body| {
+        let made: Value = serde_json::from_str(body).map_err(|error| format!("a run is no JSON: {error}"))?;
+        text(&made, "/run/info/run_id")
+    });
+    let mut logs = Vec::with_capacity(runs);
+    for (number, id) in ids.enumerate() {
+        let value = number as f64 / runs as f64;
+        logs.push(ask("runs/log-metric", tenant, &json!({"run_id": id?, "key": "accuracy", "value": value, "timestamp": 1, "step": 0})));
+    }
+    service.client.run(&logs, Load { connections: CONNECTIONS, ..Load::once(runs) })?;
+    let fields = json!({
+        "experiment_ids": [experiment], "filter": "metrics.accuracy > 0.9", "max_results": 100, "order_by": ["metrics.accuracy DESC"],
+    });
+    let find = [ask("runs/search", tenant, &fields)];
+    let first = service.client.run(&find, Load::once(1))?;
+    let before = service.cpu_seconds("insula");
+    let found = service.client.run(&find, Load { bodies: true, ..Load::once(50) })?;
+    let cpu_ms = (service.cpu_seconds("insula") - before) * 1e3 / 50.0;
+    if !found.bodies.iter().all(|body| body.contains("accuracy")) {
+        return Err("a search found nothing".to_owned());
+    }
+    report.add(&format!("search with a filter and an order over {runs} runs, the first time"), "ms", "", first.micros_at(0.5) / 1e3);
+    let goal = if runs >= 100_000 { "≤ 20" } else { "" };
+    report.add(&format!("the same, later: p50, a page of 100 runs over {runs}"), "ms", goal, found.micros_at(0.5) / 1e3);
+    report.add("the same, later: CPU", "ms", "", cpu_ms);
+    for peer in peers {
+        let over = peer.told.get("runs").and_then(Value::as_u64).unwrap_or_default();
+        let label = format!("a real MLflow server, {}, over {over} runs: CPU", shown(peer.name));
+        report.add(&label, "ms", "", peer.cpu_ms("search"));
+    }
+    Ok(())
+}
+
+fn peers(options: &Options, folder: &Path, report: &mut Report) -> Result<Vec<Peer>> {
+    let python = crate::setup::mlflow()?;
+    report.section("A real MLflow server 3.18, one worker, SQLite, plain HTTP");
+    let mut peers = Vec::new();
+    for name in ["none", "basic"] {
+        println!("measuring a real MLflow server, {} (minutes)", shown(name));
+        let mut command = Command::new(&python);
+        command.arg(crate::root().join("xtask/src/bench/mlflow_peer.py")).arg(folder.join(format!("mlflow-{name}"))).arg(name);
+        command.arg(options.peer_requests.to_string()).arg(options.peer_runs.to_string());
+        let told = quietly(&mut command)?;
+        let told: Value = serde_json::from_str(&told).map_err(|error| format!("the peer printed no JSON: {error}"))?;
+        let peer = Peer { name, told };
+        for (label, what) in [("log-metric", "log_metric"), ("runs/get", "runs_get"), ("log-batch of 100 metrics", "log_batch")] {
+            report.add(&format!("{}: {label}: CPU", shown(name)), "ms", "", peer.cpu_ms(what));
+        }
+        peers.push(peer);
+    }
+    Ok(peers)
+}
+
+fn shown(peer: &str) -> &'static str {
+    if peer == "basic" { "basic auth" } else { "no auth" }
+}
+
+fn ask(path: &str, tenant: &str, fields: &Value) -> Ask {
+    Ask::send("POST", format!("/api/2.0/mlflow/{path}"), tenant, fields.to_string())
+}
+
+fn post(service: &mut Service, tenant: &str, path: &str, fields: &Value) -> Result<Value> {
+    service.client.json(ask(path, tenant, fields))
+}
+
+fn run_new(service: &mut Service, tenant: &str, experiment: &str) -> Result<String> {
+    let made = post(service, tenant, "runs/create", &json!({"experiment_id": experiment, "start_time": 1}))?;
+    text(&made, "/run/info/run_id")
+}

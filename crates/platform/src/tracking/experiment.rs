@@ -9,6 +9,7 @@ use tenancy::{Permit, Record, Tx};
 
 use super::check::{entity_name, length, name_hash, quoted};
 use super::filter::{self, Attribute, Clause, Entity, Grammar, ID_LIST, NUMBER, Order, TEXT, TEXT_NULL};
+use super::item::Balance;
 use super::lifecycle::{Deleted, Lifecycle, RETENTION_DAYS_DEFAULT, RETENTION_DAYS_MAX, Retention, Trash, ViewType};
 use super::token::PageToken;
 use crate::error::{Error, Result};
@@ -26,7 +27,9 @@ const NAME_CHARS_MAX: usize = 500;
 const LOCATION_CHARS_MAX: usize = 2048;
 const TAG_VALUE_CHARS_MAX: usize = 20_000;
 /// All tags of an experiment together, keys and values, in bytes.
-const TAGS_BYTES_MAX: usize = 512 * 1024;
+const TAGS_BYTES_MAX: u64 = 512 * 1024;
+/// What an experiment counts of the tenant's stored bytes beside its tags.
+const EXPERIMENT_BYTES: u64 = 1024;
 /// Records read at once.
 const READ_ITEMS: u32 = 1000;
 
@@ -168,8 +171,8 @@ impl Experiment {
         if order.ascending { ordering } else { ordering.reverse() }
     }
 
-    fn tag_bytes(&self) -> usize {
-        self.tags.iter().map(|(key, value)| key.len() + value.len()).sum()
+    fn tag_bytes(&self) -> u64 {
+        self.tags.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum()
     }
 }
 
@@ -315,11 +318,14 @@ impl Platform {
         let mut tx = permit.tx().await?;
         let mut experiment = require(&mut tx, permit.resource()).await?;
         experiment.active()?;
+        let removed = experiment.tag_bytes();
         experiment.tags.insert(key, value);
-        if experiment.tag_bytes() > TAGS_BYTES_MAX {
+        let added = experiment.tag_bytes();
+        if added > TAGS_BYTES_MAX {
             return Err(Error::invalid(format!("the tags of an experiment may have {TAGS_BYTES_MAX} bytes together")));
         }
         tx.put(&experiment).await?;
+        Balance { added, removed }.settle(&mut tx).await?;
         Ok(tx.commit().await?)
     }
 
@@ -331,8 +337,10 @@ impl Platform {
         let mut tx = permit.tx().await?;
         let mut experiment = require(&mut tx, permit.resource()).await?;
         experiment.active()?;
+        let removed = experiment.tag_bytes();
         experiment.tags.remove(key).ok_or(Error::not_found("tag"))?;
         tx.put(&experiment).await?;
+        Balance { added: experiment.tag_bytes(), removed }.settle(&mut tx).await?;
         Ok(tx.commit().await?)
     }
 
@@ -367,6 +375,7 @@ pub(crate) async fn create(tx: &mut Tx<'_>, request: ExperimentRequest) -> Resul
     let experiment = Experiment::new(id, request);
     tx.insert(&ExperimentName { name: experiment.name.clone(), id: experiment.id.clone() }).await?;
     tx.insert(&experiment).await?;
+    Balance { added: EXPERIMENT_BYTES + experiment.tag_bytes(), removed: 0 }.settle(tx).await?;
     Ok(experiment)
 }
 
@@ -388,7 +397,7 @@ pub(crate) async fn require(tx: &mut Tx<'_>, id: &str) -> Result<Experiment> {
 pub(crate) async fn remove(tx: &mut Tx<'_>, experiment: &Experiment) -> Result<()> {
     tx.delete::<ExperimentName>(&name_hash(&experiment.name)).await?;
     tx.delete::<Experiment>(&experiment.id).await?;
-    Ok(())
+    Balance { added: 0, removed: EXPERIMENT_BYTES + experiment.tag_bytes() }.settle(tx).await
 }
 
 /// What is stored, or the one that is there without being stored.

@@ -26,7 +26,7 @@ use super::filter::{self, Attribute, Clause, Entity, Grammar, NUMBER, Order, TEX
 use super::item::{DatasetInput, ModelInput, ModelOutput, Part, RunItem, Text, heads};
 use super::lifecycle::{Lifecycle, ViewType};
 use super::metric::{MetricHead, Point};
-use super::run::{RunView, TrackedRun};
+use super::run::{RUN_ID_BYTES_MAX, RunView, TrackedRun};
 use super::token::PageToken;
 use crate::error::{Error, Result};
 use crate::platform::Platform;
@@ -49,6 +49,8 @@ const READ_ITEMS: u32 = 1000;
 const DATASET_HELD_BYTES_MAX: usize = 2048;
 /// Runs for which a search is not worth another thread.
 const INLINE_RUNS_MAX: usize = 2000;
+/// Memory of the runs of one answer, in bytes; what does not fit is on the next page.
+const ANSWER_BYTES_MAX: usize = 32 << 20;
 /// Longest time that one search may compute.
 const SEARCH_TIME_MAX: Duration = Duration::from_secs(10);
 /// Runs between two looks at the clock.
@@ -167,6 +169,9 @@ pub(crate) struct Touch {
 
 impl Touch {
     fn mark(&self) {
+        if self.run.len() > RUN_ID_BYTES_MAX {
+            return; // there is no such run
+        }
         let Some(slot) = self.tracking.slots.lock().peek(&self.island).map(Arc::clone) else { return };
         let mut dirty = slot.dirty.lock();
         if dirty.len() <= DIRTY_RUNS_MAX && !dirty.contains(&self.run) {
@@ -229,7 +234,7 @@ impl Platform {
                     items.into_iter().filter_map(|item| if let Part::Dataset(input) = item.part { Some(input) } else { None }).collect();
             }
         }
-        let next = more.then(|| PageToken::seal(permit, "runs", &shape, skip + limit)).transpose()?;
+        let next = more.then(|| PageToken::seal(permit, "runs", &shape, skip + runs.len())).transpose()?;
         Ok((runs, next))
     }
 }
@@ -486,7 +491,16 @@ impl Index {
             found.truncate(end);
         }
         found.sort_unstable_by(compare);
-        let page: Vec<_> = found.into_iter().skip(query.skip).map(|(_, entry)| entry).collect();
+        let mut page: Vec<_> = found.into_iter().skip(query.skip).map(|(_, entry)| entry).collect();
+        let mut bytes = 0;
+        let fits = page.iter().take_while(|entry| {
+            let first = bytes == 0;
+            bytes += entry.bytes;
+            first || bytes <= ANSWER_BYTES_MAX
+        });
+        let fits = fits.count();
+        let more = more || fits < page.len();
+        page.truncate(fits);
         let cut =
             page.iter().enumerate().filter(|(_, entry)| entry.inputs.as_ref().is_some_and(|inputs| inputs.cut)).map(|(at, _)| at).collect();
         let lifecycle = |entry: &Entry| lifecycles.get(entry.experiment as usize).copied().flatten().unwrap_or_default();

@@ -11,14 +11,18 @@
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tenancy::{Record, Rows, Tx};
+use tenancy::{Record, Resource, Rows, Tx};
 
 use super::check::name_hash;
-use super::metric::{Metric, MetricHead};
+use super::metric::{Metric, MetricBlock, MetricHead};
 use crate::error::Result;
 
 /// Records read at once.
 const READ_ITEMS: u32 = 1000;
+/// What a record counts of the tenant's stored bytes beside its texts.
+pub(crate) const RECORD_BYTES: u64 = 256;
+/// What a metric, and each block of its points, counts of the tenant's stored bytes: about what a full one takes.
+pub(crate) const METRIC_BYTES: u64 = 4096;
 
 /// A part of a run. `M` is [`Metric`], or [`MetricHead`] for who does not need the points.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -161,6 +165,62 @@ impl RunItem<Metric> {
     }
 }
 
+impl<M> Part<M> {
+    /// What it counts of the tenant's stored bytes.
+    pub(crate) fn stored_bytes(&self) -> u64 {
+        let text = |text: &Text| text.key.len() + text.value.len();
+        let texts = match self {
+            Self::Metric(_) => return METRIC_BYTES,
+            Self::Param(param) => text(param),
+            Self::Tag(tag) => text(tag),
+            Self::Dataset(DatasetInput { dataset, tags }) => {
+                let more = [&dataset.schema, &dataset.profile].into_iter().flatten().map(String::len).sum::<usize>();
+                let own = dataset.name.len() + dataset.digest.len() + dataset.source_type.len() + dataset.source.len();
+                own + more + tags.iter().map(text).sum::<usize>()
+            }
+            Self::ModelInput(_) | Self::ModelOutput(_) => 0,
+        };
+        RECORD_BYTES + texts as u64
+    }
+}
+
+/// What a change adds to the tenant's stored bytes, and takes from them.
+#[derive(Debug, Default)]
+pub(crate) struct Balance {
+    pub(crate) added: u64,
+    pub(crate) removed: u64,
+}
+
+impl Balance {
+    /// Counts it as part of the transaction.
+    ///
+    /// # Errors
+    /// The kernel's quota error when the tenant has no bytes left.
+    pub(crate) async fn settle(self, tx: &mut Tx<'_>) -> Result<()> {
+        match (self.added.saturating_sub(self.removed), self.removed.saturating_sub(self.added)) {
+            (0, 0) => Ok(()),
+            (0, removed) => Ok(tx.refund(Resource::StorageBytes, removed).await?),
+            (added, _) => Ok(tx.charge(Resource::StorageBytes, added).await?),
+        }
+    }
+
+    /// Puts parts of a run; `replaced` are those of the same keys that were there.
+    pub(crate) async fn put<'a>(
+        &mut self,
+        tx: &mut Tx<'_>,
+        items: &[RunItem<Metric>],
+        replaced: impl IntoIterator<Item = &'a RunItem<Metric>>,
+    ) -> Result<()> {
+        self.added += items.iter().map(|item| item.part.stored_bytes()).sum::<u64>();
+        self.removed += replaced.into_iter().map(|item| item.part.stored_bytes()).sum::<u64>();
+        match items {
+            [] => Ok(()),
+            [one] => Ok(tx.put(one).await?),
+            all => Ok(tx.put_all(all).await?),
+        }
+    }
+}
+
 /// All parts of a run, without the points of its metrics.
 pub(crate) async fn heads(rows: &Rows<'_>, run: &str) -> Result<Vec<RunItem<MetricHead>>> {
     let prefix = format!("{run}/");
@@ -184,19 +244,21 @@ pub(crate) async fn metric(rows: &Rows<'_>, run: &str, name: &str) -> Result<Opt
     })
 }
 
-/// Keys of all parts of a run and of all blocks of its metrics, removed; at most `most` of them. How many were.
+/// Removes parts of a run and blocks of its metrics, at most `most` of them, and gives their bytes back. How many were.
 pub(crate) async fn remove(tx: &mut Tx<'_>, run: &str, most: u32) -> Result<u32> {
     let prefix = format!("{run}/");
+    let mut balance = Balance::default();
     let items: Vec<RunItem<MetricHead>> = tx.list(None, most, Some(&prefix)).await?;
-    let mut removed = 0;
     for item in &items {
         tx.delete::<RunItem<Metric>>(&item.key()).await?;
-        removed += 1;
+        balance.removed += item.part.stored_bytes();
     }
-    let blocks: Vec<super::metric::MetricBlock> = tx.list(None, most.saturating_sub(removed), Some(&prefix)).await?;
+    let removed = u32::try_from(items.len()).unwrap_or(most);
+    let blocks: Vec<MetricBlock> = tx.list(None, most.saturating_sub(removed), Some(&prefix)).await?;
     for block in &blocks {
-        tx.delete::<super::metric::MetricBlock>(&block.key()).await?;
-        removed += 1;
+        tx.delete::<MetricBlock>(&block.key()).await?;
+        balance.removed += METRIC_BYTES;
     }
-    Ok(removed)
+    balance.settle(tx).await?;
+    Ok(removed + u32::try_from(blocks.len()).unwrap_or(most))
 }

@@ -9,9 +9,9 @@ use tenancy::{Permit, Record, Tx};
 
 use super::check::{KEY_CHARS_MAX, entity_name, length, quoted, truncated};
 use super::experiment::{self, Experiment};
-use super::item::{self, DatasetInput, ModelInput, ModelOutput, Part, RunItem, Text, param_key, tag_key};
+use super::item::{self, Balance, DatasetInput, METRIC_BYTES, ModelInput, ModelOutput, Part, RunItem, Text, param_key, tag_key};
 use super::lifecycle::{Deleted, Lifecycle, Trash};
-use super::metric::{self, HISTORY_POINTS_MAX, Metric, MetricBlock, MetricHead, MetricPoint, ModelMetric, Point};
+use super::metric::{self, HISTORY_POINTS_MAX, Metric, MetricHead, MetricPoint, ModelMetric, Point};
 use super::token::PageToken;
 use crate::dataset::hex;
 use crate::error::{Error, Result};
@@ -40,6 +40,10 @@ const INPUT_TAG_VALUE_CHARS_MAX: usize = 500;
 pub(crate) const NAME_TAG: &str = "mlflow.runName";
 const MODELS_TAG: &str = "mlflow.log-model.history";
 const USER_CHARS_MAX: usize = 256;
+/// What a run's own record counts of the tenant's stored bytes.
+pub(crate) const RUN_BYTES: u64 = 1024;
+/// Longest id of a run in bytes.
+pub(crate) const RUN_ID_BYTES_MAX: usize = 64;
 /// Longest id of a logged model in bytes.
 const MODEL_ID_BYTES_MAX: usize = 64;
 
@@ -254,7 +258,9 @@ impl Platform {
         parts.push(Text { key: NAME_TAG.to_owned(), value: name });
         let items: Vec<_> = parts.iter().map(|tag| RunItem::new(&run.id, Part::Tag(tag.clone()))).collect();
         tx.insert(&run).await?;
-        tx.put_all(&items).await?;
+        let mut balance = Balance { added: RUN_BYTES, removed: 0 };
+        balance.put(&mut tx, &items, []).await?;
+        balance.settle(&mut tx).await?;
         tx.commit().await?;
         drop(touched);
         Ok(RunView::new(run, parts.into_iter().map(Part::Tag)))
@@ -282,8 +288,7 @@ impl Platform {
         run.end_ms = update.end_ms.or(run.end_ms);
         if let Some(name) = update.name.filter(|name| !name.is_empty()) {
             run.name = truncated(name, TAG_CHARS_MAX);
-            let tag = Text { key: NAME_TAG.to_owned(), value: run.name.clone() };
-            tx.put(&RunItem::new(&run.id, Part::Tag(tag))).await?;
+            tags_put(&mut tx, &run.id, vec![Text { key: NAME_TAG.to_owned(), value: run.name.clone() }]).await?;
         }
         tx.put(&run).await?;
         tx.commit().await?;
@@ -329,23 +334,15 @@ impl Platform {
         let _touched = self.tracking().touch(permit, permit.resource());
         let mut tx = permit.tx().await?;
         let (mut run, _) = writable(permit, &mut tx).await?;
-        let mut items = Vec::with_capacity(metrics.len().min(64) + params.len() + tags.len());
-        params_new(&mut tx, &run.id, params, single, &mut items).await?;
-        let mut blocks = Vec::new();
-        metrics_pushed(&mut tx, &run.id, &metrics, &mut items, &mut blocks).await?;
+        let mut balance = Balance::default();
+        params_put(&mut tx, &run.id, params, single, &mut balance).await?;
+        metrics_put(&mut tx, &run.id, &metrics, &mut balance).await?;
         if let Some(name) = tags.iter().rev().find(|tag| tag.key == NAME_TAG) {
             run.name.clone_from(&name.value);
             tx.put(&run).await?;
         }
-        items.extend(tags.into_iter().map(|tag| RunItem::new(&run.id, Part::Tag(tag))));
-        match items.as_slice() {
-            [] => {}
-            [one] => tx.put(one).await?,
-            all => tx.put_all(all).await?,
-        }
-        if !blocks.is_empty() {
-            tx.put_all(&blocks).await?;
-        }
+        balance.settle(&mut tx).await?;
+        tags_put(&mut tx, &run.id, tags).await?;
         model_metrics(&mut tx, &run, metrics).await?;
         Ok(tx.commit().await?)
     }
@@ -358,9 +355,9 @@ impl Platform {
         let _touched = self.tracking().touch(permit, permit.resource());
         let mut tx = permit.tx().await?;
         let (run, _) = writable(permit, &mut tx).await?;
-        if !tx.delete::<RunItem<Metric>>(&tag_key(&run.id, key)).await? {
-            return Err(Error::not_found("tag"));
-        }
+        let old = tx.get::<RunItem<Metric>>(&tag_key(&run.id, key)).await?.ok_or(Error::not_found("tag"))?;
+        tx.delete::<RunItem<Metric>>(&old.key()).await?;
+        Balance { added: 0, removed: old.part.stored_bytes() }.settle(&mut tx).await?;
         Ok(tx.commit().await?)
     }
 
@@ -402,12 +399,16 @@ impl Platform {
                 keys.push(key);
             }
         }
-        if !replace {
-            let known = tx.get_all::<RunItem<Metric>>(&keys).await?;
-            let mut known = known.iter().map(Option::is_some);
-            items.retain(|_| !known.next().unwrap_or(false));
+        let known = tx.get_all::<RunItem<Metric>>(&keys).await?;
+        let mut balance = Balance::default();
+        if replace {
+            balance.put(&mut tx, &items, known.iter().flatten()).await?;
+        } else {
+            let mut there = known.iter().map(Option::is_some);
+            items.retain(|_| !there.next().unwrap_or(false));
+            balance.put(&mut tx, &items, []).await?;
         }
-        tx.put_all(&items).await?;
+        balance.settle(&mut tx).await?;
         Ok(tx.commit().await?)
     }
 
@@ -439,7 +440,7 @@ impl Platform {
         models.push(model.into());
         let value = serde_json::Value::from(models).to_string();
         length("value", TAG_CHARS_MAX, &value)?;
-        tx.put(&RunItem::new(&run.id, Part::Tag(Text { key: MODELS_TAG.to_owned(), value }))).await?;
+        tags_put(&mut tx, &run.id, vec![Text { key: MODELS_TAG.to_owned(), value }]).await?;
         Ok(tx.commit().await?)
     }
 
@@ -511,6 +512,13 @@ impl Platform {
         Ok(found)
     }
 
+    /// How many records runs, their parts and their blocks have. For tests that see them go.
+    #[doc(hidden)]
+    pub async fn tracking_records(&self, permit: &Permit<RunRead>) -> Result<(u64, u64, u64)> {
+        let rows = permit.rows();
+        Ok((rows.count::<TrackedRun>().await?, rows.count::<RunItem<Metric>>().await?, rows.count::<metric::MetricBlock>().await?))
+    }
+
     /// Runs by id that may be read; `None` for those that may not.
     async fn history_runs(&self, permit: &Permit<RunRead>, ids: &[String]) -> Result<Vec<Option<TrackedRun>>> {
         if ids.is_empty() {
@@ -559,14 +567,33 @@ pub(crate) async fn writable<A: Act<Mode = Writes>>(permit: &Permit<A>, tx: &mut
     Ok((run, experiment))
 }
 
-/// Parameters that are not there yet; those that are must say the same.
-async fn params_new(tx: &mut Tx<'_>, run: &str, params: Vec<Text>, single: bool, items: &mut Vec<RunItem<Metric>>) -> Result<()> {
+/// Puts tags, and counts what they add to those that were there.
+async fn tags_put(tx: &mut Tx<'_>, run: &str, tags: Vec<Text>) -> Result<()> {
+    let mut items: Vec<RunItem<Metric>> = Vec::with_capacity(tags.len());
+    for tag in tags {
+        match items.iter_mut().find(|item| matches!(&item.part, Part::Tag(known) if known.key == tag.key)) {
+            Some(known) => known.part = Part::Tag(tag),
+            None => items.push(RunItem::new(run, Part::Tag(tag))),
+        }
+    }
+    if items.is_empty() {
+        return Ok(());
+    }
+    let keys: Vec<_> = items.iter().map(Record::key).collect();
+    let replaced = tx.get_all::<RunItem<Metric>>(&keys).await?;
+    let mut balance = Balance::default();
+    balance.put(tx, &items, replaced.iter().flatten()).await?;
+    balance.settle(tx).await
+}
+
+/// Puts parameters that are not there yet; those that are must say the same.
+async fn params_put(tx: &mut Tx<'_>, run: &str, params: Vec<Text>, single: bool, balance: &mut Balance) -> Result<()> {
     if params.is_empty() {
         return Ok(());
     }
     let keys: Vec<_> = params.iter().map(|param| param_key(run, &param.key)).collect();
     let known = tx.get_all::<RunItem<Metric>>(&keys).await?;
-    let mut changed = Vec::new();
+    let (mut items, mut changed) = (Vec::new(), Vec::new());
     for (param, known) in params.into_iter().zip(known) {
         match known {
             Some(RunItem { part: Part::Param(old), .. }) if old.value == param.value => {}
@@ -575,7 +602,7 @@ async fn params_new(tx: &mut Tx<'_>, run: &str, params: Vec<Text>, single: bool,
         }
     }
     match changed.as_slice() {
-        [] => Ok(()),
+        [] => balance.put(tx, &items, []).await,
         [(param, old)] if single => Err(Error::invalid(format!(
             "Changing param values is not allowed. Param with key='{}' was already logged with value='{}' for run ID='{run}'. Attempted logging new value '{}'.",
             param.key,
@@ -602,14 +629,8 @@ async fn params_new(tx: &mut Tx<'_>, run: &str, params: Vec<Text>, single: bool,
     }
 }
 
-/// Metrics with their new points.
-async fn metrics_pushed(
-    tx: &mut Tx<'_>,
-    run: &str,
-    points: &[MetricPoint],
-    items: &mut Vec<RunItem<Metric>>,
-    blocks: &mut Vec<MetricBlock>,
-) -> Result<()> {
+/// Puts metrics with their new points.
+async fn metrics_put(tx: &mut Tx<'_>, run: &str, points: &[MetricPoint], balance: &mut Balance) -> Result<()> {
     let mut names: Vec<&str> = points.iter().map(|point| point.key.as_str()).collect();
     names.sort_unstable();
     names.dedup();
@@ -625,16 +646,28 @@ async fn metrics_pushed(
         _ => None,
     })
     .collect::<Vec<_>>();
+    let mut blocks = Vec::new();
     for point in points {
         let at = names.binary_search(&point.key.as_str()).unwrap_or_default();
         if let Some(slot) = known.get_mut(at) {
             match slot {
-                Some(metric) => metric.push(run, point.point, blocks),
-                None => *slot = Some(Metric::new(point.key.clone(), point.point)),
+                Some(metric) => metric.push(run, point.point, &mut blocks),
+                None => {
+                    *slot = Some(Metric::new(point.key.clone(), point.point));
+                    balance.added += METRIC_BYTES;
+                }
             }
         }
     }
-    items.extend(known.into_iter().flatten().map(|metric| RunItem::new(run, Part::Metric(metric))));
+    let items: Vec<_> = known.into_iter().flatten().map(|metric| RunItem::new(run, Part::Metric(metric))).collect();
+    match items.as_slice() {
+        [one] => tx.put(one).await?,
+        all => tx.put_all(all).await?,
+    }
+    if !blocks.is_empty() {
+        balance.added += METRIC_BYTES * blocks.len() as u64;
+        tx.put_all(&blocks).await?;
+    }
     Ok(())
 }
 
@@ -739,7 +772,7 @@ fn id_checked(id: &str) -> Result<()> {
             "Missing value for required parameter 'run_id'. See the API docs for more information about request parameters.",
         ));
     }
-    let good = id.len() <= 256 && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+    let good = id.len() <= RUN_ID_BYTES_MAX && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
     if good { Ok(()) } else { Err(Error::not_found("run")) }
 }
 

@@ -4,13 +4,13 @@
 //! the old away in the same transaction, a bounded amount each time, and its ledger entry says how much.
 
 use tenancy::act::{Act, Writes};
-use tenancy::{Permit, Tx};
+use tenancy::{Permit, Resource, Tx};
 
 use super::experiment::{self, DEFAULT_ID, Experiment};
 use super::index::Touch;
 use super::item;
 use super::lifecycle::{Deleted, Retention, Trash};
-use super::run::TrackedRun;
+use super::run::{RUN_BYTES, TrackedRun};
 use crate::error::Result;
 use crate::platform::Platform;
 
@@ -73,7 +73,7 @@ impl Platform {
                 return Ok(true);
             }
         }
-        self.run_remove(permit, tx, id, experiment, swept).await
+        self.run_remove(permit, tx, id, experiment, at, swept).await
     }
 
     /// Removes a run; the record first, so that it cannot come back in part. Whether all of it is gone.
@@ -83,13 +83,18 @@ impl Platform {
         tx: &mut Tx<'_>,
         id: &str,
         experiment: &str,
+        at: i64,
         swept: &mut Swept,
     ) -> Result<bool> {
         swept.runs.push(self.tracking().touch(permit, id));
-        tx.delete::<TrackedRun>(id).await?;
+        if tx.delete::<TrackedRun>(id).await? {
+            tx.refund(Resource::StorageBytes, RUN_BYTES).await?;
+        }
         let removed = item::remove(tx, id, swept.left()).await?;
         swept.records += removed + 1;
         if swept.left() == 0 {
+            // Its record is gone: what is left of it is found again by this alone.
+            tx.put(&Trash { at, what: Deleted::Run { id: id.to_owned(), experiment: experiment.to_owned() } }).await?;
             return Ok(false);
         }
         super::artifacts_remove(tx, &format!("{experiment}/{id}/artifacts")).await?;
@@ -121,7 +126,7 @@ impl Platform {
                 return Ok(true);
             }
             for run in gone {
-                if !self.run_remove(permit, tx, &run.id, id, swept).await? {
+                if !self.run_remove(permit, tx, &run.id, id, at, swept).await? {
                     return Ok(false);
                 }
             }

@@ -4,10 +4,10 @@ use serde::Serialize;
 use tenancy::Tx;
 
 use super::experiment;
-use super::item::{DatasetInfo, DatasetInput, Part, RunItem, Text};
+use super::item::{Balance, DatasetInfo, DatasetInput, Part, RunItem, Text};
 use super::lifecycle::Lifecycle;
 use super::metric::{Metric, Point};
-use super::run::{NAME_TAG, RunStatus, TrackedRun};
+use super::run::{NAME_TAG, RUN_BYTES, RunStatus, TrackedRun};
 use crate::error::Result;
 use crate::training::Run;
 
@@ -32,7 +32,9 @@ pub(crate) async fn record(tx: &mut Tx<'_>, run: &Run) -> Result<()> {
     };
     tx.insert(&tracked).await?;
     let items: Vec<_> = parts(run).into_iter().map(|part| RunItem::new(&run.id, part)).collect();
-    Ok(tx.put_all(&items).await?)
+    let mut balance = Balance { added: RUN_BYTES, removed: 0 };
+    balance.put(tx, &items, []).await?;
+    balance.settle(tx).await
 }
 
 fn parts(run: &Run) -> Vec<Part<Metric>> {

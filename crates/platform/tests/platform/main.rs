@@ -16,4 +16,5 @@ mod cells;
 mod crash;
 mod main_job;
 mod models;
+mod tracking;
 mod world;

@@ -302,7 +302,7 @@ impl Segment {
             Self::Plain(plain) => text.strip_prefix(plain.as_str()),
             Self::Wild(wild) => {
                 let mut chars = text.chars();
-                wild.iter().all(|c| chars.next().is_some_and(|next| c.is_none_or(|c| c == next))).then(|| chars.as_str())
+                wild.iter().all(|c| chars.next().is_some_and(|next| c.is_none_or(|c| c == next))).then_some(chars.as_str())
             }
         }
     }

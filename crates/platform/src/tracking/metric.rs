@@ -232,7 +232,7 @@ impl Metric {
     /// The history from its `skip`th point on, at most `limit` points, and whether there are more.
     pub(crate) async fn history(&self, rows: &Rows<'_>, run: &str, skip: u64, limit: usize) -> Result<(Vec<Point>, bool)> {
         if !self.ordered && self.points() <= SORTED_POINTS_MAX {
-            let mut points = self.from_block(rows, run, 0, usize::MAX).await?;
+            let mut points = self.blocks_from(rows, run, 0, usize::MAX).await?;
             points.sort_by(Point::in_history);
             points.dedup_by(|a, b| a.same(b));
             let skip = usize::try_from(skip).unwrap_or(usize::MAX);
@@ -240,7 +240,7 @@ impl Metric {
             return Ok((points.into_iter().skip(skip).take(limit).collect(), more));
         }
         let (block, within) = (skip / BLOCK_POINTS as u64, usize::try_from(skip % BLOCK_POINTS as u64).unwrap_or_default());
-        let mut points = self.from_block(rows, run, block, limit.saturating_add(within)).await?;
+        let mut points = self.blocks_from(rows, run, block, limit.saturating_add(within)).await?;
         points.drain(..within.min(points.len()));
         points.truncate(limit);
         let more = skip.saturating_add(points.len() as u64) < self.points();
@@ -263,7 +263,7 @@ impl Metric {
             block += stride;
         }
         match stride {
-            1 => points = self.from_block(rows, run, 0, usize::MAX).await?,
+            1 => points = self.blocks_from(rows, run, 0, usize::MAX).await?,
             _ => points.extend(&self.tail),
         }
         points.retain(|point| steps.is_none_or(|(first, last)| (first..=last).contains(&point.step)));
@@ -273,7 +273,7 @@ impl Metric {
     }
 
     /// Points from the beginning of a block on, at least `limit` if there are, as they came.
-    async fn from_block(&self, rows: &Rows<'_>, run: &str, mut block: u64, limit: usize) -> Result<Vec<Point>> {
+    async fn blocks_from(&self, rows: &Rows<'_>, run: &str, mut block: u64, limit: usize) -> Result<Vec<Point>> {
         let prefix = format!("{run}/{}/", name_hash(&self.name));
         let mut points = Vec::new();
         while block < self.blocks && points.len() < limit {
@@ -390,7 +390,7 @@ mod tests {
         assert_eq!(latest(&[point(1.0, 5, 5), point(2.0, 9, 4)]), point(1.0, 5, 5));
         assert_eq!(latest(&[point(1.0, 5, 5), point(2.0, 6, 5)]), point(2.0, 6, 5));
         assert_eq!(latest(&[point(1.0, 5, 5), point(0.5, 5, 5)]), point(1.0, 5, 5));
-        assert_eq!(latest(&[point(-1.0, 5, 5), point(f64::NAN, 5, 5)]).value.is_nan(), true, "NaN counts as 0");
+        assert!(latest(&[point(-1.0, 5, 5), point(f64::NAN, 5, 5)]).value.is_nan(), "NaN counts as 0");
         assert_eq!(latest(&[point(1.0, 5, 5), point(f64::NAN, 5, 5)]), point(1.0, 5, 5));
     }
 

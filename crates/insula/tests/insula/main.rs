@@ -15,6 +15,7 @@ mod canary;
 mod cli;
 mod clients;
 mod crash;
+mod forwarding;
 mod injection;
 mod mlflow;
 mod newcomer;

@@ -25,6 +25,7 @@ use crate::error::{Error, Result};
 use crate::keyring::{DataKeyRow, KeyRows, TenantKeyRow, rewrap};
 use crate::ledger::SharedCopy;
 use crate::name::{Name, TenantId};
+use crate::place::Placement;
 use crate::root::RootStore;
 use crate::rows::db::{Db, PostgresDb, as_i64};
 use crate::rows::postgres::PgRows;
@@ -297,10 +298,12 @@ impl Control {
         .await
     }
 
-    /// Sets where the tenant lives (JSON).
-    pub(crate) async fn tenant_set_placement(&self, id: TenantId, placement: &str) -> Result<()> {
+    /// Changes where the tenant lives, seen and changed in one transaction.
+    pub(crate) async fn tenant_place(&self, id: TenantId, change: impl FnOnce(&mut Placement) -> Result<()>) -> Result<()> {
         self.tenant_change(id, |row| {
-            placement.clone_into(&mut row.placement);
+            let mut placement = Placement::parse(&row.placement)?;
+            change(&mut placement)?;
+            row.placement = placement.to_json()?;
             row.epoch_generation += 1;
             Ok(())
         })

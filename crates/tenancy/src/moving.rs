@@ -315,10 +315,9 @@ impl Mover {
     }
 
     async fn go(&self, way: Way, started_at: i64) -> Result<()> {
-        self.forget().await?;
         match way {
             Way::There(target) => {
-                self.change(|placement| placement.next = Some(Box::new(target.clone()))).await?;
+                self.note(&target).await?;
                 let result = async {
                     (self.between)(Step::Noted)?;
                     self.kernel.rows_place_make(self.id, &target).await?;
@@ -333,10 +332,26 @@ impl Mover {
                 result
             }
             Way::Back(kept) => {
+                self.forget().await?;
                 self.carry(&kept, started_at).await?;
                 self.finish().await
             }
         }
+    }
+
+    /// From here on the control row knows what is being made. Before, nobody did.
+    async fn note(&self, target: &Placement) -> Result<()> {
+        let noted = async {
+            self.forget().await?;
+            self.change(|placement| placement.next = Some(Box::new(target.clone()))).await
+        };
+        if let Err(error) = noted.await {
+            if target.objects != self.placement().await?.objects {
+                self.kernel.objects_place_destroy(self.id, &target.objects).await?;
+            }
+            return Err(error);
+        }
+        Ok(())
     }
 
     /// All of it from the place where the tenant lives to `target`.
@@ -380,7 +395,13 @@ impl Mover {
         let ledger = island.ledger_moving(&home, filled).await?;
         moved.pause_micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         moved.moved_at = now_micros();
-        let changed = self.change(|placement| {
+        let changed = self.kernel.0.control.tenant_place(self.id, |placement| {
+            // Whoever took the tenant over meanwhile has given the target up.
+            let same = |place: &Placement| place.rows == target.rows && place.objects == target.objects;
+            let waiting = placement.next.as_deref() == Some(target) || placement.previous.as_deref().is_some_and(same);
+            if !waiting {
+                return Err(Error::Conflict("another node took the tenant over while it was moved: move it again".to_owned()));
+            }
             let old =
                 Placement { rows: placement.rows.clone(), objects: placement.objects.clone(), left: Some(left), ..Placement::default() };
             *placement = Placement {
@@ -390,6 +411,7 @@ impl Mover {
                 moved: Some(moved),
                 ..Placement::default()
             };
+            Ok(())
         });
         // From here on the control row says where it lives, and the open tenant must agree: if it cannot, it is opened anew.
         let switched = match changed.await.and_then(|()| (self.between)(Step::CutOver)) {
@@ -468,16 +490,33 @@ impl Mover {
         Ok(())
     }
 
-    /// Destroys what was kept.
+    /// Destroys what was kept. Broken off, it goes on when it is asked again, or when the tenant is next opened or moved.
     async fn finish(&self) -> Result<()> {
         let now = self.placement().await?;
-        let kept = now.previous.as_deref().ok_or_else(|| Error::Conflict("nothing of an earlier place is kept".to_owned()))?;
-        self.destroy(kept, &now).await?;
-        self.change(|placement| placement.previous = None).await
+        if now.previous.is_none() && now.next.is_none() {
+            return Err(Error::Conflict("nothing of an earlier place is kept".to_owned()));
+        }
+        self.change(|placement| {
+            if let Some(kept) = placement.previous.take() {
+                placement.next = Some(kept);
+            }
+        })
+        .await?;
+        self.forget().await
     }
 
-    /// Destroys what a move left half-made, if one did.
+    /// Destroys what a move left half-made, or what is kept no longer.
     async fn forget(&self) -> Result<()> {
+        if self.placement().await?.next.is_none() {
+            return Ok(());
+        }
+        // Given up before it is touched: who still wants to cut over to it does not any more.
+        self.change(|placement| {
+            if let Some(next) = &mut placement.next {
+                next.left = Some(Left::default());
+            }
+        })
+        .await?;
         let now = self.placement().await?;
         let Some(next) = now.next.as_deref() else { return Ok(()) };
         self.destroy(next, &now).await?;
@@ -501,9 +540,11 @@ impl Mover {
     }
 
     async fn change(&self, change: impl FnOnce(&mut Placement)) -> Result<()> {
-        let mut placement = self.placement().await?;
-        change(&mut placement);
-        self.kernel.0.control.tenant_set_placement(self.id, &placement.to_json()?).await
+        let changed = |placement: &mut Placement| {
+            change(placement);
+            Ok(())
+        };
+        self.kernel.0.control.tenant_place(self.id, changed).await
     }
 
     async fn placement(&self) -> Result<Placement> {

@@ -281,7 +281,11 @@ mod tests {
             (row.id, Placement::parse(&row.placement).unwrap())
         };
         let replace = async |id, placement: &Placement| {
-            kernel.0.control.tenant_set_placement(id, &placement.to_json().unwrap()).await.unwrap();
+            let replaced = |found: &mut Placement| {
+                found.clone_from(placement);
+                Ok(())
+            };
+            kernel.0.control.tenant_place(id, replaced).await.unwrap();
         };
         let (mine, neighbour) = (placed("pooled1").await, placed("pooled2").await);
         let bucket = |placement: &Placement| format!("bucket {}", placement.buckets().next().unwrap());

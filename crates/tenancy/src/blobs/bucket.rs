@@ -76,6 +76,11 @@ impl Bucket {
         Ok(Self { name: name.to_owned(), store, wire, mark, owned, littered, chores })
     }
 
+    /// No other bucket of the server has it.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The bucket is the one that was made for this tenant. Asked once.
     ///
     /// # Errors

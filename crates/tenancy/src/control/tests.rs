@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::*;
 use crate::keyring::Keyring;
+use crate::place::RowsPlace;
 use crate::rows::{Place as RowsAt, Store};
 use house::House;
 
@@ -118,9 +119,13 @@ async fn tenants_come_and_go(house: &House) {
     let changed = control.tenant_by_id(blue.id).await.unwrap().unwrap();
     assert_eq!((changed.state, changed.epoch_generation), (TenantState::Suspended, blue.epoch_generation + 2));
     assert_eq!((changed.limits.as_str(), changed.placement.as_str()), ("{\"objects\":1}", blue.placement.as_str()));
-    control.tenant_set_placement(blue.id, "{\"rows\":\"pooled\"}").await.unwrap();
+    let pooled = |placement: &mut Placement| {
+        placement.rows = RowsPlace::Pooled;
+        Ok(())
+    };
+    control.tenant_place(blue.id, pooled).await.unwrap();
     let moved = control.tenant_by_id(blue.id).await.unwrap().unwrap();
-    assert_eq!((moved.placement.as_str(), moved.epoch_generation), ("{\"rows\":\"pooled\"}", blue.epoch_generation + 3));
+    assert_eq!((Placement::parse(&moved.placement).unwrap().rows, moved.epoch_generation), (RowsPlace::Pooled, blue.epoch_generation + 3));
 
     control.tenant_set_state(blue.id, TenantState::Erasing).await.unwrap();
     assert!(control.tenant_set_state(blue.id, TenantState::Active).await.is_err(), "there is no way back");

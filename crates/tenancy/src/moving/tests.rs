@@ -7,6 +7,8 @@ use serde::Deserialize;
 use super::*;
 use crate::act::{DatasetRead, DatasetWrite, LedgerRead};
 use crate::blobs::Objects;
+use crate::blobs::tests::home::{config, server};
+use crate::place::{ObjectsPlace, S3Credentials};
 use crate::rows::postgres::tests::{Scratch, scratch};
 use crate::rows::{Place, Record, Store};
 use crate::{BlobId, Filter, Identity, KernelConfig, LedgerView, Limits, Presented, Report, StoresConfig, Tenant, TenantSpec};
@@ -128,6 +130,19 @@ impl House {
         database.open().await;
         let stores = StoresConfig { postgres: Some(database.config.clone()), ..StoresConfig::default() };
         Some(Self { dir: tempfile::tempdir().unwrap(), database, stores })
+    }
+
+    /// With buckets for objects.
+    async fn with_buckets() -> Option<Self> {
+        let s3 = config(server()?, S3Credentials::Iam { endpoint: None });
+        let house = Self::new().await?;
+        Some(Self { stores: StoresConfig { s3: Some(s3), ..house.stores.clone() }, ..house })
+    }
+
+    /// How many sealed objects lie in the tenant's folder.
+    fn in_folder(&self, id: TenantId) -> usize {
+        let Ok(folders) = std::fs::read_dir(self.file(id).with_file_name("blobs")) else { return 0 };
+        folders.map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap().count()).sum()
     }
 
     async fn open(&self) -> Kernel {
@@ -471,5 +486,151 @@ async fn dead_between_any_two_steps_nothing_is_lost() {
         assert!(note_get(&kernel, &key, "after").await.unwrap().is_some());
     }
     drop(kernel);
+    house.end().await;
+}
+
+/// What the tenant's own key is answered at a bucket that it had.
+async fn opens(kernel: &Kernel, id: TenantId, place: &ObjectsPlace) -> bool {
+    let probes = kernel.0.stores.s3().unwrap().verify_isolation(id, place, &[]).await.unwrap();
+    probes.iter().any(|probe| probe.own && probe.act == "list" && probe.answer == "200")
+}
+
+async fn placement(kernel: &Kernel) -> Placement {
+    Placement::parse(&kernel.0.control.tenant_by_name(&name()).await.unwrap().unwrap().placement).unwrap()
+}
+
+/// Writes objects, reads them back, and removes every third one, until it is stopped. What is there then.
+async fn objects_loaded(kernel: Kernel, key: String, stop: Arc<AtomicBool>) -> Vec<(BlobId, Vec<u8>)> {
+    let mut there: Vec<(BlobId, Vec<u8>)> = Vec::new();
+    for number in 0u32.. {
+        if stop.load(Ordering::Acquire) {
+            break;
+        }
+        let content: Vec<u8> = number.to_le_bytes().iter().copied().cycle().take(150_000).collect();
+        let permit = tenant(&kernel, &key).await.unwrap().allow::<DatasetWrite>("x").unwrap();
+        let mut upload = permit.blob_create().await.unwrap();
+        upload.write(Bytes::from(content.clone())).await.unwrap();
+        let stored = upload.finish().await.unwrap();
+        let mut tx = permit.tx().await.unwrap();
+        let id = tx.attach(stored).await.unwrap();
+        if number % 3 == 2 {
+            let (old, _) = there.remove(there.len() / 2);
+            tx.detach(old).await.unwrap();
+        }
+        tx.commit().await.unwrap();
+        drop(permit);
+        assert_eq!(blob_get(&kernel, &key, id).await, content);
+        there.push((id, content));
+        // A busy person, not a flood: how long a move takes depends on how much there is.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    there
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn objects_move_between_folder_and_bucket_under_load() {
+    let Some(house) = House::with_buckets().await else { return };
+    let kernel = house.open().await;
+    let (operator, key) = house.people(&kernel).await;
+    let id = id_of(&kernel).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let load = tokio::spawn(objects_loaded(kernel.clone(), key.clone(), Arc::clone(&stop)));
+    let mut buckets: Vec<ObjectsPlace> = Vec::new();
+    for tier in [Tier::Pooled, Tier::Schema, Tier::Embedded, Tier::Database, Tier::Embedded] {
+        // Begun before the cut-over, finished and attached after it.
+        let permit = tenant(&kernel, &key).await.unwrap().allow::<DatasetWrite>("late").unwrap();
+        let mut late = permit.blob_create().await.unwrap();
+        late.write(Bytes::from(vec![5; 400_000])).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        operator.tenant_move(&name(), tier).await.unwrap();
+        let info = settled(&operator).await;
+        assert_eq!((info.state, info.to), (MoveState::Moved, tier), "{info:?}");
+        println!("to {tier}: {} objects, {} passes, writers waited {} us", info.objects, info.passes, info.pause_micros.unwrap());
+        late.write(Bytes::from(vec![6; 400_000])).await.unwrap();
+        let late = late.finish().await.unwrap();
+        let mut tx = permit.tx().await.unwrap();
+        let late = tx.attach(late).await.unwrap();
+        tx.commit().await.unwrap();
+        drop(permit);
+        let now = placement(&kernel).await;
+        assert_eq!(now.objects == ObjectsPlace::Folder, tier == Tier::Embedded);
+        let before = now.previous.as_ref().unwrap().objects.clone();
+        assert_eq!(before == now.objects, tier == Tier::Schema, "between tiers of the server objects stay where they are");
+        operator.move_finish(&name()).await.unwrap();
+        assert_eq!(blob_get(&kernel, &key, late).await, [vec![5; 400_000], vec![6; 400_000]].concat());
+        if tier != Tier::Embedded {
+            assert_eq!(house.in_folder(id), 0, "nothing is left in the folder");
+            buckets.push(now.objects);
+        } else {
+            assert!(!opens(&kernel, id, &before).await, "bucket and access key are gone");
+        }
+    }
+    stop.store(true, Ordering::Release);
+    let there = load.await.unwrap();
+    assert!(there.len() > 5);
+    for (blob, content) in &there {
+        assert_eq!(blob_get(&kernel, &key, *blob).await, *content);
+    }
+    // The late ones, and no other: what was deleted while it moved is deleted where it went.
+    assert_eq!(house.in_folder(id), there.len() + 5);
+    assert!(buckets[0] == buckets[1] && buckets[1] != buckets[2]);
+    kernel.close().await.unwrap();
+    drop((operator, kernel));
+    let kernel = house.open().await;
+    for (blob, content) in &there {
+        assert_eq!(blob_get(&kernel, &key, *blob).await, *content);
+    }
+    drop(kernel);
+    house.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn objects_come_back_with_a_move_that_is_taken_back() {
+    let Some(house) = House::with_buckets().await else { return };
+    let kernel = house.open().await;
+    let (operator, key) = house.people(&kernel).await;
+    let id = id_of(&kernel).await;
+    let before = blob_put(&kernel, &key, b"before").await;
+    operator.tenant_move(&name(), Tier::Pooled).await.unwrap();
+    assert_eq!(settled(&operator).await.state, MoveState::Moved);
+    let bucket = placement(&kernel).await.objects;
+    assert!(opens(&kernel, id, &bucket).await && house.in_folder(id) == 1, "both places are kept");
+    let since = blob_put(&kernel, &key, b"since").await;
+    operator.move_rollback(&name()).await.unwrap();
+    let info = settled(&operator).await;
+    assert_eq!((info.state, info.to, &info.error), (MoveState::Settled, Tier::Embedded, &None));
+    assert_eq!((blob_get(&kernel, &key, before).await, blob_get(&kernel, &key, since).await), ("before".into(), "since".into()));
+    assert!(!opens(&kernel, id, &bucket).await && house.in_folder(id) == 2);
+    drop((operator, kernel));
+    house.end().await;
+}
+
+/// Whoever took the tenant over gives up what was being made; the one who made it must not cut over to it any more.
+#[tokio::test]
+async fn a_target_that_was_given_up_is_not_cut_over_to() {
+    let Some(house) = House::with_buckets().await else { return };
+    let kernel = house.open().await;
+    let (operator, key) = house.people(&kernel).await;
+    let id = id_of(&kernel).await;
+    let blob = blob_put(&kernel, &key, b"an object").await;
+    let target = Placement {
+        objects: kernel.objects_place_new(id, &name(), Tier::Pooled).await.unwrap(),
+        ..kernel.placement_new(id, Tier::Pooled).unwrap()
+    };
+    let mover = Mover::new(&kernel, id);
+    mover.note(&target).await.unwrap();
+    kernel.rows_place_make(id, &target).await.unwrap();
+    let other = |placement: &mut Placement| {
+        placement.next.as_mut().unwrap().left = Some(Left::default());
+        Ok(())
+    };
+    kernel.0.control.tenant_place(id, other).await.unwrap();
+    let cut = mover.carry(&target, now_micros()).await;
+    assert!(matches!(cut, Err(Error::Conflict(_))), "{cut:?}");
+    mover.forget().await.unwrap();
+    assert_eq!(placement(&kernel).await, Placement::default());
+    assert!(!opens(&kernel, id, &target.objects).await);
+    assert_eq!(blob_get(&kernel, &key, blob).await, "an object");
+    drop((operator, kernel));
     house.end().await;
 }

@@ -14,6 +14,7 @@ use std::collections::VecDeque;
 use std::path::Path;
 
 use aws_lc_rs::digest;
+use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 use serde::{Deserialize, Serialize};
 
 use super::codec::{Codec, Content};
@@ -30,6 +31,8 @@ const PAGE_ITEMS: u32 = 100;
 /// Differences written in one transaction, and their bytes.
 const BATCH_ITEMS_MAX: usize = 200;
 const BATCH_BYTES_MAX: usize = 4 << 20;
+/// Objects on their way side by side.
+const OBJECTS_AT_ONCE_MAX: usize = 8;
 
 /// One thing of a tenant's content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,6 +134,15 @@ impl Pass {
 enum Change {
     Put(Item),
     Remove(Item),
+}
+
+impl Change {
+    fn object_removed(&self) -> Option<BlobId> {
+        match self {
+            Self::Remove(Item::Object { id, .. }) => Some(*id),
+            _ => None,
+        }
+    }
 }
 
 impl Home {
@@ -300,25 +312,32 @@ impl Passing {
     async fn write(&mut self, from: &Home, target: &Home) -> Result<()> {
         let changes = std::mem::take(&mut self.changes);
         self.bytes = 0;
-        let mut arrived = Vec::with_capacity(changes.len());
-        for change in changes {
-            if carried(from, target, &change).await? {
-                arrived.push(change);
-            }
+        let carrying: Vec<_> = changes.into_iter().map(|change| carried(from, target, change).boxed()).collect();
+        let arrived =
+            stream::iter(carrying).buffered(OBJECTS_AT_ONCE_MAX).try_filter_map(async |change| Ok(change)).try_collect::<Vec<_>>();
+        let arrived = arrived.await?;
+        if arrived.is_empty() {
+            return Ok(());
         }
-        if arrived.is_empty() { Ok(()) } else { target.apply(arrived).await }
+        // An earlier pass carried the bytes of what has been deleted since.
+        let gone: Vec<_> = arrived.iter().filter_map(Change::object_removed).collect();
+        target.apply(arrived).await?;
+        if !from.objects.same_place(&target.objects) {
+            target.objects.remove(&gone);
+        }
+        Ok(())
     }
 }
 
-/// Brings the bytes of an object before its row; not if it was deleted meanwhile.
-async fn carried(from: &Home, target: &Home, change: &Change) -> Result<bool> {
-    let Change::Put(Item::Object { id, row }) = change else { return Ok(true) };
+/// Brings the bytes of an object before its row. None if it was deleted meanwhile.
+async fn carried(from: &Home, target: &Home, change: Change) -> Result<Option<Change>> {
+    let Change::Put(Item::Object { id, row }) = &change else { return Ok(Some(change)) };
     if from.objects.same_place(&target.objects) {
-        return Ok(true);
+        return Ok(Some(change));
     }
     match from.objects.carry(*id, row.bytes, &target.objects).await {
-        Err(_) if records::blob_row(from.db.read().await?.sql()?, *id).await?.is_none() => Ok(false),
-        copied => copied.map(|()| true),
+        Err(_) if records::blob_row(from.db.read().await?.sql()?, *id).await?.is_none() => Ok(None),
+        copied => copied.map(|()| Some(change)),
     }
 }
 

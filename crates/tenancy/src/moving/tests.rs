@@ -596,11 +596,15 @@ async fn objects_come_back_with_a_move_that_is_taken_back() {
     let bucket = placement(&kernel).await.objects;
     assert!(opens(&kernel, id, &bucket).await && house.in_folder(id) == 1, "both places are kept");
     let since = blob_put(&kernel, &key, b"since").await;
+    let permit = tenant(&kernel, &key).await.unwrap().allow::<DatasetRead>("x").unwrap();
+    let begun = permit.blobs().open(since).await.unwrap();
+    drop(permit);
     operator.move_rollback(&name()).await.unwrap();
     let info = settled(&operator).await;
     assert_eq!((info.state, info.to, &info.error), (MoveState::Settled, Tier::Embedded, &None));
     assert_eq!((blob_get(&kernel, &key, before).await, blob_get(&kernel, &key, since).await), ("before".into(), "since".into()));
     assert!(!opens(&kernel, id, &bucket).await && house.in_folder(id) == 2);
+    assert!(begun.read_at(0, 5).await.is_err(), "a download from the place that is gone ends");
     drop((operator, kernel));
     house.end().await;
 }

@@ -3,6 +3,7 @@
 //! A request names what it is about in its body or query, so addresses are registered with the name of that field
 //! ([`Api::mlflow_route`]); everything else is as on any other address: credential, policy, quota, ledger.
 
+mod experiments;
 mod permissions;
 mod tracking;
 pub(crate) mod wire;
@@ -16,6 +17,7 @@ pub(crate) const WORKSPACE: HeaderName = HeaderName::from_static("x-mlflow-works
 
 /// Registers everything.
 pub(crate) fn register(api: &mut Api) {
+    experiments::register(api);
     permissions::register(api);
     tracking::register(api);
 }

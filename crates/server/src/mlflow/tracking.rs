@@ -1,16 +1,14 @@
-//! Experiments, runs, metrics, and the search over them, in the forms of MLflow's REST API.
+//! Runs, metrics, and the search over them, in the forms of MLflow's REST API.
 //!
 //! Handlers are thin: they read the request, call the platform, and write MLflow's JSON. 64-bit integers leave as numbers; a metric that is
 //! no number leaves as the word that protobuf has for it.
 
 use http::Method;
 use platform::tenancy::Permit;
-use platform::tenancy::act::{
-    ExperimentDelete, ExperimentRead, ExperimentWrite, PermissionWrite, RunDelete, RunRead, RunWrite, TenantRead,
-};
+use platform::tenancy::act::{RunDelete, RunRead, RunWrite, TenantRead};
 use platform::{
-    Batch, DatasetInfo, DatasetInput, Experiment, ExperimentRequest, ExperimentSearch, HISTORY_POINTS_MAX, MetricPoint, ModelInput,
-    ModelLink, ModelOutput, Point, Real, RunRequest, RunSearch, RunStatus, RunUpdate, RunView, Text, TrackedRun, ViewType,
+    Batch, DatasetInfo, DatasetInput, HISTORY_POINTS_MAX, MetricPoint, ModelInput, ModelLink, ModelOutput, Point, Real, RunRequest,
+    RunSearch, RunStatus, RunUpdate, RunView, Text, TrackedRun, ViewType,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -26,7 +24,6 @@ const CHART_POINTS_MAX: u32 = 2500;
 const BULK_POINTS_MAX: u32 = 25_000;
 
 pub(super) fn register(api: &mut Api) {
-    experiments(api);
     runs(api);
     metrics(api);
     const GET: Method = Method::GET;
@@ -42,78 +39,6 @@ pub(super) fn register(api: &mut Api) {
     api.mlflow_route(GET, one, Doc::new("mlflow_workspace_get", "The caller's own workspace by name"), "", workspace);
     let one = "/api/2.0/mlflow/workspaces/{workspace_name}";
     api.mlflow_route(GET, one, Doc::new("mlflow_workspace_get_v2", "The caller's own workspace by name"), "", workspace);
-}
-
-fn experiments(api: &mut Api) {
-    let (get, post, id) = (Method::GET, Method::POST, "experiment_id");
-    let doc = Doc::new;
-    api.mlflow_route(
-        post.clone(),
-        "/api/2.0/mlflow/experiments/create",
-        doc("mlflow_experiment_create", "Make an experiment"),
-        "",
-        experiment_create,
-    );
-    api.mlflow_route(get.clone(), "/api/2.0/mlflow/experiments/get", doc("mlflow_experiment_get", "One experiment"), id, experiment_get);
-    api.mlflow_route(
-        get.clone(),
-        "/api/2.0/mlflow/experiments/get-by-name",
-        doc("mlflow_experiment_get_by_name", "One experiment by its name"),
-        "",
-        experiment_by_name,
-    );
-    let search = "/api/2.0/mlflow/experiments/search";
-    api.mlflow_route(post.clone(), search, doc("mlflow_experiment_search", "Experiments that pass a filter"), "", experiment_search);
-    api.mlflow_route(get, search, doc("mlflow_experiment_search_get", "Experiments that pass a filter"), "", experiment_search);
-    api.mlflow_route(
-        post.clone(),
-        "/api/2.0/mlflow/experiments/update",
-        doc("mlflow_experiment_update", "Rename an experiment"),
-        id,
-        experiment_update,
-    );
-    api.mlflow_route(
-        post.clone(),
-        "/api/2.0/mlflow/experiments/delete",
-        doc("mlflow_experiment_delete", "Delete an experiment"),
-        id,
-        experiment_delete,
-    );
-    api.mlflow_route(
-        post.clone(),
-        "/api/2.0/mlflow/experiments/restore",
-        doc("mlflow_experiment_restore", "Restore a deleted experiment"),
-        id,
-        experiment_restore,
-    );
-    api.mlflow_route(
-        post.clone(),
-        "/api/2.0/mlflow/experiments/set-experiment-tag",
-        doc("mlflow_experiment_tag_set", "Tag an experiment"),
-        id,
-        experiment_tag_set,
-    );
-    api.mlflow_route(
-        post,
-        "/api/2.0/mlflow/experiments/delete-experiment-tag",
-        doc("mlflow_experiment_tag_delete", "Take a tag off an experiment"),
-        id,
-        experiment_tag_delete,
-    );
-    api.tenant_route(
-        Method::GET,
-        "/v1/tracking",
-        doc("tracking_get", "For how long deleted experiments and runs can be restored").answers::<TrackingSettings>(),
-        settings_get,
-    );
-    api.tenant_route(
-        Method::PUT,
-        "/v1/tracking",
-        doc("tracking_put", "Set for how long deleted experiments and runs can be restored")
-            .takes::<TrackingSettings>()
-            .answers::<TrackingSettings>(),
-        settings_put,
-    );
 }
 
 fn runs(api: &mut Api) {
@@ -185,7 +110,7 @@ fn metrics(api: &mut Api) {
 }
 
 /// MLflow's words for a field that is not there.
-fn required<T>(field: &str, value: Option<T>) -> Result<T> {
+pub(super) fn required<T>(field: &str, value: Option<T>) -> Result<T> {
     value.ok_or_else(|| {
         let message =
             format!("Missing value for required parameter '{field}'. See the API docs for more information about request parameters.");
@@ -193,7 +118,7 @@ fn required<T>(field: &str, value: Option<T>) -> Result<T> {
     })
 }
 
-fn view(word: Option<Word>) -> Result<ViewType> {
+pub(super) fn view(word: Option<Word>) -> Result<ViewType> {
     word.map_or(Ok(ViewType::default()), |Word(word)| {
         ViewType::parse(&word)
             .ok_or_else(|| Fail::new("invalid", format!("Invalid value `{word}` for a view type: ACTIVE_ONLY, DELETED_ONLY or ALL")))
@@ -201,12 +126,12 @@ fn view(word: Option<Word>) -> Result<ViewType> {
 }
 
 /// Most items of a page; what is no page is refused further in.
-fn limit(given: Option<Int>) -> Option<u32> {
+pub(super) fn limit(given: Option<Int>) -> Option<u32> {
     given.map(|Int(limit)| u32::try_from(limit).unwrap_or(if limit < 0 { 0 } else { u32::MAX }))
 }
 
 /// A word of an enumeration; protobuf lets clients give its number.
-struct Word(String);
+pub(super) struct Word(pub(super) String);
 
 impl<'de> Deserialize<'de> for Word {
     fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
@@ -218,13 +143,19 @@ impl<'de> Deserialize<'de> for Word {
     }
 }
 
+#[derive(Deserialize)]
+pub(super) struct TagAsked {
+    pub(super) key: Option<String>,
+    pub(super) value: Option<String>,
+}
+
 /// `{"key": …, "value": …}`.
 #[derive(Serialize, Deserialize)]
-struct Pair {
+pub(super) struct Pair {
     #[serde(default)]
-    key: String,
+    pub(super) key: String,
     #[serde(default)]
-    value: String,
+    pub(super) value: String,
 }
 
 impl From<Pair> for Text {
@@ -237,153 +168,6 @@ impl From<Text> for Pair {
     fn from(Text { key, value }: Text) -> Self {
         Self { key, value }
     }
-}
-
-// Experiments
-
-#[derive(Serialize)]
-struct ExperimentAnswer {
-    experiment_id: String,
-    name: String,
-    artifact_location: String,
-    lifecycle_stage: &'static str,
-    last_update_time: i64,
-    creation_time: i64,
-    tags: Vec<Pair>,
-    workspace: String,
-}
-
-impl ExperimentAnswer {
-    fn new(experiment: Experiment, workspace: &str) -> Self {
-        Self {
-            lifecycle_stage: experiment.lifecycle.stage(),
-            experiment_id: experiment.id,
-            name: experiment.name,
-            artifact_location: experiment.artifact_location,
-            last_update_time: experiment.updated_ms,
-            creation_time: experiment.created_ms,
-            tags: experiment.tags.into_iter().map(|(key, value)| Pair { key, value }).collect(),
-            workspace: workspace.to_owned(),
-        }
-    }
-}
-
-async fn experiment_create(permit: &Permit<ExperimentWrite>, mut ask: Ask) -> Result<Reply> {
-    #[derive(Deserialize)]
-    struct Asked {
-        name: Option<String>,
-        artifact_location: Option<String>,
-        tags: Option<Vec<Pair>>,
-    }
-    let asked: Asked = ask.fields()?;
-    let request = ExperimentRequest {
-        name: required("name", asked.name)?,
-        artifact_location: asked.artifact_location.filter(|location| !location.is_empty()),
-        tags: asked.tags.unwrap_or_default().into_iter().map(|Pair { key, value }| (key, value)).collect(),
-    };
-    let id = ask.service.platform.experiment_create(permit, request).await?;
-    Reply::json(&json!({"experiment_id": id}))
-}
-
-async fn experiment_get(permit: &Permit<ExperimentRead>, ask: Ask) -> Result<Reply> {
-    let experiment = ask.service.platform.experiment_get(permit).await?;
-    Reply::json(&json!({"experiment": ExperimentAnswer::new(experiment, permit.tenant_name().as_str())}))
-}
-
-async fn experiment_by_name(permit: &Permit<ExperimentRead>, mut ask: Ask) -> Result<Reply> {
-    #[derive(Deserialize)]
-    struct Asked {
-        experiment_name: Option<String>,
-    }
-    let name = required("experiment_name", ask.fields::<Asked>()?.experiment_name)?;
-    let experiment = ask.service.platform.experiment_by_name(permit, &name).await?;
-    Reply::json(&json!({"experiment": ExperimentAnswer::new(experiment, permit.tenant_name().as_str())}))
-}
-
-async fn experiment_search(permit: &Permit<ExperimentRead>, mut ask: Ask) -> Result<Reply> {
-    #[derive(Deserialize)]
-    struct Asked {
-        max_results: Option<Int>,
-        page_token: Option<String>,
-        filter: Option<String>,
-        order_by: Option<Texts>,
-        view_type: Option<Word>,
-    }
-    #[derive(Serialize)]
-    struct Found {
-        experiments: Vec<ExperimentAnswer>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        next_page_token: Option<String>,
-    }
-    let asked: Asked = ask.fields()?;
-    let search = ExperimentSearch {
-        filter: asked.filter.unwrap_or_default(),
-        order_by: asked.order_by.unwrap_or_default().0,
-        view: view(asked.view_type)?,
-        limit: limit(asked.max_results),
-        page_token: asked.page_token,
-    };
-    let (found, next_page_token) = ask.service.platform.experiment_search(permit, &search).await?;
-    let workspace = permit.tenant_name().as_str();
-    let experiments = found.into_iter().map(|experiment| ExperimentAnswer::new(experiment, workspace)).collect();
-    Reply::json(&Found { experiments, next_page_token })
-}
-
-async fn experiment_update(permit: &Permit<ExperimentWrite>, mut ask: Ask) -> Result<Reply> {
-    #[derive(Deserialize)]
-    struct Asked {
-        new_name: Option<String>,
-    }
-    let name = required("new_name", ask.fields::<Asked>()?.new_name)?;
-    ask.service.platform.experiment_rename(permit, &name).await?;
-    Reply::json(&json!({}))
-}
-
-async fn experiment_delete(permit: &Permit<ExperimentDelete>, ask: Ask) -> Result<Reply> {
-    ask.service.platform.experiment_delete(permit).await?;
-    Reply::json(&json!({}))
-}
-
-async fn experiment_restore(permit: &Permit<ExperimentDelete>, ask: Ask) -> Result<Reply> {
-    ask.service.platform.experiment_restore(permit).await?;
-    Reply::json(&json!({}))
-}
-
-async fn experiment_tag_set(permit: &Permit<ExperimentWrite>, mut ask: Ask) -> Result<Reply> {
-    let TagAsked { key, value } = ask.fields()?;
-    ask.service.platform.experiment_tag_set(permit, required("key", key)?, value.unwrap_or_default()).await?;
-    Reply::json(&json!({}))
-}
-
-async fn experiment_tag_delete(permit: &Permit<ExperimentWrite>, mut ask: Ask) -> Result<Reply> {
-    let TagAsked { key, .. } = ask.fields()?;
-    ask.service.platform.experiment_tag_delete(permit, &required("key", key)?).await?;
-    Reply::json(&json!({}))
-}
-
-#[derive(Deserialize)]
-struct TagAsked {
-    key: Option<String>,
-    value: Option<String>,
-}
-
-/// What a tenant sets for its experiments and runs.
-#[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct TrackingSettings {
-    /// Days for which deleted experiments and runs can be restored; 30 unless set.
-    retention_days: u32,
-}
-
-async fn settings_get(permit: &Permit<ExperimentRead>, ask: Ask) -> Result<Reply> {
-    Reply::json(&TrackingSettings { retention_days: ask.service.platform.tracking_retention(permit).await? })
-}
-
-async fn settings_put(permit: &Permit<PermissionWrite>, ask: Ask) -> Result<Reply> {
-    let service = ask.service.clone();
-    let settings: TrackingSettings = ask.json().await?;
-    service.platform.tracking_retention_set(permit, settings.retention_days).await?;
-    Reply::json(&settings)
 }
 
 // Runs

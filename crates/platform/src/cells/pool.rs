@@ -25,6 +25,7 @@ use crate::config::PlatformConfig;
 use crate::dataset::hex;
 use crate::deployment::serving_for;
 use crate::error::{CellFailure, Error, Result};
+use crate::predict::{Asked, Protocol};
 use crate::stats::bump;
 
 /// Deployments of one tenant whose meaning is remembered.
@@ -276,10 +277,10 @@ impl Island {
                     let deployment = known.as_ref().map_or_else(|| permit.resource().into(), |known| Arc::clone(&known.key.deployment));
                     let resolved = Arc::new(Resolved {
                         epoch,
-                        key: SlotKey { deployment, version: stored.version.version, blob: stored.blob },
-                        version: stored.version.version.to_string(),
-                        sha256: stored.version.sha256,
-                        bytes: stored.version.bytes,
+                        key: SlotKey { deployment, version: stored.number, blob: stored.blob },
+                        version: stored.number.to_string(),
+                        sha256: stored.onnx.sha256,
+                        bytes: stored.onnx.bytes,
                         resident_bytes: stored.resident_bytes,
                     });
                     self.forget(known.filter(|known| known.key != resolved.key));
@@ -352,7 +353,7 @@ impl Cells {
         permit: &Permit<Predict>,
         owner: &Owner,
         version: Option<&str>,
-        body: &Bytes,
+        asked: &Asked,
     ) -> Result<Bytes, Miss> {
         let resolved = island.resolve(permit, version).await?;
         island.breaker_check(&resolved.key)?;

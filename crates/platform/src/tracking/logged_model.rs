@@ -590,14 +590,20 @@ pub(crate) async fn metrics_add(tx: &mut Tx<'_>, id: &str, metrics: Vec<LoggedMe
             (&known.name, &known.run_id, &known.dataset_name, &known.dataset_digest)
                 == (&metric.name, &metric.run_id, &metric.dataset_name, &metric.dataset_digest)
         };
+        let count = model.metrics.len();
         match model.metrics.iter_mut().find(|known| same(known)) {
             Some(known) if (known.step, known.timestamp_ms) > (metric.step, metric.timestamp_ms) => {}
             Some(known) => *known = metric,
-            None if model.metrics.len() < METRICS_MAX => model.metrics.push(metric),
+            None if count < METRICS_MAX => model.metrics.push(metric),
             None => return Err(Error::invalid(format!("a logged model has at most {METRICS_MAX} metrics"))),
         }
     }
     Ok(tx.put(&model).await?)
+}
+
+/// The newest value of a metric of a model, on whatever data set.
+pub(crate) async fn measured(tx: &mut Tx<'_>, id: &str, metric: &str) -> Result<Option<f64>> {
+    Ok(tx.get::<LoggedModel>(id).await?.and_then(|model| model.metric(metric, &[])))
 }
 
 /// Notes on a model that it was registered.

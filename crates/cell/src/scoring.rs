@@ -92,9 +92,9 @@ impl Plan {
         let mut inputs = vec![None; columns.len()];
         for (index, port) in signature.inputs.iter().enumerate() {
             let mut found = columns.iter().zip(&mut inputs).filter(|(name, _)| **name == port.name);
-            let (_, input) = found
-                .next()
-                .ok_or_else(|| invalid(format!("column `{}` is missing: the model has the inputs {}", port.name, names(&signature.inputs))))?;
+            let (_, input) = found.next().ok_or_else(|| {
+                invalid(format!("column `{}` is missing: the model has the inputs {}", port.name, names(&signature.inputs)))
+            })?;
             if found.next().is_some() {
                 return Err(invalid(format!("column `{}` is there twice", port.name)));
             }
@@ -155,7 +155,9 @@ fn split(reader: &mut Reader<'_>, signature: &Signature, buffers: &mut [Tensor])
             index = true;
             reader.skip().map(drop)
         }
-        other => Err(invalid(format!("`dataframe_split` has an unknown or repeated field `{other}`: known are `columns`, `data`, `index`"))),
+        other => {
+            Err(invalid(format!("`dataframe_split` has an unknown or repeated field `{other}`: known are `columns`, `data`, `index`")))
+        }
     })?;
     let mut reader = reader.at(data.ok_or_else(|| invalid("`dataframe_split` has no `data`"))?);
     let columns = match columns {
@@ -275,7 +277,8 @@ fn stacked(reader: &mut Reader<'_>, signature: &Signature, buffers: &mut [Tensor
                 *shape = Some(shape_of(reader)?);
             }
             let shape = shape.as_deref().unwrap_or_default();
-            fill(reader, shape, buffer).map_err(|fail| at_input(port, Fail { message: format!("instance {rows}: {}", fail.message), ..fail }))
+            fill(reader, shape, buffer)
+                .map_err(|fail| at_input(port, Fail { message: format!("instance {rows}: {}", fail.message), ..fail }))
         })?;
         missing(signature, &given)?;
         rows += 1;
@@ -382,7 +385,8 @@ fn at_input(port: &Port, fail: Fail) -> Fail {
 /// [`FailCode::ModelFailed`] for outputs that JSON cannot carry, [`FailCode::TooLarge`].
 pub fn write(signature: &Signature, form: Form, outputs: &SessionOutputs<'_>, out: &mut Vec<u8>) -> Result<(), Fail> {
     out.clear();
-    let columns: Vec<Output> = signature.outputs.iter().zip(outputs.values()).map(|(port, value)| Output::of(port, &value)).collect::<Result<_, _>>()?;
+    let columns: Vec<Output> =
+        signature.outputs.iter().zip(outputs.values()).map(|(port, value)| Output::of(port, &value)).collect::<Result<_, _>>()?;
     out.extend_from_slice(b"{\"predictions\":");
     match form {
         // An output that has not a row for each row cannot be answered in records.

@@ -29,8 +29,8 @@ pub use dataset::{Column, Dataset, DatasetPreview, DatasetVersion, PREVIEW_ROWS_
 pub use deployment::{Deployment, DeploymentRequest, OIP_PLATFORM, OipMetadata};
 pub use error::{CellFailure, Error, Result};
 pub use model::{
-    ALIASES_MAX, AliasChange, AliasRequest, Approval, Gate, GateRequest, HistoryEntry, Lineage, Logged, MODEL_NAME_BYTES_MAX, Model, ModelName,
-    ModelRequest, ModelSearch, ModelVersion, ModelVersionSource, Onnx, Stage, StageChange, StageRequest, TAG_KEY_BYTES_MAX,
+    ALIASES_MAX, AliasChange, AliasRequest, Approval, Gate, GateRequest, HistoryEntry, Lineage, Logged, MODEL_NAME_BYTES_MAX, Model,
+    ModelName, ModelRequest, ModelSearch, ModelVersion, ModelVersionSource, Onnx, Stage, StageChange, StageRequest, TAG_KEY_BYTES_MAX,
     TAG_VALUE_BYTES_MAX, TAGS_MAX, TEXT_BYTES_MAX, TagRequest, Tensor, Threshold, TrainingLineage,
 };
 pub use page::{PAGE_ITEMS_DEFAULT, PAGE_ITEMS_MAX, Page, PageRequest, Timestamp};

@@ -48,7 +48,8 @@ impl FromStr for ModelName {
 
 /// Controls, and what changes how a text looks without being seen: two names that look the same are for confusion only.
 fn hidden(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{10ffff}')
+    c.is_control()
+        || matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{10ffff}')
 }
 
 impl TryFrom<String> for ModelName {

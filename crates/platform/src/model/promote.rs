@@ -674,9 +674,18 @@ mod tests {
 
     #[test]
     fn aliases_do_not_read_like_versions() {
-        for (alias, good) in
-            [("champion", true), ("v7", false), ("7", false), ("Latest", false), ("v7b", true), ("v", true), ("", false), ("_a", true), (".a", false), ("a/b", false)]
-        {
+        for (alias, good) in [
+            ("champion", true),
+            ("v7", false),
+            ("7", false),
+            ("Latest", false),
+            ("v7b", true),
+            ("v", true),
+            ("", false),
+            ("_a", true),
+            (".a", false),
+            ("a/b", false),
+        ] {
             assert_eq!(alias_checked(alias).is_ok(), good, "{alias}");
         }
     }

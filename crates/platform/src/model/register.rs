@@ -327,11 +327,16 @@ impl Platform {
     ///
     /// # Errors
     /// As [`Platform::model_search`].
-    pub async fn model_version_search(&self, permit: &Permit<ModelRead>, search: &ModelSearch) -> Result<(Vec<ModelVersion>, Option<String>)> {
+    pub async fn model_version_search(
+        &self,
+        permit: &Permit<ModelRead>,
+        search: &ModelSearch,
+    ) -> Result<(Vec<ModelVersion>, Option<String>)> {
         let clauses = filter::parse(&VERSIONS, &search.filter)?;
         let order = filter::order(&VERSIONS, &search.order_by)?;
         let rows = permit.rows();
-        let models: BTreeMap<ModelName, Model> = all_models(permit, &rows).await?.into_iter().map(|model| (model.name.clone(), model)).collect();
+        let models: BTreeMap<ModelName, Model> =
+            all_models(permit, &rows).await?.into_iter().map(|model| (model.name.clone(), model)).collect();
         let mut found = Vec::new();
         let mut looked_at = 0;
         // One name is what clients mostly ask for.
@@ -366,7 +371,10 @@ impl Platform {
             let shown: String = request.source.chars().filter(|c| !c.is_control()).take(200).collect();
             Error::invalid(format!("Invalid model version source: '{shown}'. {why}"))
         });
-        if source.is_empty() || source.len() > SOURCE_BYTES_MAX || request.run_link.as_ref().is_some_and(|link| link.len() > SOURCE_BYTES_MAX) {
+        if source.is_empty()
+            || source.len() > SOURCE_BYTES_MAX
+            || request.run_link.as_ref().is_some_and(|link| link.len() > SOURCE_BYTES_MAX)
+        {
             return Err(wrong("It, and a link to a run, have at most 2000 bytes."));
         }
         let own = |place: &Place, reader| Found {

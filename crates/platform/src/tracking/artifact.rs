@@ -17,9 +17,10 @@ use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
 use futures_util::Stream;
 use serde::{Deserialize, Serialize};
-use tenancy::act::{ArtifactDelete, ArtifactRead, ArtifactWrite};
+use tenancy::act::{ArtifactDelete, ArtifactRead, ArtifactWrite, ResourceKind, RunRead};
 use tenancy::{BlobId, Permit, Record, Rows, Tx};
 
+use super::run::TrackedRun;
 use crate::cells::blob_stream;
 use crate::dataset::hex;
 use crate::error::{Error, Result};
@@ -30,7 +31,7 @@ pub const ARTIFACT_PATH_BYTES_MAX: usize = 1024;
 /// Deepest folder.
 const DEPTH_MAX: usize = 24;
 /// Most entries of one folder that are listed.
-pub const ARTIFACTS_LISTED_MAX: usize = 20_000;
+const ARTIFACTS_LISTED_MAX: usize = 20_000;
 /// Records looked up or deleted in one step.
 const BATCH: u32 = 500;
 
@@ -240,6 +241,18 @@ impl Platform {
         list(&permit.rows(), &place).await
     }
 
+    /// What is in a folder of a run's artifacts, by name, and where the run keeps them.
+    ///
+    /// # Errors
+    /// Not found; a path that leads out.
+    pub async fn run_artifacts(&self, permit: &Permit<RunRead>, path: &str) -> Result<(String, Vec<Artifact>)> {
+        let rows = permit.rows();
+        let run = rows.get::<TrackedRun>(permit.resource()).await?.ok_or(Error::not_found("run"))?;
+        permit.within(ResourceKind::Experiment, &run.experiment_id)?;
+        let found = list(&rows, &Place::below(run_root(&run.experiment_id, &run.id), path)?).await?;
+        Ok((run.artifact_uri, found))
+    }
+
     /// Removes a file, or a folder with all that is in it.
     ///
     /// # Errors
@@ -389,7 +402,11 @@ async fn folders_put(tx: &mut Tx<'_>, place: &Place) -> Result<()> {
 async fn holder_checked(rows: &Rows<'_>, place: &Place) -> Result<()> {
     match place.holder() {
         Holder::Model(id) => super::logged_model::stored_in(rows, place.experiment(), id).await.map(drop),
-        Holder::Run(_) | Holder::Trace(_) => Ok(()),
+        Holder::Run(id) => match super::run_experiment(rows, id).await? {
+            Some(experiment) if experiment == place.experiment() => Ok(()),
+            _ => Err(Error::not_found("run")),
+        },
+        Holder::Trace(_) => Ok(()),
     }
 }
 

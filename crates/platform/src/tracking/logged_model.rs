@@ -13,6 +13,7 @@ use tenancy::{Permit, Record, Rows, Tx};
 
 use super::artifact::{self, Artifact, Place};
 use super::filter::{self, Attribute, Clause, Entity, Grammar, ID_LIST, NUMBER, TEXT, TEXT_LIST};
+use super::metric::Real;
 use super::token::PageToken;
 use crate::dataset::hex;
 use crate::error::{Error, Result};
@@ -112,9 +113,8 @@ impl LoggedModelStatus {
 pub struct LoggedMetric {
     /// Name.
     pub name: String,
-    /// Value; `NaN` and infinities as texts.
-    #[serde(with = "exact")]
-    pub value: f64,
+    /// Value.
+    pub value: Real,
     /// When, milliseconds since 1970.
     pub timestamp_ms: i64,
     /// Step.
@@ -127,29 +127,6 @@ pub struct LoggedMetric {
     /// Which state of it.
     #[serde(default)]
     pub dataset_digest: Option<String>,
-}
-
-/// JSON has no NaN and no infinity: these three are texts.
-mod exact {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
-    pub(super) fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
-        if value.is_finite() { value.serialize(serializer) } else { value.to_string().serialize(serializer) }
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Either {
-            Number(f64),
-            Text(String),
-        }
-        match Either::deserialize(deserializer)? {
-            Either::Number(value) => Ok(value),
-            Either::Text(text) => text.parse().map_err(serde::de::Error::custom),
-        }
-    }
 }
 
 impl LoggedModel {
@@ -192,10 +169,9 @@ impl LoggedModel {
 
     /// The newest value of a metric on the data sets asked for; on any when none is.
     fn metric(&self, name: &str, datasets: &[DatasetWanted]) -> Option<f64> {
-        let mut found: Vec<&LoggedMetric> =
-            self.metrics.iter().filter(|metric| metric.name == name && on_any(metric, datasets)).collect();
+        let mut found: Vec<&LoggedMetric> = self.metrics.iter().filter(|metric| metric.name == name && on_any(metric, datasets)).collect();
         found.sort_by_key(|metric| (metric.step, metric.timestamp_ms));
-        found.last().map(|metric| metric.value)
+        found.last().map(|metric| metric.value.0)
     }
 }
 
@@ -468,7 +444,9 @@ impl Platform {
                 looked_at += page.len();
                 found.extend(page.into_iter().filter(|model| model.deleted_ms.is_none() && wanted(model)));
                 if looked_at > SEARCHED_MAX {
-                    return Err(Error::invalid(format!("there are more than {SEARCHED_MAX} logged models: search fewer experiments at once")));
+                    return Err(Error::invalid(format!(
+                        "there are more than {SEARCHED_MAX} logged models: search fewer experiments at once"
+                    )));
                 }
                 if !more {
                     break;
@@ -495,10 +473,15 @@ impl SortKey {
         let unknown = || Error::invalid(format!("Invalid order by field name: {}", order.field_name));
         let key = match order.field_name.split_once('.') {
             Some(("metrics", name)) => {
-                let dataset = order.dataset_name.clone().map(|dataset_name| DatasetWanted { dataset_name, dataset_digest: order.dataset_digest.clone() });
+                let dataset = order
+                    .dataset_name
+                    .clone()
+                    .map(|dataset_name| DatasetWanted { dataset_name, dataset_digest: order.dataset_digest.clone() });
                 OrderKey::Metric(name.trim_matches('`').to_owned(), dataset.into_iter().collect())
             }
-            Some(_) => return Err(Error::invalid(format!("Invalid order by field name: {}. Only metrics are supported.", order.field_name))),
+            Some(_) => {
+                return Err(Error::invalid(format!("Invalid order by field name: {}. Only metrics are supported.", order.field_name)));
+            }
             None => {
                 let found = GRAMMAR.attributes.iter().find(|attribute| attribute.names.contains(&order.field_name.as_str()));
                 OrderKey::Attribute(found.and_then(|attribute| attribute.names.first()).ok_or_else(unknown)?)
@@ -684,7 +667,7 @@ mod tests {
     fn model() -> LoggedModel {
         let metric = |value, step, dataset: Option<&str>| LoggedMetric {
             name: "accuracy".to_owned(),
-            value,
+            value: Real(value),
             timestamp_ms: 1,
             step,
             run_id: "r".to_owned(),
@@ -733,7 +716,7 @@ mod tests {
     fn every_number_survives_its_record() {
         let json = serde_json::to_string(&model()).unwrap();
         let back: LoggedModel = serde_json::from_str(&json).unwrap();
-        assert!(back.metrics[2].value.is_nan() && back.metrics[1] == model().metrics[1], "{json}");
+        assert!(back.metrics[2].value.0.is_nan() && back.metrics[1] == model().metrics[1], "{json}");
     }
 
     #[test]

@@ -3,7 +3,11 @@
 //! A request names what it is about in its body or query, so addresses are registered with the name of that field
 //! ([`Api::mlflow_route`]); everything else is as on any other address: credential, policy, quota, ledger.
 
+mod artifacts;
+mod invocations;
+mod logged_models;
 mod permissions;
+mod registry;
 mod tracking;
 pub(crate) mod wire;
 
@@ -17,5 +21,9 @@ pub(crate) const WORKSPACE: HeaderName = HeaderName::from_static("x-mlflow-works
 /// Registers everything.
 pub(crate) fn register(api: &mut Api) {
     permissions::register(api);
+    artifacts::register(api);
+    logged_models::register(api);
+    registry::register(api);
+    invocations::register(api);
     tracking::register(api);
 }

@@ -13,7 +13,7 @@ use tenancy::{Permit, Record, Rows, Tx};
 
 use super::artifact::{self, Artifact, Place};
 use super::filter::{self, Attribute, Clause, Entity, Grammar, ID_LIST, NUMBER, TEXT, TEXT_LIST};
-use super::metric::Real;
+use super::metric::{ModelMetric, Real};
 use super::token::PageToken;
 use crate::dataset::hex;
 use crate::error::{Error, Result};
@@ -27,10 +27,10 @@ const PAGE_DEFAULT: usize = 100;
 const SEARCHED_MAX: usize = 100_000;
 /// Records looked up in one step.
 const BATCH: u32 = 1000;
-/// Most parameters, tags and metrics of a logged model.
+/// Most parameters and tags of a logged model, and most metrics that are shown.
 const PARAMS_MAX: usize = 1000;
 const TAGS_MAX: usize = 500;
-const METRICS_MAX: usize = 1000;
+const METRICS_MAX: u32 = 1000;
 /// Longest key, value of a parameter and value of a tag.
 const KEY_CHARS_MAX: usize = 250;
 const PARAM_CHARS_MAX: usize = 6000;
@@ -66,8 +66,8 @@ pub struct LoggedModel {
     /// Key and value texts.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
-    /// What was measured of it, the newest a name and data set.
-    #[serde(default)]
+    /// What was measured of it; records of their own.
+    #[serde(skip)]
     pub metrics: Vec<LoggedMetric>,
     /// When it was deleted, milliseconds since 1970.
     #[serde(default)]
@@ -109,7 +109,7 @@ impl LoggedModelStatus {
 }
 
 /// One measurement of a logged model.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct LoggedMetric {
     /// Name.
     pub name: String,
@@ -122,11 +122,17 @@ pub struct LoggedMetric {
     /// The run that measured it.
     pub run_id: String,
     /// On which data set.
-    #[serde(default)]
     pub dataset_name: Option<String>,
     /// Which state of it.
-    #[serde(default)]
     pub dataset_digest: Option<String>,
+}
+
+impl From<ModelMetric> for LoggedMetric {
+    fn from(metric: ModelMetric) -> Self {
+        let ModelMetric { key, point, link, run_id, .. } = metric;
+        let (dataset_name, dataset_digest) = (link.dataset_name, link.dataset_digest);
+        Self { name: key, value: Real(point.value), timestamp_ms: point.timestamp, step: point.step, run_id, dataset_name, dataset_digest }
+    }
 }
 
 impl LoggedModel {
@@ -318,8 +324,9 @@ impl Platform {
     /// Not found.
     pub async fn logged_model_get(&self, permit: &Permit<LoggedModelRead>, deleted_too: bool) -> Result<LoggedModel> {
         let model = permit.rows().get::<LoggedModel>(permit.resource()).await?;
-        let model = model.filter(|model| deleted_too || model.deleted_ms.is_none()).ok_or(Error::not_found("logged model"))?;
+        let mut model = model.filter(|model| deleted_too || model.deleted_ms.is_none()).ok_or(Error::not_found("logged model"))?;
         permit.within(ResourceKind::Experiment, &model.experiment_id)?;
+        measure(&permit.rows(), &mut model).await?;
         Ok(model)
     }
 
@@ -412,14 +419,28 @@ impl Platform {
         let order = search.order_by.iter().map(SortKey::new).collect::<Result<Vec<_>>>()?;
         let shape = PageToken::shape(search);
         let skip = PageToken::open(permit, search.page_token.as_deref(), "logged_models", &shape)?;
-        let mut found = self.logged_model_all(permit, &search.experiment_ids, |model| matches(model, &clauses, &search.datasets)).await?;
+        let (measured, plain): (Vec<Clause>, Vec<Clause>) = clauses.into_iter().partition(|clause| clause.entity == Entity::Metric);
+        let mut found = self.logged_model_all(permit, &search.experiment_ids, |model| matches(model, &plain)).await?;
+        // Metrics are records of their own: read for all only where all are asked.
+        let early = !measured.is_empty() || !search.datasets.is_empty() || order.iter().any(|key| matches!(key.key, OrderKey::Metric(..)));
+        if early {
+            for model in &mut found {
+                measure(&permit.rows(), model).await?;
+            }
+            found.retain(|model| measures(model, &measured, &search.datasets));
+        }
         found.sort_by(|a, b| {
             let by = order.iter().map(|key| key.compare(a, b, &search.datasets)).find(|by| by.is_ne());
             by.unwrap_or(Ordering::Equal).then(b.created_ms.cmp(&a.created_ms)).then_with(|| a.id.cmp(&b.id))
         });
         let limit = search.limit.unwrap_or(PAGE_DEFAULT).clamp(1, LOGGED_MODELS_PAGE_MAX);
         let more = found.len() > skip.saturating_add(limit);
-        let page = found.into_iter().skip(skip).take(limit).collect();
+        let mut page: Vec<LoggedModel> = found.into_iter().skip(skip).take(limit).collect();
+        if !early {
+            for model in &mut page {
+                measure(&permit.rows(), model).await?;
+            }
+        }
         let token = more.then(|| PageToken::seal(permit, "logged_models", &shape, skip.saturating_add(limit))).transpose()?;
         Ok((page, token))
     }
@@ -537,20 +558,29 @@ fn on_any(metric: &LoggedMetric, datasets: &[DatasetWanted]) -> bool {
         })
 }
 
-fn matches(model: &LoggedModel, clauses: &[Clause], datasets: &[DatasetWanted]) -> bool {
-    let measured = datasets.is_empty()
-        || clauses.iter().any(|clause| clause.entity == Entity::Metric)
-        || model.metrics.iter().any(|metric| on_any(metric, datasets));
-    measured
-        && clauses.iter().all(|clause| match clause.entity {
-            Entity::Metric => clause.test.real(model.metric(&clause.key, datasets)),
-            Entity::Param => clause.test.text(model.params.get(&clause.key).map(String::as_str)),
-            Entity::Tag => clause.test.text(model.tags.get(&clause.key).map(String::as_str)),
-            _ if matches!(clause.key.as_str(), "creation_timestamp" | "last_updated_timestamp") => {
-                clause.test.integer(number(model, &clause.key))
-            }
-            _ => clause.test.text(text(model, &clause.key)),
-        })
+/// What does not ask for metrics.
+fn matches(model: &LoggedModel, clauses: &[Clause]) -> bool {
+    clauses.iter().all(|clause| match clause.entity {
+        Entity::Param => clause.test.text(model.params.get(&clause.key).map(String::as_str)),
+        Entity::Tag => clause.test.text(model.tags.get(&clause.key).map(String::as_str)),
+        _ if matches!(clause.key.as_str(), "creation_timestamp" | "last_updated_timestamp") => {
+            clause.test.integer(number(model, &clause.key))
+        }
+        _ => clause.test.text(text(model, &clause.key)),
+    })
+}
+
+/// What asks for metrics; without a clause, for any on the data sets.
+fn measures(model: &LoggedModel, clauses: &[Clause], datasets: &[DatasetWanted]) -> bool {
+    let any = datasets.is_empty() || !clauses.is_empty() || model.metrics.iter().any(|metric| on_any(metric, datasets));
+    any && clauses.iter().all(|clause| clause.test.real(model.metric(&clause.key, datasets)))
+}
+
+/// Adds what was measured of it.
+async fn measure(rows: &Rows<'_>, model: &mut LoggedModel) -> Result<()> {
+    let metrics = rows.list::<ModelMetric>(None, METRICS_MAX, Some(&format!("{}/", model.id))).await?;
+    model.metrics = metrics.into_iter().map(LoggedMetric::from).collect();
+    Ok(())
 }
 
 /// One that is there and not deleted.
@@ -565,28 +595,12 @@ pub(crate) async fn stored_in(rows: &Rows<'_>, experiment: &str, id: &str) -> Re
     model.filter(|model| model.deleted_ms.is_none() && model.experiment_id == experiment).ok_or(Error::not_found("logged model"))
 }
 
-/// Adds what a run measured of a model; the newest stays. A model that is not there is passed over, as by MLflow's own server.
-pub(crate) async fn metrics_add(tx: &mut Tx<'_>, id: &str, metrics: Vec<LoggedMetric>) -> Result<()> {
-    let Some(mut model) = tx.get::<LoggedModel>(id).await? else { return Ok(()) };
-    for metric in metrics {
-        let same = |known: &LoggedMetric| {
-            (&known.name, &known.run_id, &known.dataset_name, &known.dataset_digest)
-                == (&metric.name, &metric.run_id, &metric.dataset_name, &metric.dataset_digest)
-        };
-        let count = model.metrics.len();
-        match model.metrics.iter_mut().find(|known| same(known)) {
-            Some(known) if (known.step, known.timestamp_ms) > (metric.step, metric.timestamp_ms) => {}
-            Some(known) => *known = metric,
-            None if count < METRICS_MAX => model.metrics.push(metric),
-            None => return Err(Error::invalid(format!("a logged model has at most {METRICS_MAX} metrics"))),
-        }
-    }
-    Ok(tx.put(&model).await?)
-}
-
 /// The newest value of a metric of a model, on whatever data set.
 pub(crate) async fn measured(tx: &mut Tx<'_>, id: &str, metric: &str) -> Result<Option<f64>> {
-    Ok(tx.get::<LoggedModel>(id).await?.and_then(|model| model.metric(metric, &[])))
+    let Some(mut model) = tx.get::<LoggedModel>(id).await? else { return Ok(None) };
+    let metrics = tx.list::<ModelMetric>(None, METRICS_MAX, Some(&format!("{id}/"))).await?;
+    model.metrics = metrics.into_iter().map(LoggedMetric::from).collect();
+    Ok(model.metric(metric, &[]))
 }
 
 /// Notes on a model that it was registered.
@@ -706,17 +720,11 @@ mod tests {
         ];
         for (text, expected) in table {
             let clauses = filter::parse(&GRAMMAR, text).unwrap();
-            assert_eq!(matches(&model(), &clauses, &[]), expected, "{text}");
+            let (measured, plain): (Vec<Clause>, Vec<Clause>) = clauses.into_iter().partition(|clause| clause.entity == Entity::Metric);
+            assert_eq!(matches(&model(), &plain) && measures(&model(), &measured, &[]), expected, "{text}");
         }
         let on = |name: &str| vec![DatasetWanted { dataset_name: name.to_owned(), dataset_digest: None }];
-        assert!(matches(&model(), &[], &on("test")) && !matches(&model(), &[], &on("train")));
-    }
-
-    #[test]
-    fn every_number_survives_its_record() {
-        let json = serde_json::to_string(&model()).unwrap();
-        let back: LoggedModel = serde_json::from_str(&json).unwrap();
-        assert!(back.metrics[2].value.0.is_nan() && back.metrics[1] == model().metrics[1], "{json}");
+        assert!(measures(&model(), &[], &on("test")) && !measures(&model(), &[], &on("train")));
     }
 
     #[test]

@@ -35,7 +35,6 @@ pub use model::{
 };
 pub use page::{PAGE_ITEMS_DEFAULT, PAGE_ITEMS_MAX, Page, PageRequest, Timestamp};
 pub use platform::{Platform, StartError};
-pub use predict::Protocol;
 pub use stats::{COLD_START_BOUNDS_MS, PlatformStats};
 pub use tracking::{
     Batch, DatasetInfo, DatasetInput, EXPERIMENTS_PAGE_DEFAULT, EXPERIMENTS_PAGE_MAX, Experiment, ExperimentRequest, ExperimentSearch,

@@ -9,7 +9,7 @@ use crate::platform::Platform;
 
 /// How a prediction is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Protocol {
+pub(crate) enum Protocol {
     /// Open Inference Protocol.
     Inference,
     /// MLflow's scoring protocol (`/invocations`).
@@ -23,15 +23,27 @@ pub(crate) struct Asked {
 }
 
 impl Platform {
-    /// Asks the deployment the permit is about. `body` and the answer are JSON of the protocol; nobody here looks into them.
+    /// Asks the deployment the permit is about. `body` and the answer are JSON of the Open Inference Protocol; nobody here looks into them.
     /// The entry in the ledger names the model's digest and version and the digests of both bodies.
     /// `version`, when given, must be the one that answers.
     ///
     /// # Errors
     /// Not found; what the tenant's input, model or cell does wrong; overload and deadline.
-    pub async fn predict(&self, permit: &Permit<Predict>, version: Option<&str>, protocol: Protocol, body: Bytes) -> Result<Bytes> {
-        permit.digest("input_sha256", &body);
-        let answer = self.cells().predict(permit, &self.owner(permit), version, Asked { protocol, body }).await?;
+    pub async fn predict(&self, permit: &Permit<Predict>, version: Option<&str>, body: Bytes) -> Result<Bytes> {
+        self.asked(permit, version, Asked { protocol: Protocol::Inference, body }).await
+    }
+
+    /// As [`Platform::predict`], in MLflow's scoring protocol.
+    ///
+    /// # Errors
+    /// As [`Platform::predict`].
+    pub async fn score(&self, permit: &Permit<Predict>, body: Bytes) -> Result<Bytes> {
+        self.asked(permit, None, Asked { protocol: Protocol::Scoring, body }).await
+    }
+
+    async fn asked(&self, permit: &Permit<Predict>, version: Option<&str>, asked: Asked) -> Result<Bytes> {
+        permit.digest("input_sha256", &asked.body);
+        let answer = self.cells().predict(permit, &self.owner(permit), version, asked).await?;
         permit.digest("output_sha256", &answer);
         Ok(answer)
     }

@@ -3,7 +3,6 @@
 //! the same in both places, each with its own form of errors. The body is never parsed here: that is done in the tenant's cell.
 
 use http::Method;
-use platform::Protocol;
 use platform::tenancy::Permit;
 use platform::tenancy::act::Predict;
 
@@ -27,6 +26,6 @@ async fn invocations(permit: &Permit<Predict>, ask: Ask) -> Result<Reply> {
     }
     let service = ask.service.clone();
     let body = ask.body.bytes(service.limits.predict_bytes_max).await?;
-    let answer = service.platform.predict(permit, None, Protocol::Scoring, body).await?;
+    let answer = service.platform.score(permit, body).await?;
     Ok(Reply::bytes("application/json", answer))
 }

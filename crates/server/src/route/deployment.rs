@@ -3,7 +3,7 @@
 use http::HeaderName;
 use platform::tenancy::Permit;
 use platform::tenancy::act::{DeploymentRead, DeploymentWrite, Predict};
-use platform::{Deployment, DeploymentRequest, OipMetadata, Protocol};
+use platform::{Deployment, DeploymentRequest, OipMetadata};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -87,6 +87,6 @@ async fn infer(permit: &Permit<Predict>, ask: Ask) -> Result<Reply> {
     }
     let (service, version) = (ask.service.clone(), version(&ask).map(str::to_owned));
     let body = ask.body.bytes(service.limits.predict_bytes_max).await?;
-    let answer = service.platform.predict(permit, version.as_deref(), Protocol::Inference, body).await?;
+    let answer = service.platform.predict(permit, version.as_deref(), body).await?;
     Ok(Reply::bytes("application/json", answer))
 }

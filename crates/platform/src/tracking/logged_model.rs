@@ -13,6 +13,7 @@ use tenancy::{Permit, Record, Rows, Tx};
 
 use super::artifact::{self, Artifact, Place};
 use super::filter::{self, Attribute, Clause, Entity, Grammar, ID_LIST, NUMBER, TEXT, TEXT_LIST};
+use super::lifecycle::{Deleted, Trash};
 use super::metric::{ModelMetric, Real};
 use super::token::PageToken;
 use crate::dataset::hex;
@@ -399,9 +400,11 @@ impl Platform {
         let mut tx = permit.tx().await?;
         let mut model = stored(&mut tx, permit.resource()).await?;
         permit.within(ResourceKind::Experiment, &model.experiment_id)?;
-        let now = now_ms();
-        (model.deleted_ms, model.updated_ms) = (Some(now), now);
+        let at = Timestamp::now().micros();
+        (model.deleted_ms, model.updated_ms) = (Some(at / 1000), at / 1000);
         tx.put(&model).await?;
+        tx.put(&Trash { at, what: Deleted::LoggedModel(model.id) }).await?;
+        let _swept = self.tracking_sweep(permit, &mut tx).await?;
         tx.commit().await?;
         Ok(())
     }
@@ -623,27 +626,38 @@ pub(crate) async fn registered(tx: &mut Tx<'_>, id: &str, name: &str, version: u
     Ok(())
 }
 
-/// Really deletes the models of an experiment that were deleted before `before_ms`, or all of them; at most `limit`. How many.
-pub(crate) async fn sweep(tx: &mut Tx<'_>, experiment: &str, before_ms: Option<i64>, limit: usize) -> Result<usize> {
-    let (mut gone, mut after) = (0, None::<String>);
+/// Really deletes a model that was deleted at `at` (microseconds since 1970); the number of records that went.
+pub(crate) async fn sweep(tx: &mut Tx<'_>, id: &str, at: i64) -> Result<u32> {
+    match tx.get::<LoggedModel>(id).await? {
+        Some(model) if model.deleted_ms == Some(at / 1000) => remove(tx, &model).await,
+        _ => Ok(0),
+    }
+}
+
+/// Really deletes the models of an experiment, at most about `limit` records; how many went, and whether all did.
+pub(crate) async fn sweep_in(tx: &mut Tx<'_>, experiment: &str, limit: u32) -> Result<(u32, bool)> {
+    let mut removed = 0;
+    while removed < limit {
+        let Some(model) = tx.find::<LoggedModel>("experiment", experiment, None, 1).await?.pop() else { return Ok((removed, true)) };
+        removed += remove(tx, &model).await?;
+    }
+    Ok((removed, false))
+}
+
+async fn remove(tx: &mut Tx<'_>, model: &LoggedModel) -> Result<u32> {
+    let mut removed = u32::try_from(artifact::remove_all(tx, &model.root()).await?).unwrap_or(u32::MAX);
     loop {
-        let page = tx.find::<LoggedModel>("experiment", experiment, after.as_deref(), BATCH).await?;
-        let more = page.len() == BATCH as usize;
-        after = page.last().map(Record::key);
-        for model in page {
-            if before_ms.is_none_or(|before| model.deleted_ms.is_some_and(|deleted| deleted < before)) {
-                artifact::remove_all(tx, &model.root()).await?;
-                tx.delete::<LoggedModel>(&model.id).await?;
-                gone += 1;
-            }
-            if gone == limit {
-                return Ok(gone);
-            }
+        let metrics = tx.list::<ModelMetric>(None, BATCH, Some(&format!("{}/", model.id))).await?;
+        if metrics.is_empty() {
+            break;
         }
-        if !more {
-            return Ok(gone);
+        for metric in metrics {
+            tx.delete::<ModelMetric>(&metric.key()).await?;
+            removed += 1;
         }
     }
+    tx.delete::<LoggedModel>(&model.id).await?;
+    Ok(removed.saturating_add(1))
 }
 
 /// `m-` and 128 random bits.

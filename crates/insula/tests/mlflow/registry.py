@@ -216,6 +216,9 @@ assert ok(ask("GET", "/api/2.0/mlflow/registered-models/search", token=OTHER)).g
 stolen = {"name": "mine", "source": first.source, "model_id": info.model_id}
 ok(ask("POST", "/api/2.0/mlflow/registered-models/create", token=OTHER, json={"name": "mine"}))
 assert ask("POST", "/api/2.0/mlflow/model-versions/create", token=OTHER, json=stolen).status_code == 404
+bare = {"name": "iris", "source": first.source}
+answer = ask("POST", "/api/2.0/mlflow/model-versions/create", json={**bare, "run_id": run.info.run_id})
+assert answer.status_code == 400 and "run_id" in answer.json()["message"], "another run cannot lend its metrics"
 for source in ["/etc/passwd", "file:///etc/passwd", "mlflow-artifacts:/0/../x", "models:/iris/../x"]:
     answer = ask("POST", "/api/2.0/mlflow/model-versions/create", token=OTHER, json={**stolen, "source": source})
     assert answer.status_code in (400, 404), (source, answer.text)

@@ -27,7 +27,7 @@ use crate::deployment::Deployment;
 use crate::error::{Error, Result};
 use crate::page::Timestamp;
 use crate::platform::Platform;
-use crate::tracking::artifact::{self, Place};
+use crate::tracking::artifact::{self, Holder, Place};
 use crate::tracking::filter::{self, Attribute, Clause, Entity, Grammar, ID_LIST, NUMBER, Order, Rule, TEXT, TEXT_LIST};
 use crate::tracking::logged_model;
 use crate::tracking::token::PageToken;
@@ -377,32 +377,24 @@ impl Platform {
         {
             return Err(wrong("It, and a link to a run, have at most 2000 bytes."));
         }
-        let own = |place: &Place, reader| Found {
-            artifact_uri: uri(place),
-            run_id: request.run_id.clone(),
-            model_id: request.model_id.clone(),
-            onnx: reader,
-            reason: None,
-        };
         if let Some(rest) = source.strip_prefix("models:/") {
-            if let Some(id) = Some(rest).filter(|id| id.starts_with("m-") && !id.contains(['/', '@'])) {
-                return self.logged_source(permit, request, id).await;
-            }
-            return self.copy_source(permit, request, rest).await;
+            return match rest.starts_with("m-") && !rest.contains(['/', '@']) {
+                true => self.logged_source(permit, request, rest, "").await,
+                false => self.copy_source(permit, request, rest).await,
+            };
         }
         if let Some(rest) = source.strip_prefix("runs:/") {
             let (run, path) = rest.split_once('/').unwrap_or((rest, ""));
             let experiment = crate::tracking::run_experiment(&rows, run).await?.ok_or_else(|| wrong("There is no such run."))?;
-            permit.within(ResourceKind::Experiment, &experiment)?;
-            let place = Place::below(artifact::run_root(&experiment, run), path)?;
-            let reader = onnx_reader(permit, &place).await?;
-            return Ok(Found { run_id: Some(run.to_owned()), ..own(&place, reader) });
+            return self.run_source(permit, request, Place::below(artifact::run_root(&experiment, run), path)?).await;
         }
         if let Some(rest) = source.strip_prefix("mlflow-artifacts:/") {
             let place = Place::parse(rest)?;
-            permit.within(ResourceKind::Experiment, place.experiment())?;
-            let reader = onnx_reader(permit, &place).await?;
-            return Ok(own(&place, reader));
+            return match place.holder() {
+                Holder::Model(id) => self.logged_source(permit, request, id, &place.path).await,
+                Holder::Run(_) => self.run_source(permit, request, place).await,
+                Holder::Trace(_) => Err(wrong("A trace is no model.")),
+            };
         }
         match source.split_once(":/") {
             Some((scheme, rest)) if scheme != "file" && !scheme.is_empty() && !rest.contains("..") => Ok(Found {
@@ -416,15 +408,28 @@ impl Platform {
         }
     }
 
-    /// The artifacts of a logged model.
-    async fn logged_source(&self, permit: &Permit<ModelWrite>, request: &ModelVersionSource, id: &str) -> Result<Found> {
+    /// A folder of a run's artifacts.
+    async fn run_source(&self, permit: &Permit<ModelWrite>, request: &ModelVersionSource, place: Place) -> Result<Found> {
+        permit.within(ResourceKind::Experiment, place.experiment())?;
+        let Holder::Run(run) = place.holder() else { return Err(Error::not_found("run")) };
+        if crate::tracking::run_experiment(&permit.rows(), run).await?.as_deref() != Some(place.experiment()) {
+            return Err(Error::not_found("run"));
+        }
+        same_origin(request, "run_id", request.run_id.as_deref(), Some(run))?;
+        let onnx = onnx_reader(permit, &place).await?;
+        Ok(Found { artifact_uri: uri(&place), run_id: Some(run.to_owned()), model_id: request.model_id.clone(), onnx, reason: None })
+    }
+
+    /// A folder of a logged model's artifacts.
+    async fn logged_source(&self, permit: &Permit<ModelWrite>, request: &ModelVersionSource, id: &str, path: &str) -> Result<Found> {
         let model = permit.rows().get::<logged_model::LoggedModel>(id).await?;
         let model = model.filter(|model| model.deleted_ms.is_none()).ok_or(Error::not_found("logged model"))?;
         permit.within(ResourceKind::Experiment, &model.experiment_id)?;
-        let place = Place::below(model.root(), "")?;
+        same_origin(request, "model_id", request.model_id.as_deref(), Some(id))?;
+        same_origin(request, "run_id", request.run_id.as_deref(), model.source_run_id.as_deref())?;
+        let place = Place::below(model.root(), path)?;
         let onnx = onnx_reader(permit, &place).await?;
-        let run_id = request.run_id.clone().filter(|id| !id.is_empty()).or(model.source_run_id);
-        Ok(Found { artifact_uri: uri(&place), run_id, model_id: Some(id.to_owned()), onnx, reason: None })
+        Ok(Found { artifact_uri: uri(&place), run_id: model.source_run_id, model_id: Some(id.to_owned()), onnx, reason: None })
     }
 
     /// Another version: `name/3`, or `name@alias`.
@@ -444,20 +449,28 @@ impl Platform {
             None => None,
         };
         let version = stored.version;
+        let model_id = version.logged.as_ref().and_then(|logged| logged.model_id.clone());
+        same_origin(request, "run_id", request.run_id.as_deref(), version.run_id.as_deref())?;
+        same_origin(request, "model_id", request.model_id.as_deref(), model_id.as_deref())?;
         let artifact_uri = version.logged.as_ref().map_or_else(|| request.source.clone(), |logged| logged.artifact_uri.clone());
-        Ok(Found {
-            artifact_uri,
-            run_id: request.run_id.clone().or(version.run_id),
-            model_id: request.model_id.clone().or(version.logged.and_then(|logged| logged.model_id)),
-            onnx,
-            reason: version.not_deployable,
-        })
+        Ok(Found { artifact_uri, run_id: version.run_id, model_id, onnx, reason: version.not_deployable })
     }
 
     /// The same bytes as an object of its own.
     async fn copied<A: Act<Mode = Writes>>(&self, permit: &Permit<A>, reader: BlobReader) -> Result<StoredUpload> {
         self.receive(permit, blob_stream(reader), "model", self.config().model_bytes_max).await
     }
+}
+
+/// What the caller says of where a source comes from must be so, when it is said: a gate looks at the metrics of that run.
+fn same_origin(request: &ModelVersionSource, field: &str, given: Option<&str>, found: Option<&str>) -> Result<()> {
+    if given.is_none_or(|given| Some(given) == found) {
+        return Ok(());
+    }
+    let shown: String = request.source.chars().filter(|c| !c.is_control()).take(200).collect();
+    Err(Error::invalid(format!(
+        "Invalid model version source: '{shown}'. The {field} request parameter must identify the resource that contains the source."
+    )))
 }
 
 fn uri(place: &Place) -> String {
@@ -476,7 +489,11 @@ async fn onnx_reader<A: Act>(permit: &Permit<A>, place: &Place) -> Result<Option
 /// The newest version of each of these stages.
 async fn latest(rows: &Rows<'_>, model: &Model, stages: &[Stage]) -> Result<Vec<ModelVersion>> {
     let wanted = model.stages.iter().filter(|(stage, _)| stages.contains(stage));
-    let keys: Vec<String> = wanted.map(|(_, version)| version_key(model.name.as_str(), *version)).collect();
+    let mut keys: Vec<String> = wanted.map(|(_, version)| version_key(model.name.as_str(), *version)).collect();
+    // Registered before there were stages.
+    if model.stages.is_empty() && model.latest_version > 0 && stages.contains(&Stage::None) {
+        keys.push(version_key(model.name.as_str(), model.latest_version));
+    }
     let found = rows.get_all::<StoredModelVersion>(&keys).await?;
     Ok(found.into_iter().flatten().map(|stored| with_aliases(stored.version, model)).collect())
 }

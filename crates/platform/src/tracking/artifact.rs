@@ -170,11 +170,39 @@ fn path_checked(path: &str) -> Result<String> {
         if part.is_empty() || part == "." || part == ".." {
             return refuse("its parts are names, not empty, `.` or `..`");
         }
-        if part.contains('\\') || part.chars().any(char::is_control) {
-            return refuse("a name has a backslash or a control character");
+        let plain = decoded(part);
+        if plain == "." || plain == ".." || plain.contains(['/', '\\']) || plain.chars().any(char::is_control) {
+            return refuse("a name has a slash, a backslash or a control character, or is `.` or `..`, as it is or percent-encoded");
         }
     }
     Ok(path.to_owned())
+}
+
+/// What is left when nothing can be percent-decoded any more: clients decode names once too often.
+fn decoded(text: &str) -> String {
+    let mut text = text.to_owned();
+    loop {
+        let mut bytes = Vec::with_capacity(text.len());
+        let mut rest = text.as_bytes();
+        while let Some((first, after)) = rest.split_first() {
+            let hex = |at: usize| after.get(at).and_then(|byte| char::from(*byte).to_digit(16));
+            match (first, hex(0), hex(1)) {
+                (b'%', Some(high), Some(low)) => {
+                    bytes.push(u8::try_from(high * 16 + low).unwrap_or_default());
+                    rest = after.get(2..).unwrap_or_default();
+                }
+                _ => {
+                    bytes.push(*first);
+                    rest = after;
+                }
+            }
+        }
+        let next = String::from_utf8_lossy(&bytes).into_owned();
+        if next.len() >= text.len() {
+            return next;
+        }
+        text = next;
+    }
 }
 
 impl Platform {
@@ -421,6 +449,8 @@ mod tests {
             ("7/ab/artifacts", "7/ab/artifacts", ""),
             ("/7/ab/artifacts/", "7/ab/artifacts", ""),
             ("7/ab/artifacts/#1", "7/ab/artifacts", "#1"),
+            ("7/ab/artifacts/50%", "7/ab/artifacts", "50%"),
+            ("7/ab/artifacts/a%20b", "7/ab/artifacts", "a%20b"),
             ("7/models/m-1/artifacts/model.onnx", "7/models/m-1/artifacts", "model.onnx"),
             ("7/traces/tr-1/artifacts/traces.json", "7/traces/tr-1/artifacts", "traces.json"),
         ];
@@ -440,6 +470,11 @@ mod tests {
             "7/ab/artifacts/a\\b",
             "7/ab/artifacts/a\nb",
             "7/ab/artifacts/a\0",
+            "7/ab/artifacts/%2e%2e",
+            "7/ab/artifacts/%252E%252e",
+            "7/ab/artifacts/a%2f..",
+            "7/ab/artifacts/a%5Cb",
+            "7/ab/artifacts/a%00",
         ] {
             assert!(Place::parse(bad).is_err(), "{bad}");
         }

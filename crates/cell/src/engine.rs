@@ -19,6 +19,7 @@ use wire::{Fail, FailCode, Load, ModelInfo};
 
 use crate::admit;
 use crate::oip::{self, Signature};
+use crate::scoring;
 use crate::tensor::{self, Tensor};
 
 /// Most models in one cell.
@@ -137,6 +138,23 @@ impl Model {
         let values = lend(&self.buffers)?;
         let outputs = self.session.run(values.as_slice()).map_err(|error| failed(&error))?;
         oip::write(&self.signature, &asked, &outputs, out)
+    }
+
+    /// One prediction in MLflow's scoring protocol: a request's body in, the answer's body in `out`.
+    ///
+    /// # Errors
+    /// As [`Model::infer`].
+    pub fn score(&mut self, body: &[u8], out: &mut Vec<u8>) -> Result<(), Fail> {
+        let result = self.run_scoring(body, out);
+        self.buffers.iter_mut().for_each(Tensor::trim);
+        result
+    }
+
+    fn run_scoring(&mut self, body: &[u8], out: &mut Vec<u8>) -> Result<(), Fail> {
+        let form = scoring::parse(body, &self.signature, &mut self.buffers)?;
+        let values = lend(&self.buffers)?;
+        let outputs = self.session.run(values.as_slice()).map_err(|error| failed(&error))?;
+        scoring::write(&self.signature, form, &outputs, out)
     }
 
     /// Runs on zeros, with 1 for every open dimension, and tells whether that worked. It proves little when it does not: a model may

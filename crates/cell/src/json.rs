@@ -79,6 +79,11 @@ impl<'a> Reader<'a> {
         Self { text: self.text, at: offset }
     }
 
+    /// A second reader where this one stands.
+    pub fn at_here(&self) -> Self {
+        self.at(self.at)
+    }
+
     /// The error for "here should be …".
     #[cold]
     pub fn expected(&mut self, what: &str) -> Fail {
@@ -279,7 +284,11 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn null(&mut self) -> Result<(), Fail> {
+    /// `null`.
+    ///
+    /// # Errors
+    /// On anything else.
+    pub fn null(&mut self) -> Result<(), Fail> {
         if self.text.get(self.at..).is_some_and(|rest| rest.starts_with("null")) {
             self.at += 4;
             return Ok(());

@@ -12,7 +12,7 @@
 //! | module | what |
 //! |---|---|
 //! | `link`, `serve` | the socket and the loop over requests |
-//! | `engine`, `oip`, `tensor`, `json`, `admit` | models: predictions and the check of uploads |
+//! | `engine`, `oip`, `scoring`, `tensor`, `json`, `admit` | models: predictions in two protocols and the check of uploads |
 //! | `data`, `train`, `onnx` | data sets and training |
 //!
 //! What is deliberately missing: a mode without the jail.
@@ -26,6 +26,7 @@ mod json;
 mod link;
 mod oip;
 mod onnx;
+mod scoring;
 mod serve;
 mod tensor;
 mod train;

@@ -49,7 +49,7 @@ pub struct Port {
     /// Dimensions, -1 where open; empty when the model declares none.
     pub shape: Vec<i64>,
     /// `Some(type of the keys)` for a sequence of maps.
-    maps: Option<TensorElementType>,
+    pub maps: Option<TensorElementType>,
     /// Start of its entry in an answer.
     head: Vec<u8>,
 }
@@ -108,7 +108,7 @@ impl Port {
     }
 
     /// Whether `shape` is one of those the model declares. Where it declares none, the engine decides.
-    fn accepts(&self, shape: &[i64]) -> bool {
+    pub fn accepts(&self, shape: &[i64]) -> bool {
         self.shape.is_empty()
             || (self.shape.len() == shape.len() && self.shape.iter().zip(shape).all(|(declared, given)| *declared < 0 || declared == given))
     }
@@ -331,7 +331,7 @@ fn unexpected(field: &str, place: &str, known: &str) -> Fail {
 }
 
 #[cold]
-fn names(ports: &[Port]) -> String {
+pub fn names(ports: &[Port]) -> String {
     /// Most names in one message.
     const NAMED_MAX: usize = 20;
     let mut names: Vec<_> = ports.iter().take(NAMED_MAX).map(|port| format!("`{}`", port.name)).collect();

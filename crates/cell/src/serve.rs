@@ -70,7 +70,8 @@ impl Models<'_> {
     fn serve(&mut self, link: &RefCell<Link>, request: Request) -> Result<FromCell, Fail> {
         let id = request.id;
         match request.message {
-            ToCell::Infer { slot, body } => self.infer(slot, &body),
+            ToCell::Infer { slot, body } => self.infer(slot, |model, out| model.infer(&body, out)),
+            ToCell::Score { slot, body } => self.infer(slot, |model, out| model.score(&body, out)),
             ToCell::Ping => Ok(FromCell::Ready),
             ToCell::Load { slot, load } => self.load(slot, &load, request.file),
             ToCell::Unload { slot } => match self.models.remove(&slot) {
@@ -96,9 +97,11 @@ impl Models<'_> {
         }
     }
 
-    fn infer(&mut self, slot: u32, body: &[u8]) -> Result<FromCell, Fail> {
+    fn infer(&mut self, slot: u32, ask: impl FnOnce(&mut Model, &mut Vec<u8>) -> Result<(), Fail>) -> Result<FromCell, Fail> {
         let model = self.models.get_mut(&slot).ok_or_else(|| no_model(slot))?;
-        model.infer(body, &mut self.out)?;
+        // What a failed answer left must not lead the next one.
+        self.out.clear();
+        ask(model, &mut self.out)?;
         Ok(FromCell::Inferred(Bytes::from(std::mem::take(&mut self.out))))
     }
 

@@ -34,11 +34,15 @@ pub trait Element: Sized + Clone + Default {
     /// # Errors
     /// As the engine says.
     fn lend<'t>(shape: &[i64], data: &'t [Self]) -> ort::Result<SessionInputValue<'t>>;
-    /// Appends all elements of an output as a JSON array.
+    /// Calls `f` with all elements of an output.
     ///
     /// # Errors
-    /// When the engine's value is of another type, is not finite, or the answer gets too long.
-    fn write_all(value: &ValueRef<'_>, out: &mut Vec<u8>) -> Result<(), Fail>;
+    /// When the engine's value is of another type, and what `f` returns.
+    fn with_all(value: &ValueRef<'_>, f: impl FnOnce(&[Self]) -> Result<(), Fail>) -> Result<(), Fail>;
+    /// What stands for a missing value, where the type has something for it.
+    fn missing() -> Option<Self> {
+        None
+    }
 }
 
 macro_rules! datatypes {
@@ -63,9 +67,17 @@ macro_rules! datatypes {
             /// Appends all elements of an output as a JSON array.
             ///
             /// # Errors
-            /// As [`Element::write_all`].
+            /// When the engine's value is of another type, is not finite, or the answer gets too long.
             pub fn write_all(self, value: &ValueRef<'_>, out: &mut Vec<u8>) -> Result<(), Fail> {
-                match self { $(Self::$variant => <$rust>::write_all(value, out)),* }
+                match self { $(Self::$variant => <$rust>::with_all(value, |data| write_slice(data, out))),* }
+            }
+
+            /// Appends each row of an output, nested as the dimensions after the first say; `ends` gets the end of each.
+            ///
+            /// # Errors
+            /// As [`Datatype::write_all`].
+            pub fn write_rows(self, value: &ValueRef<'_>, row: &[i64], out: &mut Vec<u8>, ends: &mut Vec<usize>) -> Result<(), Fail> {
+                match self { $(Self::$variant => <$rust>::with_all(value, |data| write_rows(data, row, out, ends))),* }
             }
 
             fn buffer(self) -> Data {
@@ -80,6 +92,18 @@ macro_rules! datatypes {
         impl Data {
             fn read(&mut self, reader: &mut Reader<'_>, shape: &[i64], elements: usize) -> Result<(), Fail> {
                 match self { $(Self::$variant(data) => read_all(reader, shape, elements, data)),* }
+            }
+
+            fn push(&mut self, reader: &mut Reader<'_>) -> Result<(), Fail> {
+                match self { $(Self::$variant(data) => push_or_missing(reader, data)),* }
+            }
+
+            fn len(&self) -> usize {
+                match self { $(Self::$variant(data) => data.len()),* }
+            }
+
+            fn clear(&mut self) {
+                match self { $(Self::$variant(data) => data.clear()),* }
             }
 
             fn zeros(&mut self, elements: usize) {
@@ -138,6 +162,33 @@ impl Tensor {
         self.shape.clear();
         self.shape.extend_from_slice(shape);
         self.data.read(reader, shape, elements)
+    }
+
+    /// Begins a tensor whose elements come one by one.
+    pub fn begin(&mut self) {
+        self.shape.clear();
+        self.data.clear();
+    }
+
+    /// Reads one more element; `null` is not-a-number where the type has that.
+    ///
+    /// # Errors
+    /// [`FailCode::Invalid`] when it is not one of this type, or one too many.
+    pub fn push(&mut self, reader: &mut Reader<'_>) -> Result<(), Fail> {
+        self.data.push(reader)
+    }
+
+    /// Ends a tensor that [`Tensor::begin`] began.
+    ///
+    /// # Errors
+    /// [`FailCode::Invalid`] when the shape is for another number of elements.
+    pub fn shaped(&mut self, shape: &[i64]) -> Result<(), Fail> {
+        let asked = elements(shape).map_err(|why| invalid(format!("shape {shape:?}: {why}")))?;
+        if asked != self.data.len() {
+            return Err(invalid(format!("{} elements where shape {shape:?} asks for {asked}", self.data.len())));
+        }
+        self.shape.extend_from_slice(shape);
+        Ok(())
     }
 
     /// Fills with zeros, `false` or empty strings.
@@ -231,6 +282,58 @@ fn push<T: Element>(reader: &mut Reader<'_>, data: &mut Vec<T>) -> Result<(), Fa
     }
 }
 
+fn push_or_missing<T: Element>(reader: &mut Reader<'_>, data: &mut Vec<T>) -> Result<(), Fail> {
+    if data.len() as u64 >= ELEMENTS_MAX {
+        return Err(invalid(format!("more than the {ELEMENTS_MAX} elements that one input may carry")));
+    }
+    let element = match reader.peek() {
+        Some(b'n') => {
+            reader.null()?;
+            T::missing().ok_or_else(|| invalid("`null` where the model needs a value"))?
+        }
+        _ => T::read(reader)?,
+    };
+    data.push(element);
+    Ok(())
+}
+
+fn write_rows<T: Element>(data: &[T], row: &[i64], out: &mut Vec<u8>, ends: &mut Vec<usize>) -> Result<(), Fail> {
+    let length = elements(row).map_err(|why| Fail::new(FailCode::ModelFailed, why))?;
+    if length > 0 {
+        for elements in data.chunks(length) {
+            write_nested(elements, row, out)?;
+            ends.push(out.len());
+        }
+    }
+    Ok(())
+}
+
+/// Lists in lists, one level a dimension; their number is bounded by the engine.
+fn write_nested<T: Element>(data: &[T], shape: &[i64], out: &mut Vec<u8>) -> Result<(), Fail> {
+    let Some((_, inner)) = shape.split_first() else {
+        let written = data.first().is_some_and(|element| element.write(out));
+        return if written { Ok(()) } else { Err(not_finite("a value")) };
+    };
+    if inner.is_empty() {
+        return write_slice(data, out);
+    }
+    let length = elements(inner).map_err(|why| Fail::new(FailCode::ModelFailed, why))?;
+    out.push(b'[');
+    for (index, elements) in data.chunks(length.max(1)).enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        write_nested(elements, inner, out)?;
+    }
+    out.push(b']');
+    Ok(())
+}
+
+#[cold]
+fn not_finite(what: &str) -> Fail {
+    Fail::new(FailCode::ModelFailed, format!("{what} is not a finite number, which JSON cannot carry"))
+}
+
 fn write_slice<T: Element>(data: &[T], out: &mut Vec<u8>) -> Result<(), Fail> {
     out.push(b'[');
     for (index, element) in data.iter().enumerate() {
@@ -238,7 +341,7 @@ fn write_slice<T: Element>(data: &[T], out: &mut Vec<u8>) -> Result<(), Fail> {
             out.push(b',');
         }
         if !element.write(out) {
-            return Err(Fail::new(FailCode::ModelFailed, format!("element {index} is not a finite number, which JSON cannot carry")));
+            return Err(not_finite(&format!("element {index}")));
         }
         if out.len() > BODY_BYTES_MAX as usize {
             return Err(too_long());
@@ -266,7 +369,7 @@ fn write_json<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> bool {
 }
 
 macro_rules! primitive {
-    ($rust:ty, $read:expr, $write:expr) => {
+    ($rust:ty, $read:expr, $write:expr $(, missing $missing:expr)?) => {
         impl Element for $rust {
             fn read(reader: &mut Reader<'_>) -> Result<Self, Fail> {
                 $read(reader)
@@ -277,10 +380,13 @@ macro_rules! primitive {
             fn lend<'t>(shape: &[i64], data: &'t [Self]) -> ort::Result<SessionInputValue<'t>> {
                 TensorRef::from_array_view((shape.to_vec(), data)).map(Into::into)
             }
-            fn write_all(value: &ValueRef<'_>, out: &mut Vec<u8>) -> Result<(), Fail> {
+            fn with_all(value: &ValueRef<'_>, f: impl FnOnce(&[Self]) -> Result<(), Fail>) -> Result<(), Fail> {
                 let (_, data) = value.try_extract_tensor::<$rust>().map_err(|e| unreadable(&e))?;
-                write_slice(data, out)
+                f(data)
             }
+            $(fn missing() -> Option<Self> {
+                Some($missing)
+            })?
         }
     };
 }
@@ -310,7 +416,8 @@ primitive!(
         let number = reader.number()?;
         number.f32().ok_or_else(|| invalid(format!("`{}` is too large for FP32", number.quote())))
     },
-    |value: f32, out: &mut Vec<u8>| value.is_finite() && write_json(&value, out)
+    |value: f32, out: &mut Vec<u8>| value.is_finite() && write_json(&value, out),
+    missing Self::NAN
 );
 primitive!(
     f64,
@@ -318,7 +425,8 @@ primitive!(
         let number = reader.number()?;
         number.f64().ok_or_else(|| invalid(format!("`{}` is too large for FP64", number.quote())))
     },
-    |value: f64, out: &mut Vec<u8>| value.is_finite() && write_json(&value, out)
+    |value: f64, out: &mut Vec<u8>| value.is_finite() && write_json(&value, out),
+    missing Self::NAN
 );
 primitive!(
     f16,
@@ -330,7 +438,8 @@ primitive!(
             .filter(|v| v.is_finite())
             .ok_or_else(|| invalid(format!("`{}` is too large for FP16", number.quote())))
     },
-    |value: f16, out: &mut Vec<u8>| value.is_finite() && write_json(&value.to_f32(), out)
+    |value: f16, out: &mut Vec<u8>| value.is_finite() && write_json(&value.to_f32(), out),
+    missing Self::NAN
 );
 
 impl Element for String {
@@ -345,9 +454,9 @@ impl Element for String {
     fn lend<'t>(shape: &[i64], data: &'t [Self]) -> ort::Result<SessionInputValue<'t>> {
         EngineTensor::from_string_array((shape.to_vec(), data)).map(Into::into)
     }
-    fn write_all(value: &ValueRef<'_>, out: &mut Vec<u8>) -> Result<(), Fail> {
+    fn with_all(value: &ValueRef<'_>, f: impl FnOnce(&[Self]) -> Result<(), Fail>) -> Result<(), Fail> {
         let (_, data) = value.try_extract_strings().map_err(|e| unreadable(&e))?;
-        write_slice(&data, out)
+        f(&data)
     }
 }
 
@@ -375,10 +484,31 @@ impl Table {
         }
     }
 
+    /// Appends each row as an object of its keys; `ends` gets the end of each.
+    ///
+    /// # Errors
+    /// As [`Datatype::write_all`].
+    pub fn write_rows(&self, out: &mut Vec<u8>, ends: &mut Vec<usize>) -> Result<(), Fail> {
+        for values in self.values.chunks(self.labels.len().max(1)) {
+            for (at, (label, value)) in self.labels.iter().zip(values).enumerate() {
+                out.push(if at == 0 { b'{' } else { b',' });
+                // A name is a text in JSON, also where the key is a number.
+                let quote: &[u8] = if label.starts_with('"') { b"" } else { b"\"" };
+                out.extend([quote, label.as_bytes(), quote, b":"].concat());
+                if !value.write(out) {
+                    return Err(not_finite("a value"));
+                }
+            }
+            out.push(b'}');
+            ends.push(out.len());
+        }
+        Ok(())
+    }
+
     /// Appends all values as a flat JSON array.
     ///
     /// # Errors
-    /// As [`Element::write_all`].
+    /// As [`Datatype::write_all`].
     pub fn write_all(&self, out: &mut Vec<u8>) -> Result<(), Fail> {
         write_slice(&self.values, out)
     }

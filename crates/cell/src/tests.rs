@@ -332,3 +332,135 @@ fn cpu_of_a_prediction() {
         );
     }
 }
+
+#[test]
+fn scoring_says_what_the_inference_protocol_says() {
+    let Some(mut cell) = cell() else { return };
+    cell.load(0, &fixture("zipmap.onnx")).unwrap();
+    let asked = r#"{"inputs":[{"name":"X","shape":[2,4],"datatype":"FP32","data":[5,3,1,0.2,6.5,3,5.5,2]}]}"#;
+    let expected = cell.infer(0, asked).unwrap();
+    let labels = expected["outputs"][0]["data"].clone();
+    let chances: Vec<f64> = expected["outputs"][1]["data"].as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect();
+    let classes = ["setosa", "versicolor", "virginica"];
+    let zipped: Vec<Value> = chances
+        .chunks(3)
+        .map(|row| classes.iter().zip(row).map(|(k, v)| ((*k).to_owned(), json!(v))).collect::<serde_json::Map<_, _>>().into())
+        .collect();
+    let records = json!({"predictions": [
+        {"output_label": labels[0], "output_probability": zipped[0]},
+        {"output_label": labels[1], "output_probability": zipped[1]},
+    ]});
+    for body in [
+        r#"{"dataframe_split":{"columns":["a","b","c","d"],"index":[0,1],"data":[[5,3,1,0.2],[6.5,3,5.5,2]]}}"#,
+        r#"{"dataframe_split":{"data":[[5,3,1,0.2],[6.5,3,5.5,2]]},"params":{}}"#,
+        r#"{"params":null,"dataframe_split":{"data":[[5,3,1,0.2],[6.5,3,5.5,2]],"columns":[0,1,2,3]}}"#,
+        r#"{"dataframe_records":[{"a":5,"b":3,"c":1,"d":0.2},{"d":2,"c":5.5,"a":6.5,"b":3}]}"#,
+    ] {
+        assert_eq!(cell.score(0, body).unwrap(), records, "{body}");
+    }
+    let tensors = json!({"predictions": {"output_label": labels, "output_probability": zipped}});
+    for body in [
+        r#"{"inputs":[[5,3,1,0.2],[6.5,3,5.5,2]]}"#,
+        r#"{"instances":[[5,3,1,0.2],[6.5,3,5.5,2]]}"#,
+        r#"{"inputs":{"X":[[5,3,1,0.2],[6.5,3,5.5,2]]}}"#,
+        r#"{"instances":[{"X":[5,3,1,0.2]},{"X":[6.5,3,5.5,2]}]}"#,
+    ] {
+        assert_eq!(cell.score(0, body).unwrap(), tensors, "{body}");
+    }
+}
+
+#[test]
+fn scoring_several_inputs_by_name() {
+    let Some(mut cell) = cell() else { return };
+    cell.load(0, &fixture("two.onnx")).unwrap();
+    let expected = cell.infer(0, TWO).unwrap();
+    let flat: Vec<f64> = expected["outputs"][0]["data"].as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect();
+    let got = cell.score(0, r#"{"inputs":{"scale":2,"x":[[1,2,3,4],[5,6,7,8]]}}"#).unwrap();
+    let name = expected["outputs"][0]["name"].as_str().unwrap();
+    let rows: Vec<&[f64]> = flat.chunks(3).collect();
+    assert_eq!(got["predictions"][name], json!(rows));
+    refused(cell.score(0, r#"{"inputs":[[1,2,3,4]]}"#), FailCode::Invalid, "several inputs");
+    refused(cell.score(0, r#"{"inputs":{"x":[[1,2,3,4]]}}"#), FailCode::Invalid, "input `scale` is missing");
+    refused(cell.score(0, r#"{"inputs":{"x":[[1,2,3,4]],"x":[[1,2,3,4]]}}"#), FailCode::Invalid, "given twice");
+    refused(cell.score(0, r#"{"dataframe_split":{"columns":["x"],"data":[[1]]}}"#), FailCode::Invalid, "column `scale` is missing");
+}
+
+#[test]
+fn scoring_refuses_in_words() {
+    let Some(mut cell) = cell() else { return };
+    cell.load(0, &fixture("zipmap.onnx")).unwrap();
+    let deep = format!(r#"{{"inputs":{}1{}}}"#, "[".repeat(64), "]".repeat(64));
+    for (body, words) in [
+        ("", "expected an object"),
+        ("[]", "expected an object"),
+        ("{}", "nothing to predict from"),
+        (r#"{"columns":[],"data":[]}"#, "unknown field `columns`"),
+        (r#"{"inputs":[[1,2,3,4]],"instances":[[1,2,3,4]]}"#, "give one of"),
+        (r#"{"inputs":[[1,2,3,4]],"params":{"a":1}}"#, "`params` are not supported"),
+        (r#"{"inputs":[[1,2,3,4]]}x"#, "the end of the body"),
+        (r#"{"inputs":[[1,2,3]]}"#, "expected shape [-1, 4]"),
+        (r#"{"inputs":[1,2,3,4]}"#, "expected shape [-1, 4]"),
+        (r#"{"inputs":[[1,2,3,4],[1,2]]}"#, "a list has 2 elements where the first one has 4"),
+        (r#"{"inputs":[[1,2,3,4],5]}"#, "expected a list"),
+        (r#"{"inputs":[["1",2,3,4]]}"#, "expected a number"),
+        (r#"{"inputs":{"Y":[[1,2,3,4]]}}"#, "no input `Y`"),
+        (r#"{"instances":[{"X":[1,2,3,4]},{}]}"#, "input `X` is missing"),
+        (r#"{"dataframe_split":{"columns":["a","b","c","d"]}}"#, "has no `data`"),
+        (r#"{"dataframe_split":{"columns":["a","b","c","d"],"data":[[1,2,3]]}}"#, "row 0 has 3 values"),
+        (r#"{"dataframe_split":{"columns":["a","b","c","d"],"data":[[1,2,3,4,5]]}}"#, "more than 4 values"),
+        (r#"{"dataframe_split":{"columns":["a","b","c","d"],"data":[[1,2,3,4],[1,"x",3,4]]}}"#, "row 1, column `b`"),
+        (r#"{"dataframe_records":[]}"#, "has no record"),
+        (r#"{"dataframe_records":[{"a":1,"b":2,"c":3,"d":4},{"a":1,"b":2,"c":3}]}"#, "record 1 has no `d`"),
+        (r#"{"dataframe_records":[{"a":1,"b":2,"c":3,"d":4},{"a":1,"b":2,"c":3,"e":4}]}"#, "record 1 has `e`"),
+        (r#"{"dataframe_records":[{"a":1,"b":2,"c":3,"d":4},{"a":1,"a":1,"b":2,"c":3,"d":4}]}"#, "`a` twice"),
+        (r#"{"inputs":[[1,2,3,4]"#, "expected `,`"),
+        (deep.as_str(), "nests deeper"),
+    ] {
+        refused(cell.score(0, body), FailCode::Invalid, words);
+    }
+    // A missing number is not-a-number where the type has it: the model decides what to make of it.
+    let missing = cell.score(0, r#"{"dataframe_split":{"data":[[5,null,1,0.2]]}}"#);
+    assert!(missing.is_ok() || missing.is_err_and(|fail| fail.code == FailCode::ModelFailed));
+    refused(cell.score(9, r#"{"inputs":[[1,2,3,4]]}"#), FailCode::NoModel, "slot 9");
+}
+
+#[test]
+fn scoring_survives_any_bytes() {
+    let Some(mut cell) = cell() else { return };
+    cell.load(0, &fixture("zipmap.onnx")).unwrap();
+    let seeds = [
+        r#"{"dataframe_split":{"columns":["a","b","c","d"],"index":[0,1],"data":[[5,3,1,0.2],[6.5,3,5.5,null]]}}"#,
+        r#"{"dataframe_records":[{"a":5,"b":3,"c":1,"d":0.2},{"d":2,"c":5.5,"a":6.5,"b":3}]}"#,
+        r#"{"instances":[{"X":[5,3,1,0.2]},{"X":[6.5,3,5.5,2]}],"params":{}}"#,
+        r#"{"inputs":{"X":[[5,3,1,0.2],[6.5,3,5.5,2]]}}"#,
+    ];
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = move |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        usize::try_from(state % below as u64).unwrap()
+    };
+    let pieces: Vec<&[u8]> = vec![b"[", b"]", b"{", b"}", b",", b":", b"\"", b"null", b"1e999", b"-", b"\\u", b"\xff", b"\"X\"", b"[[[["];
+    for round in 0..4000 {
+        let mut body = seeds[round % seeds.len()].as_bytes().to_vec();
+        for _ in 0..=random(3) {
+            let at = random(body.len());
+            match random(3) {
+                0 => drop(body.splice(at..at, pieces[random(pieces.len())].iter().copied())),
+                1 => drop(body.splice(at..(at + random(8)).min(body.len()), [])),
+                _ => body[at] = pieces[random(pieces.len())][0],
+            }
+            if body.is_empty() {
+                body.push(b'{');
+            }
+        }
+        let answer = cell.ask(&ToCell::Score { slot: 0, body: body.clone().into() }, None).expect("the cell lives");
+        let text = String::from_utf8_lossy(&body);
+        match answer {
+            FromCell::Inferred(answer) => drop(serde_json::from_slice::<Value>(&answer).unwrap_or_else(|_| panic!("{text}"))),
+            FromCell::Fail(fail) => assert!(fail.code != FailCode::Internal, "{text}: {}", fail.message),
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+}

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use crate::dataset::version_key;
 use crate::error::{Error, Result};
-use crate::model::{Model, StoredModelVersion, Tensor};
+use crate::model::{Loadable, Model, ModelName, StoredModelVersion, Tensor};
 use crate::page::{Page, PageRequest, Timestamp};
 use crate::platform::Platform;
 
@@ -23,7 +23,7 @@ pub struct Deployment {
     pub name: Name,
     /// The registered model.
     #[schema(value_type = String)]
-    pub model: Name,
+    pub model: ModelName,
     /// The fixed version; absent when an alias decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<u64>,
@@ -47,7 +47,7 @@ pub struct Deployment {
 pub struct DeploymentRequest {
     /// The registered model.
     #[schema(value_type = String)]
-    pub model: Name,
+    pub model: ModelName,
     /// A fixed version.
     pub version: Option<u64>,
     /// Or an alias of the model, followed when it moves.
@@ -83,7 +83,7 @@ impl Platform {
     /// Makes or changes a deployment. What it names must exist.
     ///
     /// # Errors
-    /// Not found; both or neither of version and alias.
+    /// Not found; both or neither of version and alias; [`Error::NotDeployable`].
     pub async fn deployment_put(&self, permit: &Permit<DeploymentWrite>, request: DeploymentRequest) -> Result<Deployment> {
         let name: Name = permit.resource().parse()?;
         if request.version.is_some() == request.alias.is_some() {
@@ -96,7 +96,7 @@ impl Platform {
             None => request.version.unwrap_or_default(),
         };
         let stored = tx.get::<StoredModelVersion>(&version_key(model.name.as_str(), serving)).await?;
-        let stored = stored.ok_or(Error::not_found("model version"))?;
+        let loadable = stored.ok_or(Error::not_found("model version"))?.loadable()?;
         let now = Timestamp::now();
         let before = tx.get::<Deployment>(name.as_str()).await?;
         if before.is_none() {
@@ -115,7 +115,7 @@ impl Platform {
         tx.put(&deployment).await?;
         permit.detail("model", deployment.model.to_string());
         permit.detail("model_version", serving.to_string());
-        permit.detail("sha256", stored.version.sha256);
+        permit.detail("sha256", loadable.onnx.sha256);
         tx.commit().await?;
         deployment.serving_version = Some(serving);
         Ok(deployment)
@@ -167,10 +167,10 @@ impl Platform {
         let stored = serving(&permit.rows(), permit.resource(), version).await?;
         Ok(OipMetadata {
             name: permit.resource().to_owned(),
-            versions: vec![stored.version.version.to_string()],
+            versions: vec![stored.number.to_string()],
             platform: OIP_PLATFORM.to_owned(),
-            inputs: stored.version.inputs,
-            outputs: stored.version.outputs,
+            inputs: stored.onnx.inputs,
+            outputs: stored.onnx.outputs,
         })
     }
 
@@ -191,17 +191,18 @@ async fn serving_version(rows: &Rows<'_>, deployment: &Deployment) -> Result<Opt
 }
 
 /// The stored version that answers for a deployment.
-pub(crate) async fn serving(rows: &Rows<'_>, name: &str, version: Option<&str>) -> Result<StoredModelVersion> {
+pub(crate) async fn serving(rows: &Rows<'_>, name: &str, version: Option<&str>) -> Result<Loadable> {
     let deployment = rows.get::<Deployment>(name).await?.ok_or(Error::not_found("deployment"))?;
     let number = serving_version(rows, &deployment).await?.ok_or(Error::not_found("model version"))?;
     if version.is_some_and(|version| version != number.to_string()) {
         return Err(Error::not_found("deployment version"));
     }
     let key = version_key(deployment.model.as_str(), number);
-    rows.get::<StoredModelVersion>(&key).await?.ok_or(Error::not_found("model version"))
+    // An alias may have moved to a version that holds no ONNX.
+    rows.get::<StoredModelVersion>(&key).await?.ok_or(Error::not_found("model version"))?.loadable()
 }
 
 /// As [`serving`], for a prediction.
-pub(crate) async fn serving_for(permit: &Permit<Predict>) -> Result<StoredModelVersion> {
+pub(crate) async fn serving_for(permit: &Permit<Predict>) -> Result<Loadable> {
     serving(&permit.rows(), permit.resource(), None).await
 }

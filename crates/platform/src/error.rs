@@ -44,6 +44,31 @@ pub enum Error {
         /// The bound in bytes.
         bytes_max: u64,
     },
+    /// A version that holds no model which can be deployed.
+    #[error(
+        "version {version} of `{model}` cannot be deployed: {reason}; log it as ONNX (`mlflow.onnx.log_model`, after `skl2onnx` for \
+         scikit-learn, with `save_as_external_data=False`) or upload an ONNX file"
+    )]
+    NotDeployable {
+        /// Name of the registered model.
+        model: String,
+        /// The version.
+        version: u64,
+        /// Why.
+        reason: String,
+    },
+    /// The gate of a model is closed for a version.
+    #[error("version {version} of `{model}` cannot have {target}: {missing}")]
+    GateClosed {
+        /// Name of the registered model.
+        model: String,
+        /// The version.
+        version: u64,
+        /// What it was to become.
+        target: String,
+        /// What is missing.
+        missing: String,
+    },
     /// The request's body broke off.
     #[error("the upload broke off before its end; nothing was stored")]
     UploadInterrupted,
@@ -92,6 +117,8 @@ impl Error {
         "deadline_exceeded",
         "overloaded",
         "model_unstable",
+        "not_deployable",
+        "gate_closed",
         "upload_interrupted",
         "cancelled",
         "mlflow_state",
@@ -117,6 +144,8 @@ impl Error {
             Self::Overloaded(_) => "overloaded",
             Self::ModelUnstable { .. } => "model_unstable",
             Self::TooLarge { .. } => "too_large",
+            Self::NotDeployable { .. } => "not_deployable",
+            Self::GateClosed { .. } => "gate_closed",
             Self::UploadInterrupted => "upload_interrupted",
             Self::Cancelled => "cancelled",
             Self::State(_) => "mlflow_state",

@@ -29,8 +29,9 @@ pub use dataset::{Column, Dataset, DatasetPreview, DatasetVersion, PREVIEW_ROWS_
 pub use deployment::{Deployment, DeploymentRequest, OIP_PLATFORM, OipMetadata};
 pub use error::{CellFailure, Error, Result};
 pub use model::{
-    ALIASES_MAX, AliasChange, AliasRequest, Lineage, Model, ModelRequest, ModelVersion, TAG_KEY_BYTES_MAX, TAGS_MAX, TEXT_BYTES_MAX,
-    TagRequest, Tensor, TrainingLineage,
+    ALIASES_MAX, AliasChange, AliasRequest, Approval, Gate, GateRequest, HistoryEntry, Lineage, Logged, MODEL_NAME_BYTES_MAX, Model,
+    ModelName, ModelRequest, ModelSearch, ModelVersion, ModelVersionSource, Onnx, Stage, StageChange, StageRequest, TAG_KEY_BYTES_MAX,
+    TAG_VALUE_BYTES_MAX, TAGS_MAX, TEXT_BYTES_MAX, TagRequest, Tensor, Threshold, TrainingLineage,
 };
 pub use page::{PAGE_ITEMS_DEFAULT, PAGE_ITEMS_MAX, Page, PageRequest, Timestamp};
 pub use platform::{Platform, StartError};
@@ -44,6 +45,13 @@ pub use tracking::{
 pub use training::{
     Failure, JobStep, LOG_LINES_MAX, LOG_PAGE_LINES_MAX, LogLine, Progress, Recipe, Run, SplitRequest, Training, TrainingLogs,
     TrainingRequest, TrainingState,
+};
+
+/// Artifacts and logged models.
+pub use tracking::artifact::{ARTIFACT_PATH_BYTES_MAX, Artifact, ArtifactFile};
+pub use tracking::logged_model::{
+    DatasetWanted, LOGGED_MODELS_PAGE_MAX, LoggedMetric, LoggedModel, LoggedModelOrder, LoggedModelRequest, LoggedModelSearch,
+    LoggedModelStatus,
 };
 
 /// The crates below, for the server, which has no edge to them of its own.

@@ -1,7 +1,18 @@
 //! The registry, in MLflow's words: registered models, integer versions, aliases that move, tags, source run and lineage.
 //!
-//! A version is immutable. Its bytes enter only through admission: a cell loads them, checks format, budgets and external data,
+//! A version is immutable. Its ONNX bytes enter only through admission: a cell loads them, checks format, budgets and external data,
 //! and reports the signature. The SHA-256 of what was admitted is bound to the version and compared again before each load.
+//! A version that was logged with MLflow and holds no ONNX is kept as it is: nothing of ours ever loads a pickle.
+//!
+//! | part | what |
+//! |---|---|
+//! | `name` | names of registered models |
+//! | `register` | versions made from what was logged with MLflow, copies, renaming, search |
+//! | `promote` | aliases and stages, their history, and the gate before them |
+
+mod name;
+pub(crate) mod promote;
+mod register;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -10,8 +21,14 @@ use bytes::Bytes;
 use futures_util::Stream;
 use serde::{Deserialize, Serialize};
 use tenancy::act::{ModelDelete, ModelRead, ModelWrite};
-use tenancy::{BlobId, Name, Permit, Record, Resource, Tx};
+use tenancy::{BlobId, Permit, Record, Resource, Tx};
 use utoipa::ToSchema;
+
+pub use name::{MODEL_NAME_BYTES_MAX, ModelName};
+pub use promote::{
+    ALIASES_MAX, AliasChange, AliasRequest, Approval, Gate, GateRequest, HistoryEntry, Stage, StageChange, StageRequest, Threshold,
+};
+pub use register::{ModelSearch, ModelVersionSource};
 
 use crate::cells::{Source, blob_stream};
 use crate::dataset::{hex, version_after, version_key};
@@ -21,20 +38,22 @@ use crate::page::{Page, PageRequest, Timestamp};
 use crate::platform::Platform;
 
 /// Most tags of a model or a version.
-pub const TAGS_MAX: usize = 64;
+pub const TAGS_MAX: usize = 256;
 /// Longest tag key in bytes.
 pub const TAG_KEY_BYTES_MAX: usize = 250;
-/// Longest tag value or description in bytes.
+/// Longest description in bytes.
 pub const TEXT_BYTES_MAX: usize = 5000;
-/// Most aliases of a model.
-pub const ALIASES_MAX: usize = 64;
+/// Longest tag value in bytes: MLflow keeps the texts of prompts in tags.
+pub const TAG_VALUE_BYTES_MAX: usize = 100_000;
+/// All tags of a model or version together, keys and values, in bytes.
+const TAGS_BYTES_MAX: usize = 512 << 10;
 
 /// A registered model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Model {
     /// Its name.
     #[schema(value_type = String)]
-    pub name: Name,
+    pub name: ModelName,
     /// For people.
     #[serde(default)]
     pub description: String,
@@ -44,6 +63,10 @@ pub struct Model {
     /// Version number each alias points at.
     #[serde(default)]
     pub aliases: BTreeMap<String, u64>,
+    /// The newest version in each stage.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<String, u64>)]
+    pub stages: BTreeMap<Stage, u64>,
     /// Number of the newest version; 0 before the first.
     pub latest_version: u64,
     /// When it was registered.
@@ -67,7 +90,7 @@ pub struct ModelRequest {
 pub struct ModelVersion {
     /// Name of the registered model.
     #[schema(value_type = String)]
-    pub model: Name,
+    pub model: ModelName,
     /// 1, 2, 3, …
     pub version: u64,
     /// For people.
@@ -79,6 +102,36 @@ pub struct ModelVersion {
     /// Aliases that point here now.
     #[serde(default)]
     pub aliases: Vec<String>,
+    /// Its stage, in MLflow's words.
+    #[serde(default)]
+    #[schema(value_type = String)]
+    pub stage: Stage,
+    /// Its ONNX file; absent when it holds none, and then it cannot be deployed.
+    #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
+    pub onnx: Option<Onnx>,
+    /// Why it holds no ONNX that can be deployed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_deployable: Option<String>,
+    /// The run that produced it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_id: Option<String>,
+    /// What MLflow knows of where it was logged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logged: Option<Logged>,
+    /// Where it comes from.
+    pub lineage: Lineage,
+    /// When it was registered.
+    pub created_at: Timestamp,
+    /// When it last changed; absent when it never did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub updated_at: Option<Timestamp>,
+    /// Who registered it.
+    pub created_by: String,
+}
+
+/// The ONNX file of a version.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Onnx {
     /// Length of the ONNX file in bytes.
     pub bytes: u64,
     /// SHA-256 of the ONNX file, lower-case hex.
@@ -95,15 +148,21 @@ pub struct ModelVersion {
     pub producer: String,
     /// Whether admission could run it on zeros.
     pub smoke_run: bool,
-    /// The run that produced it.
+}
+
+/// Where a version was logged with MLflow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Logged {
+    /// Its source, as it was given.
+    pub source: String,
+    /// Where its files are.
+    pub artifact_uri: String,
+    /// The logged model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub run_id: Option<String>,
-    /// Where it comes from.
-    pub lineage: Lineage,
-    /// When it was registered.
-    pub created_at: Timestamp,
-    /// Who registered it.
-    pub created_by: String,
+    pub model_id: Option<String>,
+    /// A link to its run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_link: Option<String>,
 }
 
 /// One input or output, in the terms of the Open Inference Protocol.
@@ -123,6 +182,8 @@ pub struct Tensor {
 pub enum Lineage {
     /// Somebody uploaded it.
     Upload,
+    /// It was logged with MLflow.
+    Logged,
     /// A training made it.
     Training(TrainingLineage),
 }
@@ -134,43 +195,13 @@ pub struct TrainingLineage {
     pub training: String,
     /// Data set.
     #[schema(value_type = String)]
-    pub dataset: Name,
+    pub dataset: tenancy::Name,
     /// Its version.
     pub dataset_version: u64,
     /// SHA-256 of its bytes.
     pub dataset_sha256: String,
     /// What was asked for, defaults filled in.
     pub recipe: crate::training::Recipe,
-}
-
-/// One move of an alias.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct AliasChange {
-    /// Name of the registered model.
-    #[schema(value_type = String)]
-    pub model: Name,
-    /// Counts the changes of the model's aliases: 1, 2, 3, …
-    pub sequence: u64,
-    /// The alias.
-    pub alias: String,
-    /// Version before; absent when it was new.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub from: Option<u64>,
-    /// Version after; absent when it was removed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub to: Option<u64>,
-    /// When.
-    pub at: Timestamp,
-    /// Who.
-    pub by: String,
-}
-
-/// Where an alias shall point.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct AliasRequest {
-    /// Version number.
-    pub version: u64,
 }
 
 /// A tag's value.
@@ -185,16 +216,40 @@ pub struct TagRequest {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct StoredModelVersion {
     pub(crate) version: ModelVersion,
+    #[serde(default)]
+    pub(crate) blob: Option<BlobId>,
+    #[serde(default)]
+    pub(crate) resident_bytes: u64,
+}
+
+/// What a cell needs of a version in order to load it.
+pub(crate) struct Loadable {
+    pub(crate) number: u64,
+    pub(crate) onnx: Onnx,
     pub(crate) blob: BlobId,
     pub(crate) resident_bytes: u64,
 }
 
-/// Number of alias changes so far.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct AliasSequence {
-    model: Name,
-    last: u64,
+impl StoredModelVersion {
+    /// What can be loaded.
+    ///
+    /// # Errors
+    /// [`Error::NotDeployable`] for a version without ONNX: it says what to do.
+    pub(crate) fn loadable(self) -> Result<Loadable> {
+        let Self { version, blob, resident_bytes } = self;
+        match (version.onnx, blob) {
+            (Some(onnx), Some(blob)) => Ok(Loadable { number: version.version, onnx, blob, resident_bytes }),
+            _ => Err(Error::NotDeployable {
+                model: version.model.to_string(),
+                version: version.version,
+                reason: version.not_deployable.unwrap_or_else(|| NO_ONNX.to_owned()),
+            }),
+        }
+    }
 }
+
+/// Why most versions cannot be deployed.
+pub(crate) const NO_ONNX: &str = "it holds no ONNX file";
 
 impl Record for Model {
     const KIND: &'static str = "model";
@@ -207,20 +262,6 @@ impl Record for StoredModelVersion {
     const KIND: &'static str = "model_version";
     fn key(&self) -> String {
         version_key(self.version.model.as_str(), self.version.version)
-    }
-}
-
-impl Record for AliasChange {
-    const KIND: &'static str = "alias_change";
-    fn key(&self) -> String {
-        version_key(self.model.as_str(), self.sequence)
-    }
-}
-
-impl Record for AliasSequence {
-    const KIND: &'static str = "alias_sequence";
-    fn key(&self) -> String {
-        self.model.to_string()
     }
 }
 
@@ -279,19 +320,14 @@ impl Platform {
         let prefix = format!("{name}/");
         loop {
             let versions = tx.list::<StoredModelVersion>(None, DELETE_BATCH, Some(&prefix)).await?;
-            let changes = tx.list::<AliasChange>(None, DELETE_BATCH, Some(&prefix)).await?;
-            if versions.is_empty() && changes.is_empty() {
+            if versions.is_empty() {
                 break;
             }
             for stored in versions {
-                tx.delete::<StoredModelVersion>(&stored.key()).await?;
-                tx.detach(stored.blob).await?;
-            }
-            for change in changes {
-                tx.delete::<AliasChange>(&change.key()).await?;
+                version_remove(&mut tx, &stored).await?;
             }
         }
-        tx.delete::<AliasSequence>(name).await?;
+        promote::forget(&mut tx, name).await?;
         tx.refund(Resource::Models, 1).await?;
         tx.commit().await?;
         Ok(())
@@ -306,17 +342,17 @@ impl Platform {
         permit: &Permit<ModelWrite>,
         stream: impl Stream<Item = io::Result<Bytes>> + Send,
     ) -> Result<ModelVersion> {
-        let name: Name = permit.resource().parse()?;
+        let name: ModelName = permit.resource().parse()?;
         let sealed = self.receive(permit, stream, "model", self.config().model_bytes_max).await?;
         if sealed.bytes() == 0 {
             return Err(Error::invalid("the model is empty"));
         }
         let info = self.cells().admit(&self.owner(permit), name.as_str(), Source::blob(sealed.open().await?)).await?;
         let mut tx = permit.tx().await?;
-        let origin = Origin { run_id: None, lineage: Lineage::Upload, created_by: permit.principal() };
-        let stored = version_insert(&mut tx, name, &sealed, info, origin).await?;
+        let origin = Origin::new(Lineage::Upload, permit.principal());
+        let stored = version_insert(&mut tx, name, Some((&sealed, info)), origin).await?;
+        permit.detail("sha256", hex(&sealed.sha256()));
         tx.attach(sealed).await?;
-        permit.detail("sha256", stored.version.sha256.clone());
         permit.detail("model_version", stored.version.version.to_string());
         tx.commit().await?;
         Ok(stored.version)
@@ -352,58 +388,11 @@ impl Platform {
         &self,
         permit: &Permit<ModelRead>,
         version: u64,
-    ) -> Result<(ModelVersion, impl Stream<Item = io::Result<Bytes>> + Send + use<>)> {
-        let stored = model_version(permit, version).await?;
-        permit.detail("sha256", stored.version.sha256.clone());
-        let reader = permit.blobs().open(stored.blob).await?;
-        Ok((stored.version, blob_stream(reader)))
-    }
-
-    /// Points an alias at a version; the history keeps who, when, from and to.
-    ///
-    /// # Errors
-    /// Not found; an alias that is no name or reads like a version; too many aliases.
-    pub async fn alias_set(&self, permit: &Permit<ModelWrite>, alias: &str, request: &AliasRequest) -> Result<Model> {
-        alias_checked(alias)?;
-        let mut tx = permit.tx().await?;
-        let mut model = tx.get::<Model>(permit.resource()).await?.ok_or(Error::not_found("model"))?;
-        let key = version_key(model.name.as_str(), request.version);
-        tx.get::<StoredModelVersion>(&key).await?.ok_or(Error::not_found("model version"))?;
-        let from = model.aliases.insert(alias.to_owned(), request.version);
-        if model.aliases.len() > ALIASES_MAX {
-            return Err(Error::invalid(format!("a model has at most {ALIASES_MAX} aliases")));
-        }
-        alias_record(&mut tx, &mut model, alias, from, Some(request.version), permit.principal()).await?;
-        permit.detail("alias", alias);
-        permit.detail("model_version", request.version.to_string());
-        tx.commit().await?;
-        Ok(model)
-    }
-
-    /// Removes an alias; its history stays.
-    ///
-    /// # Errors
-    /// Not found.
-    pub async fn alias_delete(&self, permit: &Permit<ModelWrite>, alias: &str) -> Result<Model> {
-        let mut tx = permit.tx().await?;
-        let mut model = tx.get::<Model>(permit.resource()).await?.ok_or(Error::not_found("model"))?;
-        let from = model.aliases.remove(alias).ok_or(Error::not_found("alias"))?;
-        alias_record(&mut tx, &mut model, alias, Some(from), None, permit.principal()).await?;
-        permit.detail("alias", alias);
-        tx.commit().await?;
-        Ok(model)
-    }
-
-    /// Moves of the model's aliases, oldest first; `page.after` is a sequence number.
-    ///
-    /// # Errors
-    /// Not found.
-    pub async fn alias_history(&self, permit: &Permit<ModelRead>, page: &PageRequest) -> Result<Page<AliasChange>> {
-        self.model_get(permit).await?;
-        let prefix = format!("{}/", permit.resource());
-        let after = page.after.as_deref().map(|after| version_after(permit.resource(), after)).transpose()?;
-        let items = permit.rows().list::<AliasChange>(after.as_deref(), page.limit() + 1, Some(&prefix)).await?;
-        Ok(Page::cut(items, page.limit(), |change| change.sequence.to_string()))
+    ) -> Result<(Onnx, impl Stream<Item = io::Result<Bytes>> + Send + use<>)> {
+        let Loadable { onnx, blob, .. } = model_version(permit, version).await?.loadable()?;
+        permit.detail("sha256", &onnx.sha256);
+        let reader = permit.blobs().open(blob).await?;
+        Ok((onnx, blob_stream(reader)))
     }
 
     /// Sets a tag of the model, or of one version.
@@ -440,6 +429,7 @@ impl Platform {
                 let key = version_key(model.name.as_str(), version);
                 let mut stored = tx.get::<StoredModelVersion>(&key).await?.ok_or(Error::not_found("model version"))?;
                 change(&mut stored.version.tags)?;
+                stored.version.updated_at = Some(Timestamp::now());
                 tx.put(&stored).await?;
             }
         }
@@ -458,43 +448,81 @@ pub(crate) struct Origin<'a> {
     pub(crate) run_id: Option<String>,
     pub(crate) lineage: Lineage,
     pub(crate) created_by: &'a str,
+    pub(crate) description: String,
+    pub(crate) tags: BTreeMap<String, String>,
+    pub(crate) logged: Option<Logged>,
+    pub(crate) not_deployable: Option<String>,
 }
 
-/// Adds the next version of `name` to the transaction; the blob is attached by the caller.
+impl<'a> Origin<'a> {
+    /// Nothing but where it comes from and who brought it.
+    pub(crate) fn new(lineage: Lineage, created_by: &'a str) -> Self {
+        let (description, tags) = (String::new(), BTreeMap::new());
+        Self { run_id: None, lineage, created_by, description, tags, logged: None, not_deployable: None }
+    }
+}
+
+/// Adds the next version of `name` to the transaction, with its ONNX file if it has one; the blob is attached by the caller.
 pub(crate) async fn version_insert(
     tx: &mut Tx<'_>,
-    name: Name,
-    sealed: &tenancy::StoredUpload,
-    info: wire::ModelInfo,
+    name: ModelName,
+    file: Option<(&tenancy::StoredUpload, wire::ModelInfo)>,
     origin: Origin<'_>,
 ) -> Result<StoredModelVersion> {
     let mut model = model_or_new(tx, name).await?;
     let now = Timestamp::now();
     model.latest_version += 1;
     model.updated_at = now;
+    model.stages.insert(Stage::None, model.latest_version);
+    let (mut blob, mut resident_bytes, mut onnx) = (None, 0, None);
+    if let Some((sealed, info)) = file {
+        (blob, resident_bytes) = (Some(sealed.id()), info.resident_bytes);
+        onnx = Some(Onnx::new(sealed, info));
+    }
     let version = ModelVersion {
         model: model.name.clone(),
         version: model.latest_version,
-        description: String::new(),
-        tags: BTreeMap::new(),
+        description: origin.description,
+        tags: origin.tags,
         aliases: vec![],
-        bytes: sealed.bytes(),
-        sha256: hex(&sealed.sha256()),
-        inputs: info.inputs.into_iter().map(Tensor::from).collect(),
-        outputs: info.outputs.into_iter().map(Tensor::from).collect(),
-        opsets: info.opsets,
-        nodes: info.nodes,
-        producer: info.producer,
-        smoke_run: info.smoke_run,
+        stage: Stage::None,
+        onnx,
+        not_deployable: origin.not_deployable,
         run_id: origin.run_id,
+        logged: origin.logged,
         lineage: origin.lineage,
         created_at: now,
+        updated_at: None,
         created_by: origin.created_by.to_owned(),
     };
-    let stored = StoredModelVersion { version, blob: sealed.id(), resident_bytes: info.resident_bytes };
+    let stored = StoredModelVersion { version, blob, resident_bytes };
     tx.put(&model).await?;
     tx.insert(&stored).await?;
     Ok(stored)
+}
+
+impl Onnx {
+    fn new(sealed: &tenancy::StoredUpload, info: wire::ModelInfo) -> Self {
+        Self {
+            bytes: sealed.bytes(),
+            sha256: hex(&sealed.sha256()),
+            inputs: info.inputs.into_iter().map(Tensor::from).collect(),
+            outputs: info.outputs.into_iter().map(Tensor::from).collect(),
+            opsets: info.opsets,
+            nodes: info.nodes,
+            producer: info.producer,
+            smoke_run: info.smoke_run,
+        }
+    }
+}
+
+/// Removes a version and its ONNX file; the model's record is the caller's.
+async fn version_remove(tx: &mut Tx<'_>, stored: &StoredModelVersion) -> Result<()> {
+    tx.delete::<StoredModelVersion>(&stored.key()).await?;
+    if let Some(blob) = stored.blob {
+        tx.detach(blob).await?;
+    }
+    Ok(())
 }
 
 /// One stored version of the model the permit is about.
@@ -503,7 +531,7 @@ pub(crate) async fn model_version(permit: &Permit<ModelRead>, version: u64) -> R
     permit.rows().get::<StoredModelVersion>(&key).await?.ok_or(Error::not_found("model version"))
 }
 
-async fn model_or_new(tx: &mut Tx<'_>, name: Name) -> Result<Model> {
+async fn model_or_new(tx: &mut Tx<'_>, name: ModelName) -> Result<Model> {
     if let Some(model) = tx.get::<Model>(name.as_str()).await? {
         return Ok(model);
     }
@@ -515,37 +543,16 @@ async fn model_or_new(tx: &mut Tx<'_>, name: Name) -> Result<Model> {
         description: String::new(),
         tags: BTreeMap::new(),
         aliases: BTreeMap::new(),
+        stages: BTreeMap::new(),
         latest_version: 0,
         created_at: now,
         updated_at: now,
     })
 }
 
-async fn alias_record(tx: &mut Tx<'_>, model: &mut Model, alias: &str, from: Option<u64>, to: Option<u64>, by: &str) -> Result<()> {
-    let now = Timestamp::now();
-    let last = tx.get::<AliasSequence>(model.name.as_str()).await?.map_or(0, |sequence| sequence.last);
-    let change =
-        AliasChange { model: model.name.clone(), sequence: last + 1, alias: alias.to_owned(), from, to, at: now, by: by.to_owned() };
-    model.updated_at = now;
-    tx.put(&AliasSequence { model: model.name.clone(), last: last + 1 }).await?;
-    tx.insert(&change).await?;
-    tx.put(model).await?;
-    Ok(())
-}
-
 fn with_aliases(mut version: ModelVersion, model: &Model) -> ModelVersion {
     version.aliases = model.aliases.iter().filter(|(_, number)| **number == version.version).map(|(alias, _)| alias.clone()).collect();
     version
-}
-
-/// An alias is a name, and never reads like a version (`7`, `v7`) or MLflow's reserved `latest`.
-fn alias_checked(alias: &str) -> Result<()> {
-    let _: Name = alias.parse()?;
-    let digits = alias.strip_prefix(['v', 'V']).unwrap_or(alias);
-    if alias.eq_ignore_ascii_case("latest") || digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(Error::invalid(format!("`{alias}` cannot be an alias: it would be mistaken for a version")));
-    }
-    Ok(())
 }
 
 fn text_checked(what: &str, text: &str) -> Result<()> {
@@ -566,7 +573,12 @@ fn tags_checked(tags: &BTreeMap<String, String>) -> Result<()> {
         if key.is_empty() || key.len() > TAG_KEY_BYTES_MAX || key.chars().any(char::is_control) {
             return Err(Error::invalid(format!("a tag's key has 1 to {TAG_KEY_BYTES_MAX} bytes and no control characters")));
         }
-        text_checked("tag's value", value)?;
+        if value.len() > TAG_VALUE_BYTES_MAX || value.contains('\0') {
+            return Err(Error::invalid(format!("a tag's value has at most {TAG_VALUE_BYTES_MAX} bytes and no NUL")));
+        }
+    }
+    if tags.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>() > TAGS_BYTES_MAX {
+        return Err(Error::invalid(format!("all tags together have more than {TAGS_BYTES_MAX} bytes")));
     }
     Ok(())
 }
@@ -582,18 +594,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn aliases_do_not_read_like_versions() {
-        for (alias, good) in [("champion", true), ("v7", false), ("7", false), ("Latest", false), ("v7b", true), ("v", false), ("", false)]
-        {
-            assert_eq!(alias_checked(alias).is_ok(), good, "{alias}");
-        }
-    }
-
-    #[test]
     fn tags_are_bounded() {
         let tags = |key: &str, value: String| BTreeMap::from([(key.to_owned(), value)]);
-        assert!(tags_checked(&tags("k", "v".repeat(TEXT_BYTES_MAX))).is_ok());
-        assert!(tags_checked(&tags("k", "v".repeat(TEXT_BYTES_MAX + 1))).is_err());
+        assert!(tags_checked(&tags("k", "v".repeat(TAG_VALUE_BYTES_MAX))).is_ok());
+        assert!(tags_checked(&tags("k", "v".repeat(TAG_VALUE_BYTES_MAX + 1))).is_err());
         assert!(tags_checked(&tags("", String::new())).is_err());
         assert!(tags_checked(&tags("a\nb", String::new())).is_err());
     }

@@ -7,6 +7,21 @@ use tenancy::act::Predict;
 use crate::error::Result;
 use crate::platform::Platform;
 
+/// How a prediction is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    /// Open Inference Protocol.
+    Inference,
+    /// MLflow's scoring protocol (`/invocations`).
+    Scoring,
+}
+
+/// A prediction as it goes to a cell.
+pub(crate) struct Asked {
+    pub(crate) protocol: Protocol,
+    pub(crate) body: Bytes,
+}
+
 impl Platform {
     /// Asks the deployment the permit is about. `body` and the answer are JSON of the Open Inference Protocol; nobody here looks into them.
     /// The entry in the ledger names the model's digest and version and the digests of both bodies.
@@ -15,8 +30,20 @@ impl Platform {
     /// # Errors
     /// Not found; what the tenant's input, model or cell does wrong; overload and deadline.
     pub async fn predict(&self, permit: &Permit<Predict>, version: Option<&str>, body: Bytes) -> Result<Bytes> {
-        permit.digest("input_sha256", &body);
-        let answer = self.cells().predict(permit, &self.owner(permit), version, body).await?;
+        self.asked(permit, version, Asked { protocol: Protocol::Inference, body }).await
+    }
+
+    /// As [`Platform::predict`], in MLflow's scoring protocol.
+    ///
+    /// # Errors
+    /// As [`Platform::predict`].
+    pub async fn score(&self, permit: &Permit<Predict>, body: Bytes) -> Result<Bytes> {
+        self.asked(permit, None, Asked { protocol: Protocol::Scoring, body }).await
+    }
+
+    async fn asked(&self, permit: &Permit<Predict>, version: Option<&str>, asked: Asked) -> Result<Bytes> {
+        permit.digest("input_sha256", &asked.body);
+        let answer = self.cells().predict(permit, &self.owner(permit), version, asked).await?;
         permit.digest("output_sha256", &answer);
         Ok(answer)
     }

@@ -364,21 +364,24 @@ async fn tenant_answer<A: Act, H: for<'p> Handle<'p, Permit<A>>>(handler: &H, as
     Outcome { answer, tenant: Some(TenantMark { rate: tenant.rate_state(), island: tenant.island(), meter: tenant.meter() }) }
 }
 
-/// What the act is about: the path's first parameter; nothing for the tenant itself, its ledger, and collections.
+/// What the act is about: the field that names it, or the path's first parameter; nothing for the tenant itself, its ledger, and
+/// collections. A path of artifacts begins with its experiment.
 fn resource<A: Act>(ask: &Ask) -> &str {
+    let named = match (&ask.given, A::RESOURCE) {
+        (Some(Ok(given)), _) => given.resource.as_str(),
+        (Some(Err(_)), _) | (None, ResourceKind::Tenant | ResourceKind::Ledger) => "",
+        (None, _) => ask.parameters.first().map_or("", |(_, value)| value.as_str()),
+    };
     match A::RESOURCE {
-        _ if ask.given.is_some() => match &ask.given {
-            Some(Ok(given)) => given.resource.as_str(),
-            _ => "",
-        },
-        ResourceKind::Tenant | ResourceKind::Ledger => "",
-        _ => ask.parameters.first().map_or("", |(_, value)| value.as_str()),
+        ResourceKind::Experiment => named.trim_start_matches('/').split('/').next().unwrap_or_default(),
+        _ => named,
     }
 }
 
 /// The request of an MLflow address, and what it is about.
 async fn given(ask: &mut Ask, field: &'static str) -> Result<Given> {
-    let fields = mlflow::wire::fields(ask).await?;
+    let mut fields = mlflow::wire::fields(ask).await?;
+    fields.extend(ask.parameters.iter().map(|(name, value)| ((*name).to_owned(), Value::String(value.clone()))));
     let resource = match fields.get(field) {
         Some(Value::String(name)) => name.clone(),
         Some(Value::Number(number)) => number.to_string(),

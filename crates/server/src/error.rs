@@ -40,6 +40,8 @@ pub(crate) const CODES: &[(&str, u16, &str)] = &[
     ("deadline_exceeded", 504, "no result in time"),
     ("overloaded", 503, "too much is waiting"),
     ("model_unstable", 503, "the model keeps breaking its sandbox"),
+    ("not_deployable", 422, "the version holds nothing to deploy"),
+    ("gate_closed", 403, "the model's gate is closed"),
     ("upload_interrupted", 400, "the upload broke off"),
     ("cancelled", 409, "cancelled"),
     // the door
@@ -219,7 +221,7 @@ fn mlflow(code: &str, status: StatusCode) -> (StatusCode, &'static str) {
         "conflict" => (StatusCode::BAD_REQUEST, "RESOURCE_ALREADY_EXISTS"),
         "mlflow_state" => (status, "INVALID_STATE"),
         "unauthenticated" => (status, "UNAUTHENTICATED"),
-        "forbidden" | "credential_kind" | "tenant_state" => (StatusCode::FORBIDDEN, "PERMISSION_DENIED"),
+        "forbidden" | "credential_kind" | "tenant_state" | "gate_closed" => (StatusCode::FORBIDDEN, "PERMISSION_DENIED"),
         "quota_exceeded" => (status, "REQUEST_LIMIT_EXCEEDED"),
         "deadline_exceeded" => (status, "DEADLINE_EXCEEDED"),
         "integrity" => (status, "DATA_LOSS"),

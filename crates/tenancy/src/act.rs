@@ -236,6 +236,7 @@ acts! {
     PermissionWrite: Member, Writes, Request, seen by MemberRead, "grant and withdraw permissions on single experiments and models";
     ModelRead: Model, Reads, Request, seen by ModelRead, "see and download registered models, versions and aliases";
     ModelWrite: Model, Writes, Request, seen by ModelRead, "register models and versions, set aliases and tags";
+    ModelGate: Model, Writes, Request, seen by ModelRead, "set what a model's version must pass before an alias or stage is its";
     ModelDelete: Model, Writes, Request, seen by ModelRead, "delete a registered model with all versions";
     DeploymentRead: Deployment, Reads, Request, seen by DeploymentRead, "see deployments, their metadata and readiness";
     DeploymentWrite: Deployment, Writes, Request, seen by DeploymentRead, "deploy a version, change or remove a deployment";

@@ -34,6 +34,13 @@ pub enum ToCell {
         /// JSON.
         body: Bytes,
     },
+    /// One prediction: the body of an MLflow scoring request, as the client sent it. Answered by [`FromCell::Inferred`].
+    Score {
+        /// Which model.
+        slot: u32,
+        /// JSON.
+        body: Bytes,
+    },
     /// Check the attached model as an upload. Answered by [`FromCell::Model`].
     Admit(Load),
     /// Answered by reads and [`FromCell::Inspected`].
@@ -159,6 +166,7 @@ mod kind {
     pub(super) const PREVIEW: u8 = 7;
     pub(super) const TRAIN: u8 = 8;
     pub(super) const BLOCK: u8 = 9;
+    pub(super) const SCORE: u8 = 10;
 
     pub(super) const READY: u8 = 65;
     pub(super) const MODEL: u8 = 66;
@@ -200,6 +208,7 @@ impl ToCell {
             Self::Load { slot, load } => (kind::LOAD, *slot, to_meta(load)?, none()),
             Self::Unload { slot } => (kind::UNLOAD, *slot, none(), none()),
             Self::Infer { slot, body } => (kind::INFER, *slot, none(), body.clone()),
+            Self::Score { slot, body } => (kind::SCORE, *slot, none(), body.clone()),
             Self::Admit(load) => (kind::ADMIT, 0, to_meta(load)?, none()),
             Self::Inspect(inspect) => (kind::INSPECT, 0, to_meta(inspect)?, none()),
             Self::Preview(preview) => (kind::PREVIEW, 0, to_meta(preview)?, none()),
@@ -219,6 +228,7 @@ impl ToCell {
             kind::LOAD => Self::Load { slot: frame.slot, load: from_meta(frame)? },
             kind::UNLOAD => Self::Unload { slot: frame.slot },
             kind::INFER => Self::Infer { slot: frame.slot, body: frame.body.clone() },
+            kind::SCORE => Self::Score { slot: frame.slot, body: frame.body.clone() },
             kind::ADMIT => Self::Admit(from_meta(frame)?),
             kind::INSPECT => Self::Inspect(from_meta(frame)?),
             kind::PREVIEW => Self::Preview(from_meta(frame)?),
@@ -319,6 +329,7 @@ mod tests {
             ToCell::Load { slot: 2, load: load.clone() },
             ToCell::Unload { slot: 2 },
             ToCell::Infer { slot: 1, body: Bytes::from_static(b"{}") },
+            ToCell::Score { slot: 1, body: Bytes::from_static(b"{}") },
             ToCell::Admit(load),
             ToCell::Block(Bytes::from_static(b"abc")),
         ] {

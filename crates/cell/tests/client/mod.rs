@@ -69,7 +69,18 @@ impl Client {
 
     pub fn infer(&mut self, slot: u32, body: &str) -> Result<serde_json::Value, Fail> {
         let body = bytes::Bytes::copy_from_slice(body.as_bytes());
-        match self.ask(&ToCell::Infer { slot, body }, None).expect("the cell lives") {
+        self.inferred(&ToCell::Infer { slot, body })
+    }
+
+    /// One prediction in MLflow's scoring protocol, as JSON.
+    #[allow(dead_code, reason = "not every test asks so")]
+    pub fn score(&mut self, slot: u32, body: &str) -> Result<serde_json::Value, Fail> {
+        let body = bytes::Bytes::copy_from_slice(body.as_bytes());
+        self.inferred(&ToCell::Score { slot, body })
+    }
+
+    fn inferred(&mut self, request: &ToCell) -> Result<serde_json::Value, Fail> {
+        match self.ask(request, None).expect("the cell lives") {
             FromCell::Inferred(body) => Ok(serde_json::from_slice(&body).expect("an answer is JSON")),
             FromCell::Fail(fail) => Err(fail),
             other => panic!("{other:?}"),

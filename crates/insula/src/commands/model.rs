@@ -20,11 +20,15 @@ const VERSION_FIELDS: &[Field] = &[
     ("aliases", "/aliases"),
     ("tags", "/tags"),
     ("size", "/bytes"),
+    ("stage", "/stage"),
     ("source", "/lineage/source"),
     ("created", "/created_at"),
     ("created by", "/created_by"),
 ];
 const DETAIL_FIELDS: &[Field] = &[
+    ("not deployable", "/not_deployable"),
+    ("logged at", "/logged/source"),
+    ("artifacts", "/logged/artifact_uri"),
     ("sha256", "/sha256"),
     ("producer", "/producer"),
     ("nodes", "/nodes"),
@@ -35,7 +39,15 @@ const DETAIL_FIELDS: &[Field] = &[
     ("data sha256", "/lineage/dataset_sha256"),
 ];
 const TENSOR_FIELDS: &[Field] = &[("name", "/name"), ("type", "/datatype"), ("shape", "/shape")];
-const CHANGE_FIELDS: &[Field] = &[("alias", "/alias"), ("from", "/from"), ("to", "/to"), ("when", "/at"), ("by", "/by")];
+const CHANGE_FIELDS: &[Field] = &[
+    ("what", "/what"),
+    ("alias", "/alias"),
+    ("version", "/version"),
+    ("from", "/from"),
+    ("to", "/to"),
+    ("when", "/at"),
+    ("by", "/by"),
+];
 
 /// Commands on models.
 #[derive(Debug, Subcommand)]
@@ -103,7 +115,7 @@ pub(crate) enum ModelCommand {
         /// Name of the model.
         name: String,
     },
-    /// Show who moved which alias, when, from and to.
+    /// Show who moved which alias and which version's stage, when, from and to.
     History {
         /// Name of the model.
         name: String,
@@ -162,7 +174,7 @@ pub(crate) async fn run(command: ModelCommand, client: &Client, output: &Output)
             output.note(&format!("the model `{name}` is deleted"));
             Ok(())
         }
-        ModelCommand::History { name } => output.list(&client.list(&["v1", "models", &name, "aliases"], &[]).await?, CHANGE_FIELDS),
+        ModelCommand::History { name } => output.list(&client.list(&["v1", "models", &name, "history"], &[]).await?, CHANGE_FIELDS),
     }
 }
 

@@ -41,3 +41,13 @@ fn permissions_are_the_policys() {
 fn tracking_is_mlflows() {
     plays("tracking.py");
 }
+
+#[test]
+fn artifacts_and_logged_models() {
+    plays("artifacts.py");
+}
+
+#[test]
+fn from_run_to_endpoint() {
+    plays("registry.py");
+}

@@ -25,6 +25,7 @@ use crate::config::PlatformConfig;
 use crate::dataset::hex;
 use crate::deployment::serving_for;
 use crate::error::{CellFailure, Error, Result};
+use crate::predict::{Asked, Protocol};
 use crate::stats::bump;
 
 /// Deployments of one tenant whose meaning is remembered.
@@ -114,10 +115,14 @@ impl Serving {
     }
 
     /// Asks a loaded model; `None` when it is not loaded any more.
-    fn infer(&self, key: &SlotKey, body: &Bytes) -> Option<tokio::sync::oneshot::Receiver<Answer>> {
+    fn infer(&self, key: &SlotKey, protocol: Protocol, body: &Bytes) -> Option<tokio::sync::oneshot::Receiver<Answer>> {
         let mut slots = self.slots.lock();
-        let slot = slots.loaded.get(key)?.number;
-        Some(self.link.ask(&ToCell::Infer { slot, body: body.clone() }, None))
+        let (slot, body) = (slots.loaded.get(key)?.number, body.clone());
+        let request = match protocol {
+            Protocol::Inference => ToCell::Infer { slot, body },
+            Protocol::Scoring => ToCell::Score { slot, body },
+        };
+        Some(self.link.ask(&request, None))
     }
 
     /// Forgets a model, in the cell too.
@@ -272,10 +277,10 @@ impl Island {
                     let deployment = known.as_ref().map_or_else(|| permit.resource().into(), |known| Arc::clone(&known.key.deployment));
                     let resolved = Arc::new(Resolved {
                         epoch,
-                        key: SlotKey { deployment, version: stored.version.version, blob: stored.blob },
-                        version: stored.version.version.to_string(),
-                        sha256: stored.version.sha256,
-                        bytes: stored.version.bytes,
+                        key: SlotKey { deployment, version: stored.number, blob: stored.blob },
+                        version: stored.number.to_string(),
+                        sha256: stored.onnx.sha256,
+                        bytes: stored.onnx.bytes,
                         resident_bytes: stored.resident_bytes,
                     });
                     self.forget(known.filter(|known| known.key != resolved.key));
@@ -318,8 +323,8 @@ impl Island {
 
 impl Cells {
     /// One prediction.
-    pub(crate) async fn predict(&self, permit: &Permit<Predict>, owner: &Owner, version: Option<&str>, body: Bytes) -> Result<Bytes> {
-        if body.len() > wire::BODY_BYTES_MAX as usize {
+    pub(crate) async fn predict(&self, permit: &Permit<Predict>, owner: &Owner, version: Option<&str>, asked: Asked) -> Result<Bytes> {
+        if asked.body.len() > wire::BODY_BYTES_MAX as usize {
             return Err(Error::TooLarge { what: "request", bytes_max: wire::BODY_BYTES_MAX.into() });
         }
         let island = self.island(owner.island);
@@ -333,7 +338,7 @@ impl Cells {
         };
         let mut tries = 1;
         loop {
-            match self.predict_once(&island, permit, owner, version, &body).await {
+            match self.predict_once(&island, permit, owner, version, &asked).await {
                 Ok(answer) => return Ok(answer),
                 Err(Miss::Again) if tries < TRIES_MAX => tries += 1,
                 Err(Miss::Again) => return Err(Error::CellFailed(CellFailure::Died("it was not this request's fault".to_owned()))),
@@ -348,7 +353,7 @@ impl Cells {
         permit: &Permit<Predict>,
         owner: &Owner,
         version: Option<&str>,
-        body: &Bytes,
+        asked: &Asked,
     ) -> Result<Bytes, Miss> {
         let resolved = island.resolve(permit, version).await?;
         island.breaker_check(&resolved.key)?;
@@ -361,7 +366,7 @@ impl Cells {
             owner.meter.count_cold_start(waited);
         }
         let timeout = self.config().infer_timeout;
-        let answer = cell.0.infer(&resolved.key, body).ok_or(Miss::Again)?;
+        let answer = cell.0.infer(&resolved.key, asked.protocol, &asked.body).ok_or(Miss::Again)?;
         let answer = match tokio::time::timeout(timeout, answer).await {
             Ok(answer) => answer.unwrap_or(Err(Lost { begun: true, end: End::Stopped })),
             Err(_) => {

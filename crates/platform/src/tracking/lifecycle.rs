@@ -123,6 +123,8 @@ pub(crate) enum Deleted {
         /// The experiment it is in.
         experiment: String,
     },
+    /// One logged model.
+    LoggedModel(String),
 }
 
 impl Record for Trash {
@@ -131,6 +133,7 @@ impl Record for Trash {
         let (kind, id) = match &self.what {
             Deleted::Experiment(id) => ("experiment", id),
             Deleted::Run { id, .. } => ("run", id),
+            Deleted::LoggedModel(id) => ("model", id),
         };
         format!("{:020}/{kind}/{id}", self.at)
     }

@@ -1,11 +1,13 @@
 //! Tracking, in MLflow's words: experiments, runs with parameters, metrics and tags, and the search over them.
 
+pub(crate) mod artifact;
 pub(crate) mod check;
 pub(crate) mod experiment;
 pub(crate) mod filter;
 pub(crate) mod index;
 pub(crate) mod item;
 pub(crate) mod lifecycle;
+pub(crate) mod logged_model;
 pub(crate) mod metric;
 pub(crate) mod run;
 mod sweep;
@@ -23,6 +25,20 @@ pub use run::{
 };
 
 /// Takes all artifacts under a root away.
-async fn artifacts_remove(_tx: &mut tenancy::Tx<'_>, _root: &str) -> crate::error::Result<()> {
-    Ok(())
+async fn artifacts_remove(tx: &mut tenancy::Tx<'_>, root: &str) -> crate::error::Result<()> {
+    artifact::remove_all(tx, root).await.map(drop)
+}
+
+/// The latest value of a metric of a run.
+pub(crate) async fn run_metric(tx: &mut tenancy::Tx<'_>, run: &str, name: &str) -> crate::error::Result<Option<f64>> {
+    let item = tx.get::<item::RunItem<metric::MetricHead>>(&item::metric_key(run, name)).await?;
+    Ok(item.and_then(|item| match item.part {
+        item::Part::Metric(metric) => Some(metric.latest.value),
+        _ => None,
+    }))
+}
+
+/// The experiment that a run belongs to.
+pub(crate) async fn run_experiment(rows: &tenancy::Rows<'_>, run: &str) -> crate::error::Result<Option<String>> {
+    Ok(rows.get::<run::TrackedRun>(run).await?.map(|run| run.experiment_id))
 }

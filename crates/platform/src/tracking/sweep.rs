@@ -10,6 +10,7 @@ use super::experiment::{self, DEFAULT_ID, Experiment};
 use super::index::Touch;
 use super::item;
 use super::lifecycle::{Deleted, Retention, Trash};
+use super::logged_model;
 use super::run::{RUN_BYTES, TrackedRun};
 use crate::error::Result;
 use crate::platform::Platform;
@@ -45,6 +46,10 @@ impl Platform {
             let done = match &trash.what {
                 Deleted::Run { id, experiment } => self.run_sweep(permit, tx, id, experiment, trash.at, &mut swept).await?,
                 Deleted::Experiment(id) => self.experiment_sweep(permit, tx, id, trash.at, &mut swept).await?,
+                Deleted::LoggedModel(id) => {
+                    swept.records += logged_model::sweep(tx, id, trash.at).await?;
+                    true
+                }
             };
             if !done {
                 break;
@@ -122,8 +127,9 @@ impl Platform {
             let outer = stored.as_ref().map(|found| found.lifecycle);
             let gone: Vec<_> = runs.into_iter().filter(|run| outer.is_none_or(|outer| run.lifecycle.within(outer).deleted)).collect();
             if gone.is_empty() {
-                super::artifacts_remove(tx, id).await?;
-                return Ok(true);
+                let (removed, all) = logged_model::sweep_in(tx, id, swept.left()).await?;
+                swept.records += removed;
+                return Ok(all);
             }
             for run in gone {
                 if !self.run_remove(permit, tx, &run.id, id, at, swept).await? {

@@ -340,8 +340,8 @@ async fn register(platform: &Platform, permit: &Permit<TrainingRun>, training: &
         dataset_sha256: dataset.version.sha256.clone(),
         recipe: recipe.clone(),
     });
-    let origin = Origin { run_id: Some(run_id.clone()), lineage, created_by: &training.created_by };
-    let stored = version_insert(&mut tx, training.name.clone(), &sealed, info, origin).await?;
+    let origin = Origin { run_id: Some(run_id.clone()), ..Origin::new(lineage, &training.created_by) };
+    let stored = version_insert(&mut tx, training.name.clone().into(), Some((&sealed, info)), origin).await?;
     let model_sha256 = hex(&sealed.sha256());
     tx.attach(sealed).await?;
     let run = Run {

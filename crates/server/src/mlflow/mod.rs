@@ -4,7 +4,11 @@
 //! ([`Api::mlflow_route`]); everything else is as on any other address: credential, policy, quota, ledger.
 
 mod experiments;
+mod artifacts;
+mod invocations;
+mod logged_models;
 mod permissions;
+mod registry;
 mod tracking;
 pub(crate) mod wire;
 
@@ -19,5 +23,9 @@ pub(crate) const WORKSPACE: HeaderName = HeaderName::from_static("x-mlflow-works
 pub(crate) fn register(api: &mut Api) {
     experiments::register(api);
     permissions::register(api);
+    artifacts::register(api);
+    logged_models::register(api);
+    registry::register(api);
+    invocations::register(api);
     tracking::register(api);
 }

@@ -3,8 +3,8 @@
 use futures_util::StreamExt;
 use http::Method;
 use platform::tenancy::Permit;
-use platform::tenancy::act::{ModelDelete, ModelRead, ModelWrite};
-use platform::{AliasChange, AliasRequest, Model, ModelRequest, ModelVersion, TagRequest};
+use platform::tenancy::act::{ModelDelete, ModelGate, ModelRead, ModelWrite};
+use platform::{AliasChange, AliasRequest, Approval, Gate, GateRequest, HistoryEntry, Model, ModelRequest, ModelVersion, TagRequest};
 
 use super::{DELETE, GET, PUT};
 use crate::api::{Api, Ask, Reply};
@@ -49,6 +49,31 @@ pub(super) fn register(api: &mut Api) {
         content,
     );
     register_names(api);
+    register_gate(api);
+}
+
+fn register_gate(api: &mut Api) {
+    const GATE: &str = "/v1/models/{name}/gate";
+    const APPROVAL: &str = "/v1/models/{name}/versions/{version}/approval";
+    api.tenant_route(
+        GET,
+        "/v1/models/{name}/history",
+        Doc::new("model_history", "Every change of the model's aliases and stages, oldest first").pages::<HistoryEntry>(),
+        history,
+    );
+    api.tenant_route(GET, GATE, Doc::new("model_gate_get", "What a version must pass before an alias or stage").answers::<Gate>(), gate);
+    let set = Doc::new("model_gate_set", "Set what a version must pass before an alias or stage").takes::<GateRequest>().answers::<Gate>();
+    api.tenant_route(PUT, GATE, set, gate_set);
+    api.tenant_route(DELETE, GATE, Doc::new("model_gate_delete", "Remove the gate of a model").status(204), gate_delete);
+    api.tenant_route(GET, APPROVAL, Doc::new("model_version_approvals", "Who stands for a version").answers::<Vec<Approval>>(), approvals);
+    let approve_doc = Doc::new("model_version_approve", "Stand for a version that somebody else made").answers::<Approval>();
+    api.tenant_route(PUT, APPROVAL, approve_doc, approve);
+    api.tenant_route(
+        DELETE,
+        APPROVAL,
+        Doc::new("model_version_disapprove", "Stand for a version no longer").status(204),
+        approval_withdraw,
+    );
 }
 
 fn register_names(api: &mut Api) {
@@ -136,9 +161,9 @@ async fn version(permit: &Permit<ModelRead>, ask: Ask) -> Result<Reply> {
 
 async fn content(permit: &Permit<ModelRead>, ask: Ask) -> Result<Reply> {
     let version = ask.number("version", "model version")?;
-    let (version, stream) = ask.service.platform.model_version_download(permit, version).await?;
-    Ok(Reply::stream("application/octet-stream", Some(version.bytes), stream.map(|piece| piece.map_err(Fail::internal)).boxed())
-        .header(http::header::ETAG, &format!("\"{}\"", version.sha256)))
+    let (onnx, stream) = ask.service.platform.model_version_download(permit, version).await?;
+    Ok(Reply::stream("application/octet-stream", Some(onnx.bytes), stream.map(|piece| piece.map_err(Fail::internal)).boxed())
+        .header(http::header::ETAG, &format!("\"{}\"", onnx.sha256)))
 }
 
 async fn alias_history(permit: &Permit<ModelRead>, ask: Ask) -> Result<Reply> {
@@ -173,5 +198,43 @@ async fn tag_delete(permit: &Permit<ModelWrite>, ask: Ask) -> Result<Reply> {
     let (service, version, key) = (ask.service.clone(), tagged(&ask)?, ask.parameter("key").to_owned());
     ask.no_body().await?;
     service.platform.tag_delete(permit, version, &key).await?;
+    Ok(Reply::empty())
+}
+
+async fn history(permit: &Permit<ModelRead>, ask: Ask) -> Result<Reply> {
+    Reply::json(&ask.service.platform.model_history(permit, &ask.page()?).await?)
+}
+
+async fn gate(permit: &Permit<ModelRead>, ask: Ask) -> Result<Reply> {
+    Reply::json(&ask.service.platform.gate_get(permit).await?)
+}
+
+async fn gate_set(permit: &Permit<ModelGate>, ask: Ask) -> Result<Reply> {
+    let service = ask.service.clone();
+    let request: GateRequest = ask.json().await?;
+    Reply::json(&service.platform.gate_set(permit, request).await?)
+}
+
+async fn gate_delete(permit: &Permit<ModelGate>, ask: Ask) -> Result<Reply> {
+    let service = ask.service.clone();
+    ask.no_body().await?;
+    service.platform.gate_delete(permit).await?;
+    Ok(Reply::empty())
+}
+
+async fn approvals(permit: &Permit<ModelRead>, ask: Ask) -> Result<Reply> {
+    Reply::json(&ask.service.platform.approvals(permit, ask.number("version", "model version")?).await?)
+}
+
+async fn approve(permit: &Permit<ModelWrite>, ask: Ask) -> Result<Reply> {
+    let (service, version) = (ask.service.clone(), ask.number("version", "model version")?);
+    ask.no_body().await?;
+    Reply::json(&service.platform.approve(permit, version).await?)
+}
+
+async fn approval_withdraw(permit: &Permit<ModelWrite>, ask: Ask) -> Result<Reply> {
+    let (service, version) = (ask.service.clone(), ask.number("version", "model version")?);
+    ask.no_body().await?;
+    service.platform.approval_withdraw(permit, version).await?;
     Ok(Reply::empty())
 }

@@ -37,6 +37,11 @@ impl Answer {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
+    /// The service failed. To say what it does not do (501) is no failure.
+    pub(crate) fn broke(&self) -> bool {
+        self.status.is_server_error() && self.status != 501
+    }
+
     /// The code of a problem document, or of an inference error.
     pub(crate) fn code(&self) -> String {
         self.json()["code"].as_str().unwrap_or_default().to_owned()

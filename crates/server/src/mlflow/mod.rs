@@ -3,8 +3,10 @@
 //! A request names what it is about in its body or query, so addresses are registered with the name of that field
 //! ([`Api::mlflow_route`]); everything else is as on any other address: credential, policy, quota, ledger.
 
+mod otlp;
 mod permissions;
 mod tracking;
+pub(crate) mod traces;
 pub(crate) mod wire;
 
 use http::header::HeaderName;
@@ -18,4 +20,5 @@ pub(crate) const WORKSPACE: HeaderName = HeaderName::from_static("x-mlflow-works
 pub(crate) fn register(api: &mut Api) {
     permissions::register(api);
     tracking::register(api);
+    traces::register(api);
 }

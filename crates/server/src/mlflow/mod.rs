@@ -5,8 +5,8 @@
 
 mod otlp;
 mod permissions;
-mod tracking;
 pub(crate) mod traces;
+mod tracking;
 pub(crate) mod webhooks;
 pub(crate) mod wire;
 

@@ -25,6 +25,7 @@ mod api;
 mod body;
 mod check;
 mod config;
+mod egress;
 mod error;
 mod forward;
 mod guard;
@@ -41,6 +42,7 @@ mod watch;
 pub use api::{Access, RouteInfo};
 pub use check::{Finding, check};
 pub use config::{Cells, Config, ConfigError, ConnectionLimits, FloorWord, Log, LogFormat, Overrides, RequestLimits, TlsFiles};
+pub use egress::{EgressConfig, Network};
 pub use server::{Server, StartError, Started, migrate, serve};
 
 /// Checks that need no service: an auditor runs them on files. Re-exported for the command line.

@@ -21,10 +21,12 @@ use tracing::Instrument;
 use crate::api::{Answer, Api, Ask, Outcome, TenantMark, parameters};
 use crate::body::{AnswerBody, RequestBody};
 use crate::config::RequestLimits;
+use crate::egress::Egress;
 use crate::error::{Fail, Form, Result};
 use crate::forward::{Asked, Forwarder};
 use crate::guard;
 use crate::metrics::{Metrics, Seen};
+use crate::mlflow;
 use crate::watch::Work;
 
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -39,6 +41,8 @@ pub(crate) struct Service {
     pub(crate) metrics: Metrics,
     /// To other nodes, when there are several.
     pub(crate) forwarder: Option<Forwarder>,
+    /// To where tenants want to be told.
+    pub(crate) egress: Arc<Egress>,
     pub(crate) limits: Arc<RequestLimits>,
     /// The OpenAPI document.
     pub(crate) openapi: Bytes,
@@ -134,7 +138,7 @@ impl Service {
 
     /// What is asked, once the guard let it through.
     fn ask(self: &Arc<Self>, parts: Parts, body: RequestBody, id: &RequestId, ambiguous: bool) -> Result<(usize, Ask)> {
-        guard::headers(&parts.headers, ambiguous)?;
+        guard::headers(&parts.headers, ambiguous, parts.uri.path() == mlflow::traces::EXPORT_PATH)?;
         let segments = guard::segments(&parts.method, &parts.uri)?;
         let (at, route) = self.api.find(&parts.method, &segments)?;
         let ask = Ask {

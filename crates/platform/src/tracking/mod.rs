@@ -12,7 +12,9 @@ pub(crate) mod metric;
 pub(crate) mod run;
 mod sweep;
 pub(crate) mod token;
+pub(crate) mod trace;
 pub(crate) mod training;
+pub(crate) mod webhook;
 
 pub use experiment::{EXPERIMENTS_PAGE_DEFAULT, EXPERIMENTS_PAGE_MAX, Experiment, ExperimentRequest, ExperimentSearch};
 pub use index::{RUNS_PAGE_DEFAULT, RUNS_PAGE_MAX, RunSearch};

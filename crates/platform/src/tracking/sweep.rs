@@ -12,6 +12,7 @@ use super::item;
 use super::lifecycle::{Deleted, Retention, Trash};
 use super::logged_model;
 use super::run::{RUN_BYTES, TrackedRun};
+use super::trace;
 use crate::error::Result;
 use crate::platform::Platform;
 
@@ -127,6 +128,10 @@ impl Platform {
             let outer = stored.as_ref().map(|found| found.lifecycle);
             let gone: Vec<_> = runs.into_iter().filter(|run| outer.is_none_or(|outer| run.lifecycle.within(outer).deleted)).collect();
             if gone.is_empty() {
+                swept.records += trace::remove_some(tx, id, swept.left()).await?;
+                if swept.left() == 0 {
+                    return Ok(false);
+                }
                 let (removed, all) = logged_model::sweep_in(tx, id, swept.left()).await?;
                 swept.records += removed;
                 return Ok(all);

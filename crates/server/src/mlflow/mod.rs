@@ -3,13 +3,16 @@
 //! A request names what it is about in its body or query, so addresses are registered with the name of that field
 //! ([`Api::mlflow_route`]); everything else is as on any other address: credential, policy, quota, ledger.
 
-mod experiments;
 mod artifacts;
+mod experiments;
 mod invocations;
 mod logged_models;
+mod otlp;
 mod permissions;
 mod registry;
+pub(crate) mod traces;
 mod tracking;
+pub(crate) mod webhooks;
 pub(crate) mod wire;
 
 use http::header::HeaderName;
@@ -28,4 +31,6 @@ pub(crate) fn register(api: &mut Api) {
     registry::register(api);
     invocations::register(api);
     tracking::register(api);
+    traces::register(api);
+    webhooks::register(api);
 }

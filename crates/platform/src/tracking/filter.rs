@@ -429,6 +429,12 @@ fn clause(grammar: &Grammar, first: Token<'_>, tokens: &mut Tokens<'_>) -> Resul
             Op::IsNull | Op::IsNotNull => {
                 Error::invalid(format!("IS NULL / IS NOT NULL is only supported for tags and params, not for '{what}' '{}'", shown(&key)))
             }
+            Op::In | Op::NotIn if entity == Entity::Attribute => {
+                let lists = grammar.attributes.iter().filter(|known| known.rule.ops.contains(&Op::In));
+                let names: Vec<_> = lists.filter_map(|known| known.names.first().copied()).collect();
+                let names = names.join("', '");
+                Error::invalid(format!("Only ['{names}'] attributes support comparison with a list of quoted string values."))
+            }
             _ => Error::invalid(format!(
                 "Invalid comparator '{}' not one of '{}' for {what} '{}'",
                 op.symbol(),

@@ -4,6 +4,7 @@ pub(crate) mod artifact;
 pub(crate) mod check;
 pub(crate) mod experiment;
 pub(crate) mod filter;
+mod history;
 pub(crate) mod index;
 pub(crate) mod item;
 pub(crate) mod lifecycle;
@@ -17,13 +18,13 @@ pub(crate) mod training;
 pub(crate) mod webhook;
 
 pub use experiment::{EXPERIMENTS_PAGE_DEFAULT, EXPERIMENTS_PAGE_MAX, Experiment, ExperimentRequest, ExperimentSearch};
+pub use history::{HISTORY_RUNS_MAX, History};
 pub use index::{RUNS_PAGE_DEFAULT, RUNS_PAGE_MAX, RunSearch};
 pub use item::{DatasetInfo, DatasetInput, ModelInput, ModelOutput, Text};
 pub use lifecycle::{Lifecycle, RETENTION_DAYS_DEFAULT, RETENTION_DAYS_MAX, ViewType};
 pub use metric::{HISTORY_POINTS_MAX, MetricPoint, ModelLink, Point, Real};
 pub use run::{
-    Batch, HISTORY_RUNS_MAX, History, INPUTS_PER_BATCH_MAX, METRICS_PER_BATCH_MAX, RunRequest, RunStatus, RunUpdate, RunView,
-    TEXTS_PER_BATCH_MAX, TrackedRun,
+    Batch, INPUTS_PER_BATCH_MAX, METRICS_PER_BATCH_MAX, RunRequest, RunStatus, RunUpdate, RunView, TEXTS_PER_BATCH_MAX, TrackedRun,
 };
 
 /// Takes all artifacts under a root away.

@@ -37,7 +37,10 @@ struct World {
     invoker: String,
     auditor: String,
     expired: String,
+    /// By the kind in the path.
     ids: BTreeMap<&'static str, String>,
+    /// By the name of the field, or of the path's parameter, on MLflow addresses.
+    fields: BTreeMap<&'static str, String>,
 }
 
 impl World {
@@ -59,6 +62,21 @@ impl World {
         // Somebody of whom nothing else here depends: the walk may remove them.
         let spare = insula.member(&admin, "mona", "viewer").await;
         let key = insula.get("/v1/whoami", &spare).await.json()["credential"].as_str().unwrap().to_owned();
+        let experiment = json!({"name": "walk"});
+        let experiment =
+            insula.post("/api/2.0/mlflow/experiments/create", &admin, experiment).await.expect(200).json()["experiment_id"].clone();
+        let run = insula.post("/api/2.0/mlflow/runs/create", &admin, json!({"experiment_id": experiment})).await.expect(200).json();
+        let logged = json!({"experiment_id": experiment, "name": "walked"});
+        let logged = insula.post("/api/2.0/mlflow/logged-models", &admin, logged).await.expect(200).json();
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let fields = BTreeMap::from([
+            ("experiment_id", text(&experiment)),
+            ("run_id", text(&run["run"]["info"]["run_id"])),
+            ("run_uuid", text(&run["run"]["info"]["run_id"])),
+            ("model_id", text(&logged["model"]["info"]["model_id"])),
+            ("name", "fence".to_owned()),
+            ("username", "mona".to_owned()),
+        ]);
         let ids = BTreeMap::from([
             ("members", "mona".to_owned()),
             ("keys", key),
@@ -68,7 +86,7 @@ impl World {
             ("models", "fence".to_owned()),
             ("deployments", "gate".to_owned()),
         ]);
-        Self { insula, admin, other, viewer, invoker, auditor, expired, ids }
+        Self { insula, admin, other, viewer, invoker, auditor, expired, ids, fields }
     }
 
     /// The path of a route about a thing that is there, or about one that is not.
@@ -82,7 +100,15 @@ impl World {
                 "{alias}" => "champion",
                 "{key}" => "stage",
                 "{index}" => "0",
+                "{path...}" if route.path.starts_with("/api/") => "walk/file.txt",
                 "{path...}" => "0/000.p/1",
+                named if route.path.starts_with("/api/") => match named.strip_prefix('{').and_then(|name| name.strip_suffix('}')) {
+                    Some("experiment" | "experiment_id") if there => &self.fields["experiment_id"],
+                    Some("experiment" | "experiment_id") => "7777",
+                    Some(name) if first && there => self.fields.get(name).map_or(ABSENT, String::as_str),
+                    Some(_) => ABSENT,
+                    None => continue,
+                },
                 "{name}" | "{id}" if first && there => self.ids.get(kind).map_or(ABSENT, String::as_str),
                 "{name}" | "{id}" => ABSENT,
                 _ => continue,
@@ -93,6 +119,31 @@ impl World {
         segments.join("/")
     }
 
+    /// What an MLflow address is told to be about.
+    fn field(&self, route: &RouteInfo, there: bool) -> Option<(&'static str, &str)> {
+        let field = route.field.filter(|field| !field.is_empty())?;
+        let absent = if field == "experiment_id" { "7777" } else { ABSENT };
+        Some((field, self.fields.get(field).map(String::as_str).filter(|_| there).unwrap_or(absent)))
+    }
+
+    /// Whether it is about one thing.
+    fn names_something(&self, route: &RouteInfo) -> bool {
+        self.path(route, true) != self.path(route, false) || self.field(route, true) != self.field(route, false)
+    }
+
+    /// The answer without the name that was asked for: MLflow's errors repeat it.
+    fn comparable(&self, route: &RouteInfo, there: bool, answer: &Answer) -> (u16, Vec<(String, String)>, String) {
+        let (status, mut headers, body) = answer.comparable();
+        if route.path.starts_with("/api/") {
+            headers.retain(|(name, _)| name != "content-length");
+        }
+        let path = self.path(route, there);
+        let named = path.split('/').filter(|_| route.path.starts_with("/api/")).zip(route.path.split('/'));
+        let in_path = named.filter(|(_, segment)| segment.starts_with('{')).map(|(value, _)| value);
+        let body = in_path.chain(self.field(route, there).map(|(_, value)| value)).fold(body, |body, value| body.replace(value, "…"));
+        (status, headers, body)
+    }
+
     async fn ask(&self, route: &RouteInfo, there: bool, token: Option<&str>) -> Answer {
         self.ask_as(route, there, token, &fresh_id()).await
     }
@@ -100,10 +151,17 @@ impl World {
     async fn ask_as(&self, route: &RouteInfo, there: bool, token: Option<&str>, id: &str) -> Answer {
         let writes = matches!(route.method, Method::PUT | Method::POST);
         // A body that no address takes: nothing is changed by the walk.
-        let body = (writes && !takes_no_body(route)).then(|| json!({"no_such_field": 1}));
+        let mut body = (writes && !takes_no_body(route)).then(|| json!({"no_such_field": 1}));
+        let mut path = self.path(route, there);
+        if let Some((field, value)) = self.field(route, there) {
+            match route.method {
+                Method::GET => path = format!("{path}?{field}={value}"),
+                _ => body.get_or_insert_with(|| json!({}))[field] = json!(value),
+            }
+        }
         // A data set may be any text, so that address is told what to expect.
         let format = if route.operation.starts_with("dataset_") && writes { "?format=parquet" } else { "" };
-        self.insula.call_as(route.method.clone(), &format!("{}{format}", self.path(route, there)), token, body, Some(id)).await
+        self.insula.call_as(route.method.clone(), &format!("{path}{format}"), token, body, Some(id)).await
     }
 
     fn tenant_routes(&self) -> Vec<RouteInfo> {
@@ -174,7 +232,7 @@ async fn nobody_sees_what_is_not_theirs() {
         // Another tenant's administrator: what is there is like what is not, whole answers compared.
         let foreign = world.ask(&route, true, Some(&world.other)).await;
         let absent = world.ask(&route, false, Some(&world.other)).await;
-        if world.path(&route, true) == world.path(&route, false) {
+        if !world.names_something(&route) {
             // The other tenant's own ledger holds the names it asked for; these nobody asked it.
             let mut names = vec!["vera", "ivan", "otto"];
             if route.operation != "ledger_search" && route.operation != "ledger_export" {
@@ -183,7 +241,7 @@ async fn nobody_sees_what_is_not_theirs() {
             let leaked = names.into_iter().find(|name| foreign.body.contains(name));
             assert_eq!(leaked, None, "{name}: {foreign:?}");
         } else {
-            assert_eq!(foreign.comparable(), absent.comparable(), "{name}");
+            assert_eq!(world.comparable(&route, true, &foreign), world.comparable(&route, false, &absent), "{name}");
         }
         assert!(!foreign.broke(), "{name}: {foreign:?}");
         // Members without the right: a refusal that does not depend on what is there, or a thing they may see.
@@ -191,14 +249,15 @@ async fn nobody_sees_what_is_not_theirs() {
             let own = world.ask(&route, true, Some(token)).await;
             let absent = world.ask(&route, false, Some(token)).await;
             if own.status == 404 || own.status == 403 {
-                assert_eq!(own.comparable(), absent.comparable(), "{name}");
+                assert_eq!(world.comparable(&route, true, &own), world.comparable(&route, false, &absent), "{name}");
             }
             assert!(!own.broke(), "{name}: {own:?}");
         }
         // The operator has no way in.
         if !matches!(route.access, Access::Either { .. }) {
             let operator = world.ask(&route, true, Some(&world.insula.operator)).await;
-            assert_eq!((operator.status.as_u16(), operator.code().as_str()), (403, "credential_kind"), "{name}");
+            let code = if route.path.starts_with("/api/") { "PERMISSION_DENIED" } else { "credential_kind" };
+            assert_eq!((operator.status.as_u16(), operator.code().as_str()), (403, code), "{name}");
         }
     }
     for route in server::routes().iter().filter(|route| route.access == Access::Operator) {
@@ -210,7 +269,8 @@ async fn nobody_sees_what_is_not_theirs() {
         }
     }
     // After all of this tenant A has everything it had.
-    for path in ["/v1/datasets/flowers", "/v1/models/fence", "/v1/deployments/gate", "/v1/members/mona"] {
+    let run = format!("/api/2.0/mlflow/runs/get?run_id={}", world.fields["run_id"]);
+    for path in ["/v1/datasets/flowers", "/v1/models/fence", "/v1/deployments/gate", "/v1/members/mona", &run] {
         world.insula.get(path, &world.admin).await.expect(200);
     }
 }

@@ -17,7 +17,9 @@ const SEGMENTS_MAX: usize = 32;
 const ONCE: [HeaderName; 6] = [AUTHORIZATION, CONTENT_TYPE, CONTENT_LENGTH, CONTENT_ENCODING, HOST, EXPECT];
 
 /// Checks the headers of a request.
-pub(crate) fn headers(headers: &HeaderMap, ambiguous_length: bool) -> Result<()> {
+///
+/// `takes_gzip`: its address undoes gzip itself, within bounds.
+pub(crate) fn headers(headers: &HeaderMap, ambiguous_length: bool, takes_gzip: bool) -> Result<()> {
     if ambiguous_length {
         return Err(Fail::new("request_ambiguous", "the request has both `Content-Length` and `Transfer-Encoding`").closing());
     }
@@ -28,6 +30,7 @@ pub(crate) fn headers(headers: &HeaderMap, ambiguous_length: bool) -> Result<()>
     }
     if let Some(encoding) = headers.get(CONTENT_ENCODING)
         && !encoding.as_bytes().eq_ignore_ascii_case(b"identity")
+        && !(takes_gzip && encoding.as_bytes().eq_ignore_ascii_case(b"gzip"))
     {
         return Err(Fail::new("encoding_unsupported", "send the body without `Content-Encoding`").closing());
     }
@@ -147,7 +150,7 @@ mod tests {
             for (name, value) in pairs {
                 map.append(*name, HeaderValue::from_static(value));
             }
-            headers(&map, ambiguous).map_err(|fail| fail.code())
+            headers(&map, ambiguous, false).map_err(|fail| fail.code())
         };
         assert_eq!(check(&[("authorization", "Bearer a")], false), Ok(()));
         assert_eq!(check(&[("authorization", "Bearer a"), ("authorization", "Bearer b")], false), Err("request_ambiguous"));
@@ -155,5 +158,9 @@ mod tests {
         assert_eq!(check(&[("content-encoding", "identity")], false), Ok(()));
         assert_eq!(check(&[("content-encoding", "gzip")], false), Err("encoding_unsupported"));
         assert_eq!(check(&[("expect", "miracles")], false), Err("expectation_failed"));
+        for (encoding, good) in [("gzip", true), ("GZIP", true), ("br", false), ("gzip, gzip", false)] {
+            let map = HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_static(encoding))]);
+            assert_eq!(headers(&map, false, true).is_ok(), good, "{encoding}");
+        }
     }
 }

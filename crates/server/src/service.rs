@@ -24,6 +24,7 @@ use crate::config::RequestLimits;
 use crate::error::{Fail, Form, Result};
 use crate::forward::{Asked, Forwarder};
 use crate::guard;
+use crate::mlflow;
 use crate::metrics::{Metrics, Seen};
 use crate::watch::Work;
 
@@ -134,7 +135,7 @@ impl Service {
 
     /// What is asked, once the guard let it through.
     fn ask(self: &Arc<Self>, parts: Parts, body: RequestBody, id: &RequestId, ambiguous: bool) -> Result<(usize, Ask)> {
-        guard::headers(&parts.headers, ambiguous)?;
+        guard::headers(&parts.headers, ambiguous, parts.uri.path() == mlflow::traces::EXPORT_PATH)?;
         let segments = guard::segments(&parts.method, &parts.uri)?;
         let (at, route) = self.api.find(&parts.method, &segments)?;
         let ask = Ask {

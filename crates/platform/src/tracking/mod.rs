@@ -27,3 +27,4 @@ pub use run::{
 async fn artifacts_remove(_tx: &mut tenancy::Tx<'_>, _root: &str) -> crate::error::Result<()> {
     Ok(())
 }
+pub(crate) mod trace;

@@ -4,8 +4,10 @@
 //! ([`Api::mlflow_route`]); everything else is as on any other address: credential, policy, quota, ledger.
 
 mod experiments;
+mod otlp;
 mod permissions;
 mod tracking;
+pub(crate) mod traces;
 pub(crate) mod wire;
 
 use http::header::HeaderName;
@@ -20,4 +22,5 @@ pub(crate) fn register(api: &mut Api) {
     experiments::register(api);
     permissions::register(api);
     tracking::register(api);
+    traces::register(api);
 }

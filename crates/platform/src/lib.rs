@@ -41,6 +41,7 @@ pub use tracking::{
     ModelLink, ModelOutput, Point, RETENTION_DAYS_DEFAULT, RETENTION_DAYS_MAX, RUNS_PAGE_DEFAULT, RUNS_PAGE_MAX, Real, RunRequest,
     RunSearch, RunStatus, RunUpdate, RunView, TEXTS_PER_BATCH_MAX, Text, TrackedRun, ViewType,
 };
+pub use tracking::webhook::{WEBHOOK_EVENTS, Webhook, WebhookEvent, WebhookRequest, WebhookSecret, WebhookTarget};
 pub use tracking::trace::{
     Assessment, AssessmentUpdate, SPAN_BYTES_MAX, SPANS_BYTES_MAX, SPANS_MAX, Span, TRACES_PER_REQUEST_MAX, Trace, TraceDeletion, TraceSearch, TraceState,
     Verdict,

@@ -11,6 +11,7 @@
 //! key = "/etc/insula/tls/key.pem"
 //! ```
 
+mod egress;
 mod stores;
 
 use std::net::SocketAddr;
@@ -21,7 +22,9 @@ use std::time::Duration;
 use platform::tenancy::{Limits, StoresConfig};
 use serde::Deserialize;
 
+use self::egress::RawEgress;
 use self::stores::{RawNode, RawStores};
+use crate::egress::EgressConfig;
 
 /// Largest configuration file in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -75,6 +78,8 @@ pub struct Config {
     pub tenant_limits: Limits,
     /// Open tenants kept in memory.
     pub tenants_open_max: usize,
+    /// What may be reached when tenants name an address.
+    pub egress: EgressConfig,
     /// PostgreSQL and S3 beside the data folder, and which of several nodes this is.
     pub stores: StoresConfig,
 }
@@ -325,6 +330,7 @@ struct Raw {
     cells: RawCells,
     tenant_limits: Limits,
     stores: RawStores,
+    egress: RawEgress,
     node: Option<RawNode>,
 }
 
@@ -412,6 +418,7 @@ impl Raw {
             cells: self.cells.validate(overrides)?,
             tenant_limits: self.tenant_limits,
             tenants_open_max,
+            egress: self.egress.validate()?,
             stores,
         })
     }
@@ -532,6 +539,8 @@ mod tests {
             ("public_url = 'http://a'", "`public_url` is `http://a`"),
             ("listen = 'localhost'", "listen"),
             ("data_dir = ", "line 1"),
+            ("[egress]\nnetworks = ['10.0.0.0/99']", "10.0.0.0/99"),
+            ("[egress]\nhttps = true", "https"),
         ];
         for (text, word) in table {
             let error = Config::parse(text, &homes()).unwrap_err().to_string();

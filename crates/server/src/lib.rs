@@ -25,6 +25,7 @@ mod api;
 mod body;
 mod check;
 mod config;
+mod egress;
 mod error;
 mod forward;
 mod guard;
@@ -40,6 +41,7 @@ mod watch;
 
 pub use api::{Access, RouteInfo};
 pub use check::{Finding, check};
+pub use egress::{EgressConfig, Network};
 pub use config::{Cells, Config, ConfigError, ConnectionLimits, FloorWord, Log, LogFormat, Overrides, RequestLimits, TlsFiles};
 pub use server::{Server, StartError, Started, migrate, serve};
 

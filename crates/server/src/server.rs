@@ -20,6 +20,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::check::check_files;
 use crate::config::{Config, FloorWord, Log, LogFormat};
+use crate::egress::Egress;
 use crate::forward::Forwarder;
 use crate::metrics::Metrics;
 use crate::service::Service;
@@ -144,6 +145,7 @@ impl Server {
             platform,
             api,
             forwarder: config.stores.node.as_ref().map(Forwarder::new).transpose().map_err(StartError::new)?,
+            egress: Arc::new(Egress::new(config.egress.clone()).map_err(StartError::new)?),
             limits: Arc::new(config.requests.clone()),
             upload_bytes_max,
             model_bytes_max,

@@ -21,6 +21,7 @@ use tracing::Instrument;
 use crate::api::{Answer, Api, Ask, Outcome, TenantMark, parameters};
 use crate::body::{AnswerBody, RequestBody};
 use crate::config::RequestLimits;
+use crate::egress::Egress;
 use crate::error::{Fail, Form, Result};
 use crate::forward::{Asked, Forwarder};
 use crate::guard;
@@ -40,6 +41,8 @@ pub(crate) struct Service {
     pub(crate) metrics: Metrics,
     /// To other nodes, when there are several.
     pub(crate) forwarder: Option<Forwarder>,
+    /// To where tenants want to be told.
+    pub(crate) egress: Arc<Egress>,
     pub(crate) limits: Arc<RequestLimits>,
     /// The OpenAPI document.
     pub(crate) openapi: Bytes,

@@ -17,8 +17,13 @@ fn python() -> Option<PathBuf> {
 
 /// Runs a script as a data scientist of the tenant `left`; it also gets the token of the tenant `right`, whose things have the same names.
 fn plays(script: &str) {
+    plays_with(script, "");
+}
+
+/// The same with more configuration.
+fn plays_with(script: &str, more: &str) {
     let Some(python) = python() else { return };
-    let Some(service) = Service::start() else { return };
+    let Some(service) = Service::start_with(|_| more.to_owned()) else { return };
     let (left, right) = (service.busy_tenant("left", "ada"), service.busy_tenant("right", "bob"));
     let file = format!("{}/tests/mlflow/{script}", env!("CARGO_MANIFEST_DIR"));
     let mut command = Command::new(python);
@@ -40,4 +45,15 @@ fn permissions_are_the_policys() {
 #[test]
 fn tracking_is_mlflows() {
     plays("tracking.py");
+}
+
+#[test]
+fn traces_are_recorded_searched_and_assessed() {
+    plays("traces.py");
+}
+
+#[test]
+fn webhooks_are_told_what_happens_and_reach_nothing_inside() {
+    // The script listens on this address and no other, and asks for others too.
+    plays_with("webhooks.py", "[egress]\nhttp = true\nnetworks = ['127.0.0.9']\n");
 }

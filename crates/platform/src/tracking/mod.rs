@@ -11,7 +11,9 @@ pub(crate) mod metric;
 pub(crate) mod run;
 mod sweep;
 pub(crate) mod token;
+pub(crate) mod trace;
 pub(crate) mod training;
+pub(crate) mod webhook;
 
 pub use experiment::{EXPERIMENTS_PAGE_DEFAULT, EXPERIMENTS_PAGE_MAX, Experiment, ExperimentRequest, ExperimentSearch};
 pub use history::{HISTORY_RUNS_MAX, History};
@@ -27,4 +29,3 @@ pub use run::{
 async fn artifacts_remove(_tx: &mut tenancy::Tx<'_>, _root: &str) -> crate::error::Result<()> {
     Ok(())
 }
-pub(crate) mod trace;

@@ -11,6 +11,8 @@ use super::index::Touch;
 use super::item;
 use super::lifecycle::{Deleted, Retention, Trash};
 use super::run::{RUN_BYTES, TrackedRun};
+use super::run::TrackedRun;
+use super::trace;
 use crate::error::Result;
 use crate::platform::Platform;
 
@@ -122,6 +124,10 @@ impl Platform {
             let outer = stored.as_ref().map(|found| found.lifecycle);
             let gone: Vec<_> = runs.into_iter().filter(|run| outer.is_none_or(|outer| run.lifecycle.within(outer).deleted)).collect();
             if gone.is_empty() {
+                swept.records += trace::remove_some(tx, id, swept.left()).await?;
+                if swept.left() == 0 {
+                    return Ok(false);
+                }
                 super::artifacts_remove(tx, id).await?;
                 return Ok(true);
             }

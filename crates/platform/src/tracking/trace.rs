@@ -405,17 +405,21 @@ impl Platform {
     }
 }
 
-/// Removes some traces of an experiment that is deleted for good; whether there were any. To be called until there are none.
-pub(crate) async fn remove_some(tx: &mut Tx<'_>, experiment_id: &str) -> Result<bool> {
-    let limit = u32::try_from(DELETE_BATCH).unwrap_or(u32::MAX);
-    let slots = tx.list::<Slot>(None, limit, Some(&format!("{experiment_id}/"))).await?;
-    for slot in &slots {
-        match tx.get::<Trace>(&slot.trace_id).await? {
-            Some(trace) => remove(tx, &trace).await?,
-            None => drop(tx.delete::<Slot>(&slot.key()).await?),
+/// Removes traces of an experiment that is deleted for good, about `most` records of them. How many there were: less than `most` when none
+/// are left.
+pub(crate) async fn remove_some(tx: &mut Tx<'_>, experiment_id: &str, most: u32) -> Result<u32> {
+    let prefix = format!("{experiment_id}/");
+    let mut removed = 0;
+    while removed < most {
+        let Some(slot) = tx.list::<Slot>(None, 1, Some(&prefix)).await?.pop() else { break };
+        removed += span::remove_some(tx, &slot.trace_id, most - removed).await?;
+        if removed < most {
+            tx.delete::<Slot>(&slot.key()).await?;
+            tx.delete::<Trace>(&slot.trace_id).await?;
+            removed += 2;
         }
     }
-    Ok(!slots.is_empty())
+    Ok(removed)
 }
 
 /// The experiment of a run.
@@ -441,7 +445,7 @@ async fn put(tx: &mut Tx<'_>, before: Option<&Trace>, trace: &Trace) -> Result<(
 
 /// Removes a trace with its spans.
 async fn remove(tx: &mut Tx<'_>, trace: &Trace) -> Result<()> {
-    span::remove_all(tx, &trace.id).await?;
+    while span::remove_some(tx, &trace.id, READ_ITEMS).await? == READ_ITEMS {}
     tx.delete::<Slot>(&trace.slot().key()).await?;
     tx.delete::<Trace>(&trace.id).await?;
     Ok(())

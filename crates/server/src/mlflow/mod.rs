@@ -8,6 +8,7 @@ mod otlp;
 mod permissions;
 mod tracking;
 pub(crate) mod traces;
+pub(crate) mod webhooks;
 pub(crate) mod wire;
 
 use http::header::HeaderName;
@@ -23,4 +24,5 @@ pub(crate) fn register(api: &mut Api) {
     permissions::register(api);
     tracking::register(api);
     traces::register(api);
+    webhooks::register(api);
 }

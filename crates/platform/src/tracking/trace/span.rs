@@ -225,21 +225,18 @@ async fn replace(tx: &mut Tx<'_>, trace: &mut Trace, written: Vec<Written>) -> R
     Ok(())
 }
 
-/// Removes all spans of a trace.
-pub(super) async fn remove_all(tx: &mut Tx<'_>, trace_id: &str) -> Result<()> {
-    let prefix = format!("{trace_id}/");
-    loop {
-        let page = tx.list::<StoredSpan>(None, READ_ITEMS, Some(&prefix)).await?;
-        if page.is_empty() {
-            return Ok(());
+/// Removes at most so many spans of a trace, and at most [`READ_ITEMS`]. How many there were.
+pub(super) async fn remove_some(tx: &mut Tx<'_>, trace_id: &str, most: u32) -> Result<u32> {
+    let page = tx.list::<StoredSpan>(None, most.min(READ_ITEMS), Some(&format!("{trace_id}/"))).await?;
+    let mut removed = 0;
+    for span in page {
+        tx.delete::<StoredSpan>(&span.key()).await?;
+        if let Body::Object(id) = span.body {
+            tx.detach(id).await?;
         }
-        for span in page {
-            tx.delete::<StoredSpan>(&span.key()).await?;
-            if let Body::Object(id) = span.body {
-                tx.detach(id).await?;
-            }
-        }
+        removed += 1;
     }
+    Ok(removed)
 }
 
 impl Trace {

@@ -35,16 +35,16 @@ pub use model::{
 pub use page::{PAGE_ITEMS_DEFAULT, PAGE_ITEMS_MAX, Page, PageRequest, Timestamp};
 pub use platform::{Platform, StartError};
 pub use stats::{COLD_START_BOUNDS_MS, PlatformStats};
+pub use tracking::trace::{
+    Assessment, AssessmentUpdate, SPAN_BYTES_MAX, SPANS_BYTES_MAX, SPANS_MAX, Span, TRACES_PER_REQUEST_MAX, Trace, TraceDeletion,
+    TraceSearch, TraceState, Verdict,
+};
+pub use tracking::webhook::{Registered, WEBHOOK_EVENTS, Webhook, WebhookEvent, WebhookRequest, WebhookSecret, WebhookTarget};
 pub use tracking::{
     Batch, DatasetInfo, DatasetInput, EXPERIMENTS_PAGE_DEFAULT, EXPERIMENTS_PAGE_MAX, Experiment, ExperimentRequest, ExperimentSearch,
     HISTORY_POINTS_MAX, HISTORY_RUNS_MAX, History, INPUTS_PER_BATCH_MAX, Lifecycle, METRICS_PER_BATCH_MAX, MetricPoint, ModelInput,
     ModelLink, ModelOutput, Point, RETENTION_DAYS_DEFAULT, RETENTION_DAYS_MAX, RUNS_PAGE_DEFAULT, RUNS_PAGE_MAX, Real, RunRequest,
     RunSearch, RunStatus, RunUpdate, RunView, TEXTS_PER_BATCH_MAX, Text, TrackedRun, ViewType,
-};
-pub use tracking::webhook::{WEBHOOK_EVENTS, Webhook, WebhookEvent, WebhookRequest, WebhookSecret, WebhookTarget};
-pub use tracking::trace::{
-    Assessment, AssessmentUpdate, SPAN_BYTES_MAX, SPANS_BYTES_MAX, SPANS_MAX, Span, TRACES_PER_REQUEST_MAX, Trace, TraceDeletion, TraceSearch, TraceState,
-    Verdict,
 };
 pub use training::{
     Failure, JobStep, LOG_LINES_MAX, LOG_PAGE_LINES_MAX, LogLine, Progress, Recipe, Run, SplitRequest, Training, TrainingLogs,

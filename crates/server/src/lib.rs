@@ -41,8 +41,8 @@ mod watch;
 
 pub use api::{Access, RouteInfo};
 pub use check::{Finding, check};
-pub use egress::{EgressConfig, Network};
 pub use config::{Cells, Config, ConfigError, ConnectionLimits, FloorWord, Log, LogFormat, Overrides, RequestLimits, TlsFiles};
+pub use egress::{EgressConfig, Network};
 pub use server::{Server, StartError, Started, migrate, serve};
 
 /// Checks that need no service: an auditor runs them on files. Re-exported for the command line.

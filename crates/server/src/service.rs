@@ -25,8 +25,8 @@ use crate::egress::Egress;
 use crate::error::{Fail, Form, Result};
 use crate::forward::{Asked, Forwarder};
 use crate::guard;
-use crate::mlflow;
 use crate::metrics::{Metrics, Seen};
+use crate::mlflow;
 use crate::watch::Work;
 
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

@@ -114,6 +114,11 @@ assert found("span.type = 'TOOL'") == []
 fails(lambda: found("trace.nothing = 'x'"), "Invalid attribute key")
 fails(lambda: found(order_by=["nothing"]), "Invalid")
 
+# An experiment's id is taken whole: half a key of another record finds nothing.
+half = f"{experiment}/{2**63 - 1 - trace.info.request_time:016x}"
+location = {"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": {"experiment_id": half}}
+assert ask("POST", "/api/3.0/mlflow/traces/search", json={"locations": [location]}).json() == {"traces": []}
+
 tokens, seen = None, []
 for _ in range(3):
     page = client.search_traces(locations=[experiment], max_results=1, page_token=tokens)

@@ -25,7 +25,6 @@ const ORDER_BYTES_MAX: usize = 1024;
 
 /// What stands before the dot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(dead_code, reason = "what searches traces is being built")]
 pub(crate) enum Entity {
     /// A field of the thing itself.
     Attribute,
@@ -106,7 +105,6 @@ pub(crate) struct Rule {
 
 /// What stands on the right of a comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(dead_code, reason = "what searches traces is being built")]
 pub(crate) enum ValueKind {
     /// A number.
     Number,

@@ -33,8 +33,8 @@ use crate::platform::Platform;
 
 /// Spans of a trace at most.
 pub const SPANS_MAX: u64 = 20_000;
-/// All spans of a trace together, in bytes.
-pub const SPANS_BYTES_MAX: u64 = 64 << 20;
+/// All spans of a trace together, and of all traces that are read at once, in bytes.
+pub const SPANS_BYTES_MAX: u64 = 32 << 20;
 /// Traces in one request that names them at most.
 pub const TRACES_PER_REQUEST_MAX: usize = 100;
 /// The record of a trace in bytes: tags, metadata, previews and assessments together.

@@ -8,6 +8,7 @@ use tenancy::{Permit, Record};
 use super::run::random_id;
 use super::token::PageToken;
 use crate::error::{Error, Result};
+use crate::model::Model;
 use crate::page::Timestamp;
 use crate::platform::Platform;
 
@@ -16,6 +17,8 @@ const WEBHOOKS_MAX: usize = 64;
 const NAME_CHARS_MAX: usize = 62;
 const DESCRIPTION_CHARS_MAX: usize = 1000;
 const SECRET_BYTES_MAX: usize = 1024;
+/// Marks a registered model as a prompt.
+const PROMPT_TAG: &str = "mlflow.prompt.is_prompt";
 
 /// What can happen: entity and action, as the protocol names them.
 pub const WEBHOOK_EVENTS: [(&str, &str); 14] = [
@@ -34,6 +37,39 @@ pub const WEBHOOK_EVENTS: [(&str, &str); 14] = [
     ("PROMPT_ALIAS", "CREATED"),
     ("PROMPT_ALIAS", "DELETED"),
 ];
+
+/// What of the registry something happens to. A prompt is a registered model with a tag that says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Registered {
+    /// A model or prompt.
+    Model,
+    /// Its tag.
+    ModelTag,
+    /// One version.
+    Version,
+    /// Its tag.
+    VersionTag,
+    /// An alias.
+    Alias,
+}
+
+impl Registered {
+    fn entity(self, prompt: bool) -> Option<&'static str> {
+        Some(match (self, prompt) {
+            (Self::Model, false) => "REGISTERED_MODEL",
+            (Self::Version, false) => "MODEL_VERSION",
+            (Self::VersionTag, false) => "MODEL_VERSION_TAG",
+            (Self::Alias, false) => "MODEL_VERSION_ALIAS",
+            // The protocol has no such event.
+            (Self::ModelTag, false) => return None,
+            (Self::Model, true) => "PROMPT",
+            (Self::ModelTag, true) => "PROMPT_TAG",
+            (Self::Version, true) => "PROMPT_VERSION",
+            (Self::VersionTag, true) => "PROMPT_VERSION_TAG",
+            (Self::Alias, true) => "PROMPT_ALIAS",
+        })
+    }
+}
 
 /// Something that happens to a registered model or prompt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -211,7 +247,12 @@ impl Platform {
     ///
     /// # Errors
     /// A token that cannot be read.
-    pub async fn webhook_list(&self, permit: &Permit<WebhookRead>, limit: usize, token: Option<&str>) -> Result<(Vec<Webhook>, Option<String>)> {
+    pub async fn webhook_list(
+        &self,
+        permit: &Permit<WebhookRead>,
+        limit: usize,
+        token: Option<&str>,
+    ) -> Result<(Vec<Webhook>, Option<String>)> {
         let skip = PageToken::open(permit, token, "webhooks", "")?;
         let mut all: Vec<Webhook> = all(permit).await?.into_iter().map(|stored| stored.webhook).collect();
         all.sort_by(|a, b| b.created_ms.cmp(&a.created_ms).then_with(|| a.id.cmp(&b.id)));
@@ -254,13 +295,28 @@ impl Platform {
         Ok((stored.webhook.clone(), stored.target()))
     }
 
-    /// Who wants to be told about something that an act has done.
+    /// Who wants to be told about what an act has done to the registered model that it is about, and what the protocol calls it. None when
+    /// nobody does.
     ///
     /// # Errors
     /// The kernel's.
-    pub async fn webhook_targets<A: Act>(&self, permit: &Permit<A>, entity: &str, action: &str) -> Result<Vec<WebhookTarget>> {
-        let wants = |stored: &StoredWebhook| stored.webhook.events.iter().any(|event| event.entity == entity && event.action == action);
-        Ok(all(permit).await?.into_iter().filter(|stored| stored.webhook.active && wants(stored)).map(StoredWebhook::target).collect())
+    pub async fn webhook_targets<A: Act>(
+        &self,
+        permit: &Permit<A>,
+        what: Registered,
+        action: &str,
+    ) -> Result<Option<(&'static str, Vec<WebhookTarget>)>> {
+        let mut all = all(permit).await?;
+        all.retain(|stored| stored.webhook.active);
+        if all.is_empty() {
+            return Ok(None);
+        }
+        let model = permit.rows().get::<Model>(permit.resource()).await?;
+        let prompt = model.is_some_and(|model| model.tags.get(PROMPT_TAG).is_some_and(|value| value == "true"));
+        let Some(entity) = what.entity(prompt) else { return Ok(None) };
+        all.retain(|stored| stored.webhook.events.iter().any(|event| event.entity == entity && event.action == action));
+        let targets: Vec<_> = all.into_iter().map(StoredWebhook::target).collect();
+        Ok(Some((entity, targets)).filter(|(_, targets)| !targets.is_empty()))
     }
 }
 
@@ -288,6 +344,16 @@ mod tests {
         let event = |entity: &str, action: &str| vec![WebhookEvent { entity: entity.to_owned(), action: action.to_owned() }];
         for (events, good) in [(event("PROMPT", "CREATED"), true), (event("PROMPT", "EXCEEDED"), false), (vec![], false)] {
             assert_eq!(stored().change(WebhookRequest { events: Some(events), ..WebhookRequest::default() }).is_ok(), good);
+        }
+    }
+
+    #[test]
+    fn what_happens_has_a_name_in_the_protocol() {
+        for what in [Registered::Model, Registered::ModelTag, Registered::Version, Registered::VersionTag, Registered::Alias] {
+            for prompt in [false, true] {
+                let known = what.entity(prompt).is_none_or(|entity| WEBHOOK_EVENTS.iter().any(|(known, _)| *known == entity));
+                assert!(known, "{what:?} {prompt}");
+            }
         }
     }
 

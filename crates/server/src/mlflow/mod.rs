@@ -6,8 +6,8 @@
 mod experiments;
 mod otlp;
 mod permissions;
-mod tracking;
 pub(crate) mod traces;
+mod tracking;
 pub(crate) mod webhooks;
 pub(crate) mod wire;
 

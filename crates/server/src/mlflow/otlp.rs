@@ -68,7 +68,9 @@ impl Decoder {
     fn count(&mut self) -> Result<()> {
         self.nodes += 1;
         match self.nodes > NODES_MAX {
-            true => Err(Fail::new("too_large", format!("the export has more than {NODES_MAX} attributes, events and spans: send it in parts"))),
+            true => {
+                Err(Fail::new("too_large", format!("the export has more than {NODES_MAX} attributes, events and spans: send it in parts")))
+            }
             false => Ok(()),
         }
     }

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use http::Method;
 use http::header::{CONTENT_ENCODING, HeaderName};
-use platform::tenancy::act::{TraceDelete, TraceRead, TraceWrite};
 use platform::tenancy::Permit;
-use platform::{Assessment, AssessmentUpdate, Trace, TraceDeletion, TraceSearch, TraceState, Verdict};
+use platform::tenancy::act::{TraceDelete, TraceRead, TraceWrite};
+use platform::{Assessment, AssessmentUpdate, SPANS_BYTES_MAX, Trace, TraceDeletion, TraceSearch, TraceState, Verdict};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
@@ -73,9 +73,13 @@ fn assessments(api: &mut Api) {
 
 async fn export(permit: &Permit<TraceWrite>, mut ask: Ask) -> Result<Reply> {
     if ask.media_type().as_deref() != Some(PROTOBUF) {
-        return Err(Fail::new("media_type_unsupported", format!("send spans as `{PROTOBUF}`: set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf")));
+        return Err(Fail::new(
+            "media_type_unsupported",
+            format!("send spans as `{PROTOBUF}`: set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf"),
+        ));
     }
-    let header = |name: HeaderName| ask.headers.get(name).and_then(|value| value.to_str().ok()).filter(|text| !text.is_empty()).map(str::to_owned);
+    let header =
+        |name: HeaderName| ask.headers.get(name).and_then(|value| value.to_str().ok()).filter(|text| !text.is_empty()).map(str::to_owned);
     let experiment = header(EXPERIMENT_HEADER);
     let experiment = experiment.ok_or_else(|| Fail::new("invalid", format!("name the experiment in the header `{EXPERIMENT_HEADER}`")))?;
     let run = header(RUN_HEADER);
@@ -130,8 +134,15 @@ struct Batch {
 async fn batch_get(permit: &Permit<TraceRead>, mut ask: Ask) -> Result<Reply> {
     let batch: Batch = ask.fields()?;
     let within = batch.experiment_ids.map(|ids| ids.0);
+    let found = ask.service.platform.traces_get(permit, &batch.trace_ids.0, within.as_deref()).await?;
+    if found.iter().map(|trace| trace.span_bytes).sum::<u64>() > SPANS_BYTES_MAX {
+        return Err(Fail::new(
+            "too_large",
+            format!("the spans of these traces are larger than {SPANS_BYTES_MAX} bytes: ask for fewer at once"),
+        ));
+    }
     let mut traces = Vec::new();
-    for trace in ask.service.platform.traces_get(permit, &batch.trace_ids.0, within.as_deref()).await? {
+    for trace in found {
         // One whose spans are still on their way is left out, as if it were not there yet.
         if let Some(spans) = ask.service.platform.trace_spans(permit, &trace, false).await? {
             traces.push(json!({"trace_info": info(&trace), "spans": spans}));
@@ -337,7 +348,8 @@ struct Info {
 impl Info {
     fn trace(self) -> Result<Trace> {
         let experiment_id = self.trace_location.experiment();
-        let experiment_id = experiment_id.ok_or_else(|| Fail::new("invalid", "traces are kept in experiments: give `trace_location.mlflow_experiment`"))?;
+        let experiment_id =
+            experiment_id.ok_or_else(|| Fail::new("invalid", "traces are kept in experiments: give `trace_location.mlflow_experiment`"))?;
         Ok(Trace {
             id: self.trace_id,
             experiment_id,
@@ -470,7 +482,8 @@ fn now_ms() -> i64 {
 
 /// `google.protobuf.Timestamp` in JSON.
 fn time_ms(text: &str) -> Result<i64> {
-    let time = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| Fail::new("invalid", "a time is not RFC 3339, as in `2026-01-31T12:00:00.5Z`"))?;
+    let time = OffsetDateTime::parse(text, &Rfc3339)
+        .map_err(|_| Fail::new("invalid", "a time is not RFC 3339, as in `2026-01-31T12:00:00.5Z`"))?;
     i64::try_from(time.unix_timestamp_nanos().div_euclid(1_000_000)).map_err(Fail::internal)
 }
 
@@ -506,7 +519,9 @@ mod tests {
 
     #[test]
     fn times_and_durations() {
-        for (text, ms) in [("1970-01-01T00:00:00Z", 0), ("2026-01-31T12:00:00.123Z", 1_769_860_800_123), ("1970-01-01T01:00:00.5+01:00", 500)] {
+        for (text, ms) in
+            [("1970-01-01T00:00:00Z", 0), ("2026-01-31T12:00:00.123Z", 1_769_860_800_123), ("1970-01-01T01:00:00.5+01:00", 500)]
+        {
             assert_eq!(time_ms(text).unwrap(), ms, "{text}");
             assert_eq!(time_ms(&time_text(ms)).unwrap(), ms);
         }

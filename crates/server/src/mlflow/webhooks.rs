@@ -8,7 +8,7 @@ use http::header::{CONTENT_TYPE, HeaderName};
 use http::{HeaderMap, HeaderValue, Method};
 use platform::tenancy::Permit;
 use platform::tenancy::act::{Act, WebhookRead, WebhookWrite};
-use platform::{Webhook, WebhookEvent, WebhookRequest, WebhookSecret, WebhookTarget};
+use platform::{Registered, Webhook, WebhookEvent, WebhookRequest, WebhookSecret, WebhookTarget};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -40,13 +40,18 @@ pub(crate) fn register(api: &mut Api) {
     api.tenant_route(Method::POST, test, Doc::new("mlflow_webhook_test", "Send an example to a webhook"), try_out);
 }
 
-/// Tells the tenant's webhooks about what an act has done, in the background. To be called when it is done; a failure here is not the act's.
-pub(crate) async fn tell<A: Act>(permit: &Permit<A>, service: &Service, entity: &str, action: &str, data: Value) {
-    let targets = match service.platform.webhook_targets(permit, entity, action).await {
-        Ok(targets) if targets.is_empty() => return,
-        Ok(targets) => targets,
+/// Tells the tenant's webhooks, in the background, what an act has done to the registered model that it is about. To be called when it is
+/// done; a failure here is not the act's. `data` has what the event says beside the model's name.
+#[expect(dead_code, reason = "the registry's addresses will call it")]
+pub(crate) async fn tell<A: Act>(permit: &Permit<A>, service: &Service, what: Registered, action: &str, mut data: Value) {
+    let (entity, targets) = match service.platform.webhook_targets(permit, what, action).await {
+        Ok(None) => return,
+        Ok(Some(found)) => found,
         Err(error) => return tracing::warn!(code = error.code(), "webhooks could not be read"),
     };
+    if let Some(data) = data.as_object_mut() {
+        data.insert("name".to_owned(), permit.resource().into());
+    }
     for target in targets {
         let message = message(permit, &target, entity, action, &data);
         if !message.is_ok_and(|message| service.egress.queue(permit.island(), message)) {
@@ -272,7 +277,10 @@ mod tests {
 
     #[test]
     fn examples_say_what_events_do() {
-        assert_eq!(example("MODEL_VERSION_TAG", "SET"), json!({"name": "example_model", "version": "1", "key": "example_key", "value": "example_value"}));
+        assert_eq!(
+            example("MODEL_VERSION_TAG", "SET"),
+            json!({"name": "example_model", "version": "1", "key": "example_key", "value": "example_value"})
+        );
         assert_eq!(example("PROMPT_ALIAS", "DELETED"), json!({"name": "example_prompt", "alias": "example_alias"}));
         assert_eq!(example("MODEL_VERSION", "CREATED")["source"], "models:/123");
     }

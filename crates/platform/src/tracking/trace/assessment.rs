@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tenancy::act::{TraceRead, TraceWrite};
 use tenancy::Permit;
+use tenancy::act::{TraceRead, TraceWrite};
 
 use super::{ID_BYTES_MAX, Trace};
 use crate::error::{Error, Result};
@@ -211,7 +211,10 @@ mod tests {
             (Verdict::Feedback(json!({"value": true})), Some(json!(true))),
             (Verdict::Feedback(json!({"error": {"error_code": "X"}})), None),
             (Verdict::Expectation(json!({"value": "a"})), Some(json!("a"))),
-            (Verdict::Expectation(json!({"serialized_value": {"serialization_format": "JSON_FORMAT", "value": "{\"a\": 1}"}})), Some(json!({"a": 1}))),
+            (
+                Verdict::Expectation(json!({"serialized_value": {"serialization_format": "JSON_FORMAT", "value": "{\"a\": 1}"}})),
+                Some(json!({"a": 1})),
+            ),
             (Verdict::Issue(json!({"issue_name": "x"})), None),
         ];
         for (verdict, expected) in table {

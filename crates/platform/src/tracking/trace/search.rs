@@ -14,7 +14,9 @@ use super::{METADATA_RUN, READ_ITEMS, Slot, TAG_NAME, TAG_PROMPTS, Trace};
 use crate::error::{Error, Result};
 use crate::platform::Platform;
 use crate::tracking::check::name_hash;
-use crate::tracking::filter::{self, Attribute, Clause, Entity, Grammar, ID_LIST, NUMBER, Op, Order, Rule, TEXT, TEXT_LIST, TEXT_NULL, ValueKind};
+use crate::tracking::filter::{
+    self, Attribute, Clause, Entity, Grammar, ID_LIST, NUMBER, Op, Order, Rule, TEXT, TEXT_LIST, TEXT_NULL, ValueKind,
+};
 
 /// Traces in one answer at most.
 const PAGE_MAX: u32 = 500;
@@ -49,10 +51,8 @@ pub struct TraceSearch {
 }
 
 const PATTERN: Rule = Rule { ops: &[Op::Like, Op::Ilike], value: ValueKind::Text };
-const SAID: Rule = Rule {
-    ops: &[Op::Eq, Op::Ne, Op::Gt, Op::Ge, Op::Lt, Op::Le, Op::Like, Op::Ilike, Op::IsNull, Op::IsNotNull],
-    value: ValueKind::Any,
-};
+const SAID: Rule =
+    Rule { ops: &[Op::Eq, Op::Ne, Op::Gt, Op::Ge, Op::Lt, Op::Le, Op::Like, Op::Ilike, Op::IsNull, Op::IsNotNull], value: ValueKind::Any };
 
 const GRAMMAR: Grammar = Grammar {
     prefixes: &[
@@ -127,9 +127,11 @@ impl Platform {
             return Err(Error::invalid(format!("a search is in at most {EXPERIMENTS_MAX} experiments")));
         }
         let query = name_hash(&serde_json::to_string(search).map_err(tenancy::Error::internal)?);
-        let place = search.page_token.as_deref().filter(|token| !token.is_empty()).map(|token| opened(permit, token, &query)).transpose()?;
+        let place =
+            search.page_token.as_deref().filter(|token| !token.is_empty()).map(|token| opened(permit, token, &query)).transpose()?;
         let seen: BTreeSet<&String> = search.experiment_ids.iter().collect();
-        let experiments = seen.into_iter().filter(|id| permit.may(ResourceKind::Experiment, id)).map(String::as_str);
+        let experiments =
+            seen.into_iter().filter(|id| is_experiment_id(id) && permit.may(ResourceKind::Experiment, id)).map(String::as_str);
         let (found, place) = match (by_time(&order), place) {
             (true, Some(Place::Skip(_))) | (false, Some(Place::After(..))) => return Err(wrong_token()),
             (true, place) => self.newest(permit, Feed::new(permit, experiments, place.as_ref()), &clauses, limit).await?,
@@ -245,6 +247,11 @@ fn by_time(order: &[Order]) -> bool {
         [first, second] => newest(first) && second.key == "request_id" && second.ascending,
         _ => false,
     }
+}
+
+/// Whether it is the whole of an experiment's id: it begins the keys of slots, and half a key would show what another id hides.
+fn is_experiment_id(id: &str) -> bool {
+    !id.is_empty() && id.bytes().all(|b| b.is_ascii_digit())
 }
 
 /// The fields of spans that can be asked for.
@@ -508,6 +515,13 @@ mod tests {
         }
         let clauses = filter::parse(&GRAMMAR, "span.other = 'x'").unwrap();
         assert!(clauses.iter().any(|clause| span_key_checked(clause).is_err()));
+    }
+
+    #[test]
+    fn half_a_key_is_no_experiment() {
+        for (id, good) in [("0", true), ("17", true), ("", false), ("1/7fff", false), ("1/", false), ("a", false)] {
+            assert_eq!(is_experiment_id(id), good, "{id}");
+        }
     }
 
     #[test]

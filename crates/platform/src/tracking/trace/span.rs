@@ -171,8 +171,14 @@ impl Platform {
             false => None,
         };
         let body = object.as_ref().map_or_else(|| Body::Here(span.body.clone()), |object| Body::Object(object.id()));
-        let stored =
-            StoredSpan { trace_id: span.trace_id.clone(), id: span.id.clone(), root: span.root, start_ns: span.start_ns, bytes: length, body };
+        let stored = StoredSpan {
+            trace_id: span.trace_id.clone(),
+            id: span.id.clone(),
+            root: span.root,
+            start_ns: span.start_ns,
+            bytes: length,
+            body,
+        };
         Ok(Written { stored, object })
     }
 }
@@ -276,7 +282,8 @@ impl Trace {
         let resource = spans.iter().map(|span| &span.resource).find(|resource| !resource.is_empty());
         let of_resource = resource.into_iter().flat_map(|resource| resource.iter()).map(|(key, value)| (key.as_str(), value));
         let of_resource = of_resource.filter(|(key, _)| !key.starts_with("telemetry.sdk.") && !key.starts_with("mlflow."));
-        let of_root = root.into_iter().flat_map(|root| &root.attributes).filter_map(|(key, value)| Some((key.strip_prefix(ATTRIBUTE_TAG)?, value)));
+        let of_root =
+            root.into_iter().flat_map(|root| &root.attributes).filter_map(|(key, value)| Some((key.strip_prefix(ATTRIBUTE_TAG)?, value)));
         for (key, value) in of_resource.chain(of_root) {
             if label_key_checked(key).is_ok() && !TAGS_OWN.contains(&key) {
                 self.tags.insert(key.to_owned(), cut(&text(value), super::LABEL_VALUE_CHARS_MAX));
@@ -335,7 +342,17 @@ mod tests {
         ]);
         let resource = Arc::new(BTreeMap::from([("service.name".to_owned(), json!("shop")), ("mlflow.x".to_owned(), json!("no"))]));
         let (start_ns, end_ns) = (start_ms * 1_000_000, Some(end_ms * 1_000_000));
-        Span { trace_id: "tr-1".to_owned(), id: id.to_owned(), root, failed: root, start_ns, end_ns, attributes, body: Value::Null, resource }
+        Span {
+            trace_id: "tr-1".to_owned(),
+            id: id.to_owned(),
+            root,
+            failed: root,
+            start_ns,
+            end_ns,
+            attributes,
+            body: Value::Null,
+            resource,
+        }
     }
 
     #[test]

@@ -30,7 +30,7 @@ answers = {"status": 200, "body": b"thanks", "location": None}
 class Listener(BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        told.put((self.path, dict(self.headers.items()), body))
+        told.put((self.path, {name.lower(): value for name, value in self.headers.items()}, body))
         self.send_response(answers["status"])
         if answers["location"]:
             self.send_header("Location", answers["location"])
@@ -83,7 +83,7 @@ assert (changed.description, changed.url) == ("changed", hook.url)
 result = client.test_webhook(hook.webhook_id)
 assert (result.success, result.response_status, result.response_body) == (True, 200, "thanks"), result
 path, headers, body = told.get(timeout=10)
-assert path == "/a" and headers["Content-Type"] == "application/json"
+assert path == "/a" and headers["content-type"] == "application/json"
 
 
 def check_signature(headers, body):
@@ -92,7 +92,7 @@ def check_signature(headers, body):
     assert headers["x-mlflow-signature"] == f"v1,{expected}", headers
 
 
-check_signature({key.lower(): value for key, value in headers.items()}, body)
+check_signature(headers, body)
 message = json.loads(body)
 assert (message["entity"], message["action"], message["data"]["name"]) == ("registered_model", "created", "example_model"), message
 client.test_webhook(hook.webhook_id, event="model_version_tag.set")

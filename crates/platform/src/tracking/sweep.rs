@@ -11,7 +11,6 @@ use super::index::Touch;
 use super::item;
 use super::lifecycle::{Deleted, Retention, Trash};
 use super::run::{RUN_BYTES, TrackedRun};
-use super::run::TrackedRun;
 use super::trace;
 use crate::error::Result;
 use crate::platform::Platform;

@@ -186,7 +186,7 @@ impl Api {
         }
     }
 
-    /// Registers an address that shows members and the operator each their own.
+    /// Registers an address that shows members and the operator each their own. What the operator sees is this node's.
     pub(crate) fn either_route<A, H, O>(&mut self, method: Method, path: &'static str, doc: Doc, member: H, operator: O)
     where
         A: Act,
@@ -196,7 +196,7 @@ impl Api {
         let run: Run = Box::new(move |ask| {
             let (member, operator) = (member.clone(), operator.clone());
             Box::pin(async move {
-                match identify(&ask).await {
+                match identify_here(&ask).await {
                     Ok(Identity::Operator(who)) => operator_answer(&operator, ask, who).await.into(),
                     Ok(identity) => tenant_answer::<A, H>(&member, ask, identity).await,
                     Err(fail) => Err(fail).into(),
@@ -397,12 +397,20 @@ fn workspace(ask: &Ask, tenant: &str) -> Result<()> {
 }
 
 async fn identify(ask: &Ask) -> Result<Identity> {
+    Ok(ask.service.kernel.authenticate(bearer(ask)?, &ask.request).await?)
+}
+
+/// Also of an operator whose service is led by another node.
+async fn identify_here(ask: &Ask) -> Result<Identity> {
+    Ok(ask.service.kernel.authenticate_here(bearer(ask)?, &ask.request).await?)
+}
+
+fn bearer(ask: &Ask) -> Result<Presented<'_>> {
     let bearer = ask.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(|value| {
         let (scheme, token) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then(|| token.trim_start())
     });
-    let Some(bearer) = bearer else { return Err(platform::tenancy::Error::Unauthenticated.into()) };
-    Ok(ask.service.kernel.authenticate(Presented::Bearer(bearer), &ask.request).await?)
+    bearer.map(Presented::Bearer).ok_or_else(|| platform::tenancy::Error::Unauthenticated.into())
 }
 
 /// A request as a handler sees it.

@@ -11,7 +11,7 @@
 //! tenant's ledger begins with an entry that names the old one, and the old one stays with the tenant as an object.
 //!
 //! An import reads all of it twice: first to verify everything, before anything is made; then into a tenant that becomes known only
-//! with its last step. API keys are not taken out.
+//! with its last step. Jobs that wait or run begin anew there. API keys are not taken out.
 
 mod export;
 mod format;
@@ -47,6 +47,8 @@ enum Item {
     Record { kind: String, key: String, fields: Vec<(String, String)> },
     /// No data.
     Counter { name: String, value: i64 },
+    /// No data. A job that waits or runs, and who wants it done.
+    Job { kind: String, id: String, principal: String },
     /// Data: the export of the ledger.
     Ledger { origin: String, vkey: String },
     /// Last: how many there were.

@@ -356,8 +356,8 @@ impl Cluster {
         self.pool.leave(&self.node.name).await
     }
 
-    /// An entry for the service's ledger, which the leader will write. Beyond 10,000 that wait, none is kept.
-    pub(crate) async fn outbox_put(&self, entry: &[u8]) -> Result<()> {
+    /// An entry for the service's ledger, which the leader will write; whether it was taken: beyond 10,000 that wait, none is.
+    pub(crate) async fn outbox_put(&self, entry: &[u8]) -> Result<bool> {
         self.pool.outbox_put(&seal::seal(&self.outbox_key, b"entry", entry)?).await
     }
 

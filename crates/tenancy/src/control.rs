@@ -27,7 +27,7 @@ use crate::ledger::SharedCopy;
 use crate::name::{Name, TenantId};
 use crate::place::Placement;
 use crate::root::RootStore;
-use crate::rows::db::{Db, PostgresDb, as_i64};
+use crate::rows::db::{Closing, Db, PostgresDb, as_i64};
 use crate::rows::postgres::PgRows;
 use crate::rows::sql::{Row, Sql};
 use crate::rows::sqlite::{Expect, Migrations, SqliteDb};
@@ -203,7 +203,7 @@ impl Control {
     /// Writes what waits and closes cleanly. Everything asked later is refused.
     pub(crate) async fn close(&self) -> Result<()> {
         self.flush().await?;
-        self.db.close().await
+        self.db.close(Closing::Clean).await
     }
 
     /// Where the shared copy of the service's own ledger is; none of a service on one node.
@@ -575,6 +575,13 @@ impl Control {
         let sql = "SELECT * FROM (SELECT *, row_number() OVER (PARTITION BY tenant ORDER BY created_at, id) AS place FROM ticket
              WHERE claimed_by IS NULL) AS waiting WHERE place = 1 ORDER BY created_at, id LIMIT $1";
         reading.sql()?.all(sql, &[limit.into()]).await?.iter().map(ticket).collect()
+    }
+
+    /// A tenant's tickets by id, whoever has them.
+    pub(crate) async fn tickets_of(&self, tenant: TenantId) -> Result<Vec<TicketRow>> {
+        let mut reading = self.db.read().await?;
+        let sql = "SELECT * FROM ticket WHERE tenant = $1 ORDER BY id";
+        reading.sql()?.all(sql, &[(&tenant.0).into()]).await?.iter().map(ticket).collect()
     }
 
     /// Removes a tenant's tickets; how many.

@@ -1,5 +1,6 @@
 //! The kernel, opened: where credentials become callers, callers become tenants, and everything reaches the disk.
 
+mod buckets;
 mod credentials;
 mod home;
 pub(crate) mod places;
@@ -546,10 +547,32 @@ impl Inner {
         outcome: Outcome,
         reason: &str,
     ) -> Result<u64> {
-        let (request, reason) = (request.to_string(), reason.to_owned());
-        let (actor, via, act, resource) = (actor.to_owned(), via.to_owned(), act.to_owned(), resource.to_owned());
-        let detail = Default::default();
-        self.written(&Entry { time: now_micros(), request, actor, via, act, resource, outcome, reason, detail, generation: None }).await
+        self.written(&service_entry(actor, via, request, act, resource, outcome, reason)).await
+    }
+
+    /// The same on any node: one that does not lead hands the entry to the one that does, and it is as safe as the database.
+    pub(crate) async fn record_anywhere(
+        &self,
+        actor: &str,
+        via: &str,
+        request: &RequestId,
+        act: &str,
+        resource: &str,
+        outcome: Outcome,
+        reason: &str,
+    ) -> Result<()> {
+        self.handed_in(&service_entry(actor, via, request, act, resource, outcome, reason)).await
+    }
+
+    async fn handed_in(&self, entry: &Entry) -> Result<()> {
+        match &self.home {
+            Some(home) if !self.leads() => {
+                let entry = serde_json::to_vec(entry).map_err(Error::internal)?;
+                let taken = home.cluster.outbox_put(&entry).await?;
+                if taken { Ok(()) } else { Err(Error::Unavailable("too much waits for the service's audit log: try again")) }
+            }
+            _ => self.written(entry).await.map(drop),
+        }
     }
 
     async fn written(&self, entry: &Entry) -> Result<u64> {
@@ -587,22 +610,14 @@ impl Inner {
         if refused == 0 {
             return Ok(());
         }
-        let entry = Entry {
-            time: now_micros(),
-            request: RequestId::fresh().to_string(),
-            actor: "unknown".to_owned(),
-            via: "-".to_owned(),
-            act: "Authenticate".to_owned(),
-            resource: "service:".to_owned(),
-            outcome: Outcome::Refused,
-            reason: format!("{refused} credentials since the last such entry"),
-            detail: Default::default(),
-            generation: None,
-        };
-        match &self.home {
-            Some(home) if !self.leads() => home.cluster.outbox_put(&serde_json::to_vec(&entry).map_err(Error::internal)?).await,
-            _ => self.written(&entry).await.map(drop),
+        let reason = format!("{refused} credentials since the last such entry");
+        let entry = service_entry("unknown", "-", &RequestId::fresh(), "Authenticate", "service:", Outcome::Refused, &reason);
+        let told = self.handed_in(&entry).await;
+        if told.is_err() {
+            // They count with the next ones.
+            self.refused.fetch_add(refused, Ordering::Relaxed);
         }
+        told
     }
 }
 
@@ -635,6 +650,12 @@ impl Evicted {
 /// Goes on to its end when whoever waits for it is gone: for what must not stop in the middle.
 pub(crate) async fn unbroken<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
     tokio::spawn(work).await.map_err(Error::internal)?
+}
+
+fn service_entry(actor: &str, via: &str, request: &RequestId, act: &str, resource: &str, outcome: Outcome, reason: &str) -> Entry {
+    let (request, reason) = (request.to_string(), reason.to_owned());
+    let (actor, via, act, resource) = (actor.to_owned(), via.to_owned(), act.to_owned(), resource.to_owned());
+    Entry { time: now_micros(), request, actor, via, act, resource, outcome, reason, detail: Default::default(), generation: None }
 }
 
 fn origin(root: &RootStore, whose: &str) -> String {

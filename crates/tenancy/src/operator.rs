@@ -319,7 +319,8 @@ impl Operator {
     /// # Errors
     /// [`Error::Internal`] when the ledger cannot be written.
     pub async fn observe(&self) -> Result<Vec<TenantUsage>> {
-        self.log("ServiceMetricsRead", "service:", Outcome::Allowed).await?;
+        let (kernel, act) = (&self.kernel.0, "ServiceMetricsRead");
+        kernel.record_anywhere("operator", &self.via, &self.request, act, "service:", Outcome::Allowed, "operator").await?;
         Ok(self.kernel.observe())
     }
 

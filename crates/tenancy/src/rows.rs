@@ -36,7 +36,7 @@ use crate::freeze::Freeze;
 use crate::keyring::Keyring;
 use crate::ledger::{Entry, Ledger, SharedCopy};
 use codec::Codec;
-use db::{CLOSED, Db, LOCK_WAIT_MAX, PostgresDb, Reading, Txn};
+use db::{CLOSED, Closing, Db, LOCK_WAIT_MAX, PostgresDb, Reading, Txn};
 use parking_lot::RwLock;
 use postgres::PgRows;
 pub(crate) use records::content_fits;
@@ -74,7 +74,7 @@ pub(crate) enum Place {
 
 /// Whether a copy of a tenant's own file opens with this key.
 pub(crate) async fn file_opens(path: &Path, key: &crate::seal::Key, anchor: AnchorSlot) -> Result<()> {
-    SqliteDb::open(path, key, anchor, MIGRATIONS, Expect::Present).await?.close().await
+    SqliteDb::open(path, key, anchor, MIGRATIONS, Expect::Present).await?.close(Closing::Clean).await
 }
 
 impl Place {
@@ -245,10 +245,14 @@ impl Store {
 
     /// Checkpoints, closes and leaves the hash of the file in the anchor. Everything asked later is refused.
     pub(crate) async fn close(&self) -> Result<()> {
-        if self.unseen.swap(0, Ordering::AcqRel) > 0 || self.home().objects.littered() {
-            self.sweep().await?;
+        let litters = self.unseen.swap(0, Ordering::AcqRel) > 0 || self.home().objects.littered();
+        let swept = if litters { self.sweep().await } else { Ok(()) };
+        if let Err(Error::Unavailable(reason)) = &swept {
+            tracing::warn!(reason, "objects that no row knows are removed when the tenant is next opened");
+            return self.home().db.close(Closing::Litter).await;
         }
-        self.home().db.close().await
+        swept?;
+        self.home().db.close(Closing::Clean).await
     }
 
     /// Reads.

@@ -245,6 +245,17 @@ async fn nodes_agree() {
         }
     }
 
+    // Each node answers for itself: the tenant is open at its home alone.
+    let mut open = Vec::new();
+    for node in 0..NODES {
+        let told = cluster.ask_at(node, Method::GET, "/metrics", &cluster.operator, Body::None).await.expect(200).text();
+        open.push(told.lines().find_map(|line| line.strip_prefix("insula_tenants_open ")).unwrap().to_owned());
+    }
+    open.sort_unstable();
+    assert_eq!(open, ["0", "0", "1"]);
+    let told = cluster.items("/v1/service/ledger?act=ServiceMetricsRead", &cluster.operator).await;
+    println!("{} of {NODES} readings are in the service's log by now", told.len());
+
     // One limit for all nodes together, exactly.
     let uploads = (0..40).map(|number| {
         let (cluster, key) = (&cluster, &key);

@@ -295,8 +295,8 @@ fn buckets_are_tried_with_each_tenants_own_access_key() {
     }
 }
 
-#[test]
-fn a_tenant_is_taken_out_and_brought_in_elsewhere() {
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_is_taken_out_and_brought_in_elsewhere() {
     let Some(database) = Database::make() else { return };
     let (Some(from), Some(to)) = (service(&database), Service::start()) else { return };
     from.tenant("clinic", &["--storage", "pooled"]);
@@ -332,4 +332,12 @@ fn a_tenant_is_taken_out_and_brought_in_elsewhere() {
     let (before, after) = (from.run("clinic", &["data", "show", "rows"]).json(), to.run("clinic", &["data", "show", "rows"]).json());
     assert_eq!(after, before);
     import("clinic", &bundle, &key).failed(7, "clinic");
+
+    let (auditor, file) = (to.key_of("clinic"), to.path("former.ledger"));
+    let former = to.get("/v1/ledger/former", &auditor).await.expect(200).json()["items"][0].clone();
+    let origin = former["origin"].as_str().unwrap().replace('/', "%2F");
+    fs::write(&file, to.get(&format!("/v1/ledger/former/export?origin={origin}"), &auditor).await.expect(200).body).unwrap();
+    let report = to.run("clinic", &["audit", "verify", &file, "--key", former["vkey"].as_str().unwrap()]).json();
+    assert_eq!(report["size"], former["size"], "the log of the service it came from still verifies");
+    to.get("/v1/ledger/former/export?origin=another", &auditor).await.expect(404);
 }

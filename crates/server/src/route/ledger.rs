@@ -53,6 +53,21 @@ pub(super) fn register(api: &mut Api) {
     );
     api.tenant_route(
         GET,
+        "/v1/ledger/former",
+        Doc::new("former_ledger_list", "Audit logs of services where the tenant lived before it was brought here")
+            .answers::<FormerLedgers>(),
+        former,
+    );
+    api.tenant_route(
+        GET,
+        "/v1/ledger/former/export",
+        Doc::new("former_ledger_export", "One of them as a file that verifies offline")
+            .query("origin", "string", "which one: its `origin`")
+            .answers_stream("application/x-ndjson", "one JSON object a line"),
+        former_export,
+    );
+    api.tenant_route(
+        GET,
         "/v1/ledger/proofs/inclusion",
         Doc::new("ledger_inclusion", "Proof that an entry is in the log (RFC 6962)")
             .query("index", "integer", "number of the entry")
@@ -288,6 +303,46 @@ async fn tile(permit: &Permit<LedgerRead>, ask: Ask) -> Result<Reply> {
 
 async fn export(permit: &Permit<LedgerRead>, _ask: Ask) -> Result<Reply> {
     exported(permit.ledger()).await
+}
+
+/// An audit log from before the tenant was brought here.
+#[derive(Serialize, ToSchema)]
+struct FormerLedger {
+    /// Names the log: pin it to verify.
+    origin: String,
+    /// C2SP signed-note verifier key: pin it to verify.
+    vkey: String,
+    /// Entries.
+    size: u64,
+    /// Root of its tree, base64.
+    root: String,
+    /// When it was brought here, RFC 3339.
+    imported_at: String,
+}
+
+/// All of them.
+#[derive(Serialize, ToSchema)]
+struct FormerLedgers {
+    items: Vec<FormerLedger>,
+}
+
+async fn former(permit: &Permit<LedgerRead>, _ask: Ask) -> Result<Reply> {
+    let known = permit.former_ledgers().await?.into_iter();
+    let items = known.map(|log| FormerLedger {
+        imported_at: rfc3339(log.imported_at),
+        origin: log.origin,
+        vkey: log.vkey,
+        size: log.size,
+        root: log.root,
+    });
+    Reply::json(&FormerLedgers { items: items.collect() })
+}
+
+async fn former_export(permit: &Permit<LedgerRead>, ask: Ask) -> Result<Reply> {
+    let origin = ask.query("origin")?.ok_or_else(|| Fail::new("query_invalid", "give `origin`"))?;
+    let export = permit.former_ledger(&origin).await?;
+    let pieces = export.stream().map(|piece| piece.map_err(Fail::from)).boxed();
+    Ok(Reply::stream("application/x-ndjson", Some(export.bytes()), pieces))
 }
 
 /// The whole log, written by a thread that waits for the client.

@@ -69,11 +69,12 @@ impl S3 {
         Ok(s3)
     }
 
-    /// Gives a tenant its place. `taken` are the buckets of all tenants. What a failure leaves behind is removed if the server lets us.
+    /// Gives a tenant its place. `taken` are the buckets of all tenants; `fresh` is what its own will be called where the service makes
+    /// it. What a failure leaves behind is removed if the server lets us.
     ///
     /// # Errors
     /// [`Error::Conflict`] if the bucket is somebody's already; [`Error::Invalid`] if the configuration names none for this tenant.
-    pub(crate) async fn provision(&self, tenant: TenantId, tenant_name: &str, taken: &[String]) -> Result<ObjectsPlace> {
+    pub(crate) async fn provision(&self, tenant: TenantId, tenant_name: &str, taken: &[String], fresh: &str) -> Result<ObjectsPlace> {
         match (&self.config.credentials, Wire::iam(&self.config, &self.http)?) {
             (S3Credentials::Configured(tenants), _) => {
                 let given = tenants.get(tenant_name).ok_or_else(|| {
@@ -81,10 +82,7 @@ impl S3 {
                 })?;
                 self.adopt(tenant, given, taken).await
             }
-            (S3Credentials::Iam { .. }, Some(iam)) => {
-                let name = self.fresh_name()?;
-                self.make_or_unmake(&iam, tenant, &name).await
-            }
+            (S3Credentials::Iam { .. }, Some(iam)) => self.make_or_unmake(&iam, tenant, fresh).await,
             (S3Credentials::Iam { .. }, None) => Err(Error::internal("no wire to the IAM API")),
         }
     }
@@ -119,7 +117,7 @@ impl S3 {
     }
 
     /// A name that a new bucket would have.
-    pub(super) fn fresh_name(&self) -> Result<String> {
+    pub(crate) fn fresh_name(&self) -> Result<String> {
         Ok(format!("{}-{}", self.config.bucket_prefix, hex(&seal::random::<16>()?)))
     }
 

@@ -15,6 +15,7 @@ use super::Item;
 use super::format::{PIECE_BYTES_MAX, Writer};
 use crate::blobs::{BlobId, BlobReader, BlobRow};
 use crate::clock::now_micros;
+use crate::control::TicketRow;
 use crate::erasure::service_key;
 use crate::error::{Error, Result};
 use crate::island::Island;
@@ -130,6 +131,11 @@ impl Export {
         while let Some(page) = spool.page()? {
             records += rows(&mut writer, page).await?;
         }
+        for TicketRow { id, kind, principal, .. } in moment.jobs {
+            let id = id.split_once('/').map_or_else(|| id.clone(), |(_, id)| id.to_owned());
+            writer.item(&Item::Job { kind, id, principal }).await?;
+            writer.end().await?;
+        }
         ledger(&mut writer, &island.ledger, &kernel.origin(&island.id.hex())).await?;
         let (objects, bytes) = (moment.known.len() as u64, moment.known.values().sum());
         writer.item(&Item::End { records, counters: spool.counters, objects, bytes }).await?;
@@ -147,6 +153,8 @@ struct Moment {
     known: HashMap<BlobId, u64>,
     /// Those that are not in the bundle yet, open: they can be read even if they are deleted now.
     left: Vec<(BlobId, BlobRow, BlobReader)>,
+    /// By id. A ticket is written before its row, so there is one for each row of the same moment.
+    jobs: Vec<TicketRow>,
 }
 
 impl Moment {
@@ -168,8 +176,9 @@ impl Moment {
                 row => spool.put(row)?,
             }
         }
+        let jobs = kernel.0.control.tickets_of(island.id).await?;
         spool.turn()?;
-        Ok(Self { spool, known, left })
+        Ok(Self { spool, known, left, jobs })
     }
 }
 

@@ -122,6 +122,7 @@ pub(crate) async fn sweep(kernel: &Kernel) -> Result<()> {
     if kernel.0.control.tenant_by_id(id).await?.is_none() {
         kernel.rows_place_destroy(id, &note.placement).await?;
         kernel.objects_place_destroy(id, &note.placement.objects).await?;
+        kernel.0.control.tickets_destroy(id).await?;
         let dir = kernel.tenant_dir(id);
         blocking(move || remove_folder(&dir)).await?;
     }
@@ -174,6 +175,13 @@ pub(super) fn verify(mut file: File, key: &Key) -> Result<Verified> {
                     return Err(refused("a counter is malformed"));
                 }
                 found.counters += 1;
+            }
+            Item::Job { kind, id, principal } => {
+                reader.whole(0)?;
+                let known: Result<Name> = principal.parse();
+                if !content_fits(&kind, &id, &[]) || known.is_err() || !found.follows((2, &id, "")) {
+                    return Err(refused("a job is malformed"));
+                }
             }
             Item::Ledger { origin, vkey } => {
                 let mut data = BufReader::new(Data::new(&mut reader));
@@ -277,9 +285,14 @@ async fn make(
     let store = Store::create_at(&dir, place.clone(), kernel.bucket(id, placement)?, Arc::clone(&keyring), anchor).await?;
     let filled = fill(&store, id, file, key, verified).await;
     // Closed in any case, so that its place can be swept.
-    let filled = filled.and(store.close().await);
+    let closed = store.close().await;
     drop(store);
-    filled?;
+    let jobs = filled?;
+    closed?;
+    for (kind, job, principal) in jobs {
+        // Nobody claims it before the tenant is known.
+        kernel.ticket_add(id, &kind, &job, &principal).await?;
+    }
     let ledger = kernel.ledger_open(&dir, &keyring, place.is_shared())?;
     place.ledger_append(&ledger, &entry(verified, via)).await?;
     drop(ledger);
@@ -366,10 +379,13 @@ fn parts(mut file: File, key: Key) -> mpsc::Receiver<Result<Part>> {
     receive
 }
 
-/// Writes all of it into the new tenant's store.
-async fn fill(store: &Store, id: TenantId, file: File, key: &Key, verified: &Verified) -> Result<()> {
+/// Kind, id and principal.
+type Job = (String, String, String);
+
+/// Writes all of it into the new tenant's store; the jobs are for when it can be known.
+async fn fill(store: &Store, id: TenantId, file: File, key: &Key, verified: &Verified) -> Result<Vec<Job>> {
     let mut parts = parts(file, key.clone());
-    let mut filling = Filling { store, id, sealed: Vec::new(), rows: Vec::new(), bytes: 0, ledger: None };
+    let mut filling = Filling { store, id, sealed: Vec::new(), rows: Vec::new(), bytes: 0, jobs: Vec::new(), ledger: None };
     while let Some(part) = parts.recv().await {
         let Part::Item(item) = part? else { return Err(refused("an item is out of place")) };
         let last = matches!(item, Item::End { .. });
@@ -391,6 +407,7 @@ struct Filling<'s> {
     sealed: Vec<SealedBlob>,
     rows: Vec<Content>,
     bytes: usize,
+    jobs: Vec<Job>,
     ledger: Option<SealedBlob>,
 }
 
@@ -415,6 +432,10 @@ impl Filling<'_> {
                 whole(parts).await?;
                 self.rows.push(Content::Counter { name, value });
             }
+            Item::Job { kind, id, principal } => {
+                whole(parts).await?;
+                self.jobs.push((kind, id, principal));
+            }
             Item::Manifest { .. } | Item::Known | Item::End { .. } => drop(whole(parts).await?),
         }
         if self.rows.len() >= BATCH_ITEMS_MAX || self.bytes >= BATCH_BYTES_MAX {
@@ -429,7 +450,7 @@ impl Filling<'_> {
     }
 
     /// Objects become known to the rows; the former ledger is one more, with a record.
-    async fn finish(mut self, verified: &Verified) -> Result<()> {
+    async fn finish(mut self, verified: &Verified) -> Result<Vec<Job>> {
         self.write().await?;
         while !self.sealed.is_empty() {
             let mut tx = self.store.tx().await?;
@@ -452,7 +473,8 @@ impl Filling<'_> {
         tx.usage_add("objects", 1).await?;
         tx.attach(ledger).await?;
         tx.put(&former).await?;
-        tx.commit_with(None).await.map(drop)
+        tx.commit_with(None).await?;
+        Ok(self.jobs)
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 
 use super::*;
-use crate::act::{DatasetRead, DatasetWrite, QuotaRead};
+use crate::act::{DatasetRead, DatasetWrite, QuotaRead, TrainingRun};
 use crate::error::Error;
 use crate::kernel::Kernel;
 use crate::name::Name;
@@ -288,4 +288,29 @@ async fn an_import_that_died_is_swept() {
     super::sweep(&to.kernel).await.unwrap();
     assert_eq!(to.traces(), before);
     to.import("b", &bundle, KEY).await.unwrap();
+}
+
+#[tokio::test]
+async fn jobs_that_waited_or_ran_are_done_where_the_tenant_comes_to() {
+    let (from, to) = (House::new().await, House::new().await);
+    let key = from.tenant_new().await;
+    for job in ["first", "second"] {
+        let permit = from.tenant(&key).await.unwrap().allow::<TrainingRun>(job).unwrap();
+        permit.enqueue("training", job).await.unwrap();
+        let _ = permit.finish().unwrap();
+    }
+    let running = from.kernel.claim("here").await.unwrap().unwrap();
+    let (bundle, _) = from.export().await;
+    to.import("b", &bundle, KEY).await.unwrap();
+    let mut taken = Vec::new();
+    while let Some(lease) = to.kernel.claim("there").await.unwrap() {
+        let tenant = to.kernel.resume(&lease).await.unwrap();
+        assert_eq!((tenant.principal(), lease.attempts()), ("ada", 1));
+        assert!(tenant.allow::<TrainingRun>(lease.id()).is_ok());
+        taken.push(lease.id().to_owned());
+        to.kernel.release(lease).await.unwrap();
+    }
+    taken.sort_unstable();
+    assert_eq!(taken, ["first", "second"]);
+    from.kernel.release(running).await.unwrap();
 }

@@ -11,11 +11,13 @@ use super::{LEASE, OUTBOX_MAX, OUTBOX_PAGE, WANTED_GRACE};
 use crate::error::{Error, Result};
 use crate::name::TenantId;
 use crate::place::{NodeConfig, PostgresConfig};
-use crate::rows::postgres::options;
-use crate::rows::sql::Prepared;
+use crate::rows::postgres::{options, release_bounded};
+use crate::rows::sql::{Asked, Prepared};
 
 const CONNECTIONS_MAX: u32 = 4;
 const CONNECT_WAIT_MAX: Duration = Duration::from_secs(2);
+/// Statements here are small, and nothing waits for another for long.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// Prepared statements that a connection keeps: more than there are.
 const STATEMENTS_MAX: usize = 64;
 
@@ -54,7 +56,7 @@ impl Pool {
     pub(crate) fn new(config: &PostgresConfig) -> Result<Self> {
         let (prepared, statements) = if config.prepared_statements { (Prepared::Kept, STATEMENTS_MAX) } else { (Prepared::Once, 0) };
         let options = options(&config.control_url, "control_url")?.statement_cache_capacity(statements);
-        let pool = PgPoolOptions::new().max_connections(CONNECTIONS_MAX).acquire_timeout(CONNECT_WAIT_MAX);
+        let pool = release_bounded(PgPoolOptions::new().max_connections(CONNECTIONS_MAX).acquire_timeout(CONNECT_WAIT_MAX));
         Ok(Self { pool: pool.connect_lazy_with(options), prepared })
     }
 
@@ -70,12 +72,12 @@ impl Pool {
              WHERE n.url = $2 OR n.seen_at IS NULL OR n.seen_at < clock_timestamp() - $5::interval",
         );
         let registering = registering.bind(&node.name).bind(&node.url).bind(&node.certificate_sha256).bind(mac).bind(LEASE);
-        Ok(registering.execute(&self.pool).await?.rows_affected() == 1)
+        Ok(registering.execute(&self.pool).answered(ANSWER_MAX).await?.rows_affected() == 1)
     }
 
     pub(super) async fn node(&self, name: &str) -> Result<Option<NodeRow>> {
         let row = self.query("SELECT name, url, certificate_sha256, mac FROM insula_control.node WHERE name = $1").bind(name);
-        row.fetch_optional(&self.pool).await?.map(|row| node(&row)).transpose()
+        row.fetch_optional(&self.pool).answered(ANSWER_MAX).await?.map(|row| node(&row)).transpose()
     }
 
     /// Who is home: whose lease has not run out, or for whom it was just let go of.
@@ -87,7 +89,7 @@ impl Pool {
                  FROM insula_control.lease WHERE tenant = $1) AS h
              LEFT JOIN insula_control.node AS n ON n.name = h.holder",
         );
-        let row = row.bind(tenant.0.as_slice()).bind(WANTED_GRACE).fetch_optional(&self.pool).await?;
+        let row = row.bind(tenant.0.as_slice()).bind(WANTED_GRACE).fetch_optional(&self.pool).answered(ANSWER_MAX).await?;
         let Some(row) = row else { return Ok(Found::Free) };
         let holder: Option<String> = row.try_get("holder")?;
         let name: Option<String> = row.try_get("name")?;
@@ -108,14 +110,21 @@ impl Pool {
                  AND (l.wanted_by IS NULL OR l.wanted_by = $2 OR l.expires_at <= clock_timestamp() - $4::interval))
              RETURNING fence",
         );
-        let row = taking.bind(tenant.0.as_slice()).bind(me).bind(LEASE).bind(WANTED_GRACE).fetch_optional(&self.pool).await?;
+        let row = taking
+            .bind(tenant.0.as_slice())
+            .bind(me)
+            .bind(LEASE)
+            .bind(WANTED_GRACE)
+            .fetch_optional(&self.pool)
+            .answered(ANSWER_MAX)
+            .await?;
         row.map(|row| u64::try_from(row.try_get::<i64, _>("fence")?).map_err(Error::integrity)).transpose()
     }
 
     pub(super) async fn want(&self, tenant: TenantId, me: &str) -> Result<()> {
         let wanting =
             self.query("UPDATE insula_control.lease SET wanted_by = $2 WHERE tenant = $1 AND node <> $2 AND wanted_by IS DISTINCT FROM $2");
-        wanting.bind(tenant.0.as_slice()).bind(me).execute(&self.pool).await?;
+        wanting.bind(tenant.0.as_slice()).bind(me).execute(&self.pool).answered(ANSWER_MAX).await?;
         Ok(())
     }
 
@@ -132,7 +141,7 @@ impl Pool {
              SELECT r.tenant, r.wanted, t.epoch_generation
              FROM here LEFT JOIN renewed AS r ON true LEFT JOIN insula_control.tenant AS t ON t.id = r.tenant",
         );
-        let rows = renewing.bind(me).bind(tenants).bind(fences).bind(LEASE).fetch_all(&self.pool).await?;
+        let rows = renewing.bind(me).bind(tenants).bind(fences).bind(LEASE).fetch_all(&self.pool).answered(ANSWER_MAX).await?;
         if rows.is_empty() {
             return Ok(None);
         }
@@ -151,14 +160,14 @@ impl Pool {
             "UPDATE insula_control.lease SET node = NULL, expires_at = clock_timestamp() WHERE tenant = $1 AND node = $2 AND fence = $3",
         );
         let fence = i64::try_from(fence).map_err(Error::internal)?;
-        releasing.bind(tenant.0.as_slice()).bind(me).bind(fence).execute(&self.pool).await?;
+        releasing.bind(tenant.0.as_slice()).bind(me).bind(fence).execute(&self.pool).answered(ANSWER_MAX).await?;
         Ok(())
     }
 
     pub(super) async fn bury(&self, tenant: TenantId, me: &str, fence: u64) -> Result<()> {
         let burying = self.query("DELETE FROM insula_control.lease WHERE tenant = $1 AND node = $2 AND fence = $3");
         let fence = i64::try_from(fence).map_err(Error::internal)?;
-        burying.bind(tenant.0.as_slice()).bind(me).bind(fence).execute(&self.pool).await?;
+        burying.bind(tenant.0.as_slice()).bind(me).bind(fence).execute(&self.pool).answered(ANSWER_MAX).await?;
         Ok(())
     }
 
@@ -168,7 +177,7 @@ impl Pool {
             "WITH gone AS (UPDATE insula_control.node SET seen_at = '-infinity' WHERE name = $1)
              UPDATE insula_control.lease SET node = NULL, expires_at = clock_timestamp() WHERE node = $1",
         );
-        leaving.bind(me).execute(&self.pool).await?;
+        leaving.bind(me).execute(&self.pool).answered(ANSWER_MAX).await?;
         Ok(())
     }
 
@@ -177,7 +186,7 @@ impl Pool {
         let rows = self.query(
             "SELECT tenant FROM insula_control.lease WHERE tenant = ANY($1::bytea[]) AND node <> $2 AND expires_at > clock_timestamp()",
         );
-        let rows = rows.bind(asked).bind(me).fetch_all(&self.pool).await?;
+        let rows = rows.bind(asked).bind(me).fetch_all(&self.pool).answered(ANSWER_MAX).await?;
         rows.iter().map(|row| tenant_id(row.try_get("tenant")?)).collect()
     }
 
@@ -187,26 +196,25 @@ impl Pool {
             "UPDATE insula_control.ticket AS t SET claimed_by = NULL WHERE claimed_by IS NOT NULL AND NOT EXISTS
              (SELECT FROM insula_control.node AS n WHERE n.name = t.claimed_by AND n.seen_at > clock_timestamp() - $1::interval)",
         );
-        Ok(freeing.bind(LEASE).execute(&self.pool).await?.rows_affected())
+        Ok(freeing.bind(LEASE).execute(&self.pool).answered(ANSWER_MAX).await?.rows_affected())
     }
 
-    pub(super) async fn outbox_put(&self, entry: &[u8]) -> Result<()> {
+    pub(super) async fn outbox_put(&self, entry: &[u8]) -> Result<bool> {
         let putting = self.query(
             "INSERT INTO insula_control.service_outbox (entry)
              SELECT $1 WHERE (SELECT count(*) FROM insula_control.service_outbox) < $2",
         );
-        putting.bind(entry).bind(OUTBOX_MAX).execute(&self.pool).await?;
-        Ok(())
+        Ok(putting.bind(entry).bind(OUTBOX_MAX).execute(&self.pool).answered(ANSWER_MAX).await?.rows_affected() == 1)
     }
 
     pub(super) async fn outbox(&self) -> Result<Vec<(i64, Vec<u8>)>> {
         let rows = self.query("SELECT id, entry FROM insula_control.service_outbox ORDER BY id LIMIT $1").bind(OUTBOX_PAGE);
-        rows.fetch_all(&self.pool).await?.iter().map(|row| Ok((row.try_get("id")?, row.try_get("entry")?))).collect()
+        rows.fetch_all(&self.pool).answered(ANSWER_MAX).await?.iter().map(|row| Ok((row.try_get("id")?, row.try_get("entry")?))).collect()
     }
 
     pub(super) async fn outbox_done(&self, ids: &[i64]) -> Result<()> {
         let done = self.query("DELETE FROM insula_control.service_outbox WHERE id = ANY($1::bigint[])");
-        done.bind(ids).execute(&self.pool).await?;
+        done.bind(ids).execute(&self.pool).answered(ANSWER_MAX).await?;
         Ok(())
     }
 }

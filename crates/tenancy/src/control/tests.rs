@@ -278,7 +278,7 @@ async fn a_file_of_the_first_version_is_brought_up_to_date() {
     sql.execute("INSERT INTO state VALUES ('meta/bootstrap', $1)", &[b"once".into()]).await.unwrap();
     let generation = txn.commit().await.unwrap();
     place.anchors.sync().unwrap();
-    old.close().await.unwrap();
+    old.close(crate::rows::db::Closing::Clean).await.unwrap();
     drop(old);
 
     let control = house.control().await;

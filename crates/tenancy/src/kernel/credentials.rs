@@ -16,6 +16,15 @@ impl Kernel {
         Ok(identity)
     }
 
+    /// As [`Kernel::authenticate`], for what each node tells of itself: an operator may be one of a node that does not lead. Whatever
+    /// he asks of it but [`Operator::observe`] is then [`Error::Unavailable`].
+    ///
+    /// # Errors
+    /// [`Error::Unauthenticated`].
+    pub async fn authenticate_here(&self, presented: Presented<'_>, request: &RequestId) -> Result<Identity> {
+        self.counted(self.identify(presented, request).await)
+    }
+
     /// Counts refusals. One by one they would let anybody fill the disk, so the service's ledger gets their number now and then.
     fn counted<T>(&self, result: Result<T>) -> Result<T> {
         if matches!(result, Err(Error::Unauthenticated)) {
@@ -108,7 +117,10 @@ impl Kernel {
     /// [`Error::Unauthenticated`] when it is wrong or was used.
     pub async fn bootstrap(&self, secret: &str, request: &RequestId) -> Result<IssuedKey> {
         self.lead().await?;
-        let stored = self.0.control.meta(BOOTSTRAP_META).await?;
+        let path = self.0.config.keystore_dir.join(BOOTSTRAP_FILE);
+        // The row alone opens nothing: who writes in the database could put a spent one back, but not the file in the keystore.
+        let waits = path.exists();
+        let stored = self.0.control.meta(BOOTSTRAP_META).await?.filter(|_| waits);
         let stored: Option<[u8; 32]> = stored.and_then(|bytes| bytes.try_into().ok());
         if !credential::verify_bootstrap(secret, &self.0.credential_key, stored.as_ref()) {
             return self.counted(Err(Error::Unauthenticated));
@@ -119,7 +131,7 @@ impl Kernel {
         if !self.0.control.credential_insert_spending(BOOTSTRAP_META, &row).await? {
             return self.counted(Err(Error::Unauthenticated));
         }
-        let _ = std::fs::remove_file(self.0.config.keystore_dir.join(BOOTSTRAP_FILE));
+        removed(&path);
         self.0.record("operator", "bootstrap", request, "OperatorBootstrap", "service", Outcome::Allowed, "one-time secret").await?;
         Ok(issued)
     }
@@ -201,19 +213,79 @@ impl Kernel {
         .await
     }
 
-    /// On the very first start: makes the one-time secret. Later: says where it still waits, if it does.
-    pub(super) async fn bootstrap_secret(&self) -> Result<Option<PathBuf>> {
+    /// The leader's: on the very first start it makes the one-time secret; later it removes the file of one that was spent by a node that
+    /// died over it.
+    pub(super) async fn bootstrap_settle(&self) -> Result<()> {
         let path = self.0.config.keystore_dir.join(BOOTSTRAP_FILE);
-        // Of two nodes that start at once for the first time, one makes it and the other finds it.
+        // A leader from before may still be at it.
         let kernel = self.clone();
         let _alone = blocking(move || kernel.0.root.alone()).await?;
         if self.0.control.meta("bootstrap_made").await?.is_some() {
-            return Ok(self.0.control.meta(BOOTSTRAP_META).await?.map(|_| path));
+            if self.0.control.meta(BOOTSTRAP_META).await?.is_none() && path.exists() {
+                removed(&path);
+            }
+            return Ok(());
         }
         let (text, mac) = credential::issue_bootstrap(&self.0.credential_key)?;
         write_private(&path, text.as_bytes())?;
         self.0.control.meta_set(BOOTSTRAP_META, &mac).await?;
-        self.0.control.meta_set("bootstrap_made", b"1").await?;
-        Ok(Some(path))
+        self.0.control.meta_set("bootstrap_made", b"1").await
+    }
+
+    /// Where the one-time secret waits, if it does.
+    pub(super) async fn bootstrap_secret(&self) -> Result<Option<PathBuf>> {
+        let path = self.0.config.keystore_dir.join(BOOTSTRAP_FILE);
+        Ok(self.0.control.meta(BOOTSTRAP_META).await?.map(|_| path))
+    }
+}
+
+fn removed(secret: &Path) {
+    if let Err(error) = std::fs::remove_file(secret) {
+        tracing::error!(%error, file = %secret.display(), "the file of the spent one-time secret stays: remove it");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn open(dir: &Path) -> Kernel {
+        let config = KernelConfig {
+            data_dir: dir.join("data"),
+            keystore_dir: dir.join("keystore"),
+            issuer: "https://localhost".to_owned(),
+            stores_open_max: 4,
+            limits: Limits::default(),
+            stores: StoresConfig::default(),
+        };
+        Kernel::open(config).await.unwrap().0
+    }
+
+    #[tokio::test]
+    async fn a_spent_secret_stays_spent_when_its_row_is_put_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let kernel = open(dir.path()).await;
+        let file = dir.path().join("keystore").join(BOOTSTRAP_FILE);
+        let secret = std::fs::read_to_string(&file).unwrap().trim().to_owned();
+        let row = kernel.0.control.meta(BOOTSTRAP_META).await.unwrap().unwrap();
+        kernel.bootstrap(&secret, &RequestId::fresh()).await.unwrap();
+        assert!(!file.exists());
+        kernel.0.control.meta_set(BOOTSTRAP_META, &row).await.unwrap();
+        assert!(matches!(kernel.bootstrap(&secret, &RequestId::fresh()).await, Err(Error::Unauthenticated)));
+        kernel.close().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_file_of_a_secret_that_was_spent_by_a_process_that_died_over_it_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let kernel = open(dir.path()).await;
+        let file = dir.path().join("keystore").join(BOOTSTRAP_FILE);
+        let text = std::fs::read(&file).unwrap();
+        kernel.bootstrap(str::from_utf8(&text).unwrap().trim(), &RequestId::fresh()).await.unwrap();
+        std::fs::write(&file, text).unwrap();
+        kernel.close().await.unwrap();
+        drop(kernel);
+        open(dir.path()).await.close().await.unwrap();
+        assert!(!file.exists());
     }
 }

@@ -161,9 +161,11 @@ impl Kernel {
             old.ledger.finish();
         }
         let ledger = self.service_ledger().await?;
+        self.bootstrap_settle().await?;
         if hold.is_some() {
             tracing::info!("this node leads the service");
         }
+        self.buckets_sweep_later();
         *self.0.service.leading.lock() = Some(Leading { ledger, hold });
         Ok(())
     }

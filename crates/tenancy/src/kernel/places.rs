@@ -22,6 +22,8 @@ pub(crate) struct Stores {
     pub(crate) config: StoresConfig,
     postgres: Option<Arc<Postgres>>,
     s3: Option<S3>,
+    /// Held by who changes the note of buckets that are being made.
+    pub(super) begun: AsyncMutex<()>,
 }
 
 impl Stores {
@@ -35,7 +37,7 @@ impl Stores {
             None => None,
         };
         let s3 = config.s3.as_ref().map(|s3| S3::new(s3.clone(), root.service_id(), root.control_key())).transpose()?;
-        let stores = Self { config: config.clone(), postgres, s3 };
+        let stores = Self { config: config.clone(), postgres, s3, begun: AsyncMutex::default() };
         stores.takes(config.tier)?;
         Ok(stores)
     }
@@ -121,11 +123,15 @@ impl Kernel {
         let Some(s3) = stores.s3.as_ref().filter(|_| tier != Tier::Embedded) else { return Ok(ObjectsPlace::Folder) };
         // Buckets that the service makes have names that nobody could take.
         let configured = |s3: &S3Config| matches!(s3.credentials, S3Credentials::Configured(_));
+        let fresh = s3.fresh_name()?;
         let taken = match stores.config.s3.as_ref().is_some_and(configured) {
             true => self.neighbours(id).await?.iter().flat_map(|(_, place)| place.buckets()).map(str::to_owned).collect(),
-            false => Vec::new(),
+            false => {
+                self.bucket_begin(id, &fresh).await?;
+                Vec::new()
+            }
         };
-        s3.provision(id, name.as_str(), &taken).await
+        s3.provision(id, name.as_str(), &taken, &fresh).await
     }
 
     /// Where its objects lie.

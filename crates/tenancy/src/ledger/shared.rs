@@ -22,7 +22,7 @@ use super::shipping::{Mark, SEGMENT_ENTRIES, Segment, Shipment};
 use crate::error::{Error, Result};
 use crate::rows::db::{Db, Reading, TAKEN_OVER, Txn, as_i64, blocking};
 use crate::rows::postgres::PgRows;
-use crate::rows::sql::{Prepared, Row, Sql};
+use crate::rows::sql::{ANSWER_MAX, Asked, Prepared, Row, Sql};
 
 /// Everything that is read comes from one moment.
 const SNAPSHOT: &str = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY";
@@ -189,7 +189,7 @@ impl Shipping<'_> {
     pub(super) async fn commit(self) -> Result<()> {
         match self {
             Self::Rows(txn) => txn.commit_beside().await,
-            Self::Place(transaction, _) => Ok(transaction.commit().await?),
+            Self::Place(transaction, _) => transaction.commit().answered(ANSWER_MAX).await,
         }
     }
 }

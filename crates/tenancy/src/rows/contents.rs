@@ -18,7 +18,7 @@ use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 use serde::{Deserialize, Serialize};
 
 use super::codec::{Codec, Content};
-use super::db::{Db, PostgresDb};
+use super::db::{Closing, Db, PostgresDb};
 use super::sqlite::{Expect, SqliteDb};
 use super::{Home, MIGRATIONS, Place, ROWS, Store, records};
 use crate::anchor::{Anchor, AnchorSlot};
@@ -163,7 +163,7 @@ impl Home {
 
     /// Lets go; returns how it was left.
     pub(crate) async fn leave(&self) -> Result<Anchor> {
-        self.db.close().await?;
+        self.db.close(Closing::Clean).await?;
         Ok(self.db.anchor().now())
     }
 

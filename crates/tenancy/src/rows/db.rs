@@ -12,7 +12,7 @@ use sqlx::postgres::PgConnection;
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::postgres::PgRows;
-use super::sql::{Prepared, Sql};
+use super::sql::{ANSWER_MAX, Asked, Prepared, Sql};
 
 use super::sqlite::{Held, SqliteDb};
 use crate::anchor::AnchorSlot;
@@ -93,12 +93,21 @@ impl Db {
     }
 
     /// Lets go. Everything asked later is refused.
-    pub(crate) async fn close(&self) -> Result<()> {
+    pub(crate) async fn close(&self, left: Closing) -> Result<()> {
         match self {
-            Self::Sqlite(db) => db.close().await,
-            Self::Postgres(db) => db.close().await,
+            Self::Sqlite(db) => db.close(left).await,
+            Self::Postgres(db) => db.close(left).await,
         }
     }
+}
+
+/// How it is left to whoever opens it next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Closing {
+    /// Nothing is to be done.
+    Clean,
+    /// Objects may lie around that no row knows: they are to be looked for, as after a crash.
+    Litter,
 }
 
 /// A place on a PostgreSQL server: one tenant's tables, or the control tables.
@@ -137,7 +146,7 @@ impl PostgresDb {
         }
         let was_clean = sql.optional("SELECT value FROM state WHERE name = 'clean'", &[]).await?.map(|row| row.int(0)).transpose()?;
         set(&mut sql, "clean", 0).await?;
-        transaction.commit().await?;
+        transaction.commit().answered(ANSWER_MAX).await?;
         let db = Self {
             reading: rows.reading(),
             rows,
@@ -158,16 +167,21 @@ impl PostgresDb {
     }
 
     /// Leaves the place in order and lets go.
-    async fn close(&self) -> Result<()> {
+    async fn close(&self, left: Closing) -> Result<()> {
         let _last = self.one().await?;
         if self.closed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        if left == Closing::Litter {
+            self.closed.store(true, Ordering::Release);
+            self.anchor.release();
             return Ok(());
         }
         let mut transaction = self.begin_writing().await?;
         let (_, stored) = locked(&mut transaction, self.rows.prepared()).await?;
         if self.fence.is_none_or(|fence| stored.is_none_or(|stored| stored <= fence)) {
             set(&mut Sql::Postgres(&mut transaction, self.rows.prepared()), "clean", 1).await?;
-            transaction.commit().await?;
+            transaction.commit().answered(ANSWER_MAX).await?;
         }
         self.closed.store(true, Ordering::Release);
         self.anchor.release();
@@ -358,7 +372,7 @@ impl Txn<'_> {
         match self.inner {
             Inner::Sqlite(db, held) => db.commit(held, generation).await?,
             Inner::Postgres(db, _one, transaction) => {
-                transaction.commit().await?;
+                transaction.commit().answered(ANSWER_MAX).await?;
                 if let Err(error) = db.anchored(generation) {
                     // It is committed: saying otherwise would be wrong. The next transaction does not begin before the anchor holds.
                     tracing::error!(%error, context = error.private(), "a commit could not be anchored");
@@ -371,7 +385,7 @@ impl Txn<'_> {
     /// Commits what is no change of the rows, on a server: the generation stays.
     pub(crate) async fn commit_beside(self) -> Result<()> {
         match self.inner {
-            Inner::Postgres(_, _one, transaction) if !self.broken => Ok(transaction.commit().await?),
+            Inner::Postgres(_, _one, transaction) if !self.broken => transaction.commit().answered(ANSWER_MAX).await,
             _ => Err(Error::internal("nothing lies beside these rows")),
         }
     }

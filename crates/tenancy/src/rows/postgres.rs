@@ -38,7 +38,7 @@ use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, Transaction, query_scalar};
 use tokio::time::timeout;
 
-use super::sql::Prepared;
+use super::sql::{ANSWER_MAX, Asked, Prepared};
 use crate::error::{Error, Result};
 use crate::name::TenantId;
 use crate::place::{PostgresConfig, Secret, Tier};
@@ -53,6 +53,8 @@ const CONTROL_SCHEMA: &str = "insula_control";
 const ACQUIRE_WAIT_MAX: Duration = Duration::from_secs(5);
 /// A connection that lay idle for longer is tried before it is used.
 const STALE_AFTER: Duration = Duration::from_secs(1);
+/// How long a connection that is given back may take to end what was begun on it.
+const RELEASE_WAIT_MAX: Duration = Duration::from_secs(5);
 const IDLE_MAX: Duration = Duration::from_secs(600);
 const LIFETIME_MAX: Duration = Duration::from_secs(1800);
 /// Connections for the service's own rows.
@@ -130,7 +132,7 @@ impl Postgres {
         };
         let mut transaction = postgres.control().begin().await?;
         catalogue::check(&mut transaction, &postgres.roles).await?;
-        transaction.commit().await?;
+        transaction.commit().answered(ANSWER_MAX).await?;
         Ok(Arc::new(postgres))
     }
 
@@ -157,7 +159,7 @@ impl Postgres {
             None => {
                 let mut transaction = self.rows(tenant, tier, None).await?.begin().await?;
                 sqlx::query(STATE).persistent(false).execute(&mut *transaction).await?;
-                Ok(transaction.commit().await?)
+                transaction.commit().answered(ANSWER_MAX).await
             }
         }
     }
@@ -176,7 +178,7 @@ impl Postgres {
             None => {
                 let mut transaction = self.rows(tenant, tier, None).await?.begin().await?;
                 provision::empty(&mut transaction).await?;
-                Ok(transaction.commit().await?)
+                transaction.commit().answered(ANSWER_MAX).await
             }
         }
     }
@@ -303,8 +305,19 @@ pub(crate) fn options(url: &Secret, what: &str) -> Result<PgConnectOptions> {
     Ok(options.application_name("insula").extra_float_digits(None).disable_statement_logging())
 }
 
+/// A connection on which nothing comes any more is closed instead of given back: else the pool would count it for ever as in use.
+pub(crate) fn release_bounded(options: PgPoolOptions) -> PgPoolOptions {
+    options.after_release(|connection, _| {
+        Box::pin(async move {
+            // This also ends what was left open on it.
+            let ended = timeout(RELEASE_WAIT_MAX, connection.ping()).await;
+            ended.map_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()), |ended| ended.map(|()| true))
+        })
+    })
+}
+
 fn pool(options: PgConnectOptions, connections_max: u32, idle_max: Duration) -> PgPool {
-    PgPoolOptions::new()
+    release_bounded(PgPoolOptions::new())
         .max_connections(connections_max.max(1))
         .acquire_timeout(ACQUIRE_WAIT_MAX)
         .idle_timeout(idle_max)
@@ -332,7 +345,7 @@ async fn checked(options: &PgConnectOptions, what: &str) -> Result<String> {
     server::role_checked(&mut transaction, what).await?;
     let select = query_scalar("SELECT current_database()::text").persistent(false);
     let database = select.fetch_one(&mut *transaction).await?;
-    transaction.commit().await?;
+    transaction.commit().answered(ANSWER_MAX).await?;
     connection.close().await?;
     Ok(database)
 }

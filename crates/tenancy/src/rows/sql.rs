@@ -3,11 +3,33 @@
 //! What both understand: `$1`, `RETURNING`, `ON CONFLICT DO NOTHING`, `IS NOT DISTINCT FROM`, `row_number() OVER`. What only one
 //! does is not written: an upsert is an update, and an insert if it changed nothing. Integers are 64 bits in both.
 
+use std::time::Duration;
+
 use sqlx::postgres::{PgArguments, PgConnection, PgRow};
 use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
 use sqlx::{ColumnIndex, Postgres, Row as _, Sqlite, query};
 
 use crate::error::{Error, Result};
+
+/// How long a statement on a server, or a commit, is waited for: longer than the server itself gives it.
+pub(crate) const ANSWER_MAX: Duration = Duration::from_secs(35);
+
+/// What a server is asked.
+pub(crate) trait Asked<T>: Future<Output = sqlx::Result<T>> + Send + Sized {
+    /// The answer, if it comes in time. The server ends what takes it too long by itself; this is for one that hangs, or whose
+    /// network is gone.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if nothing comes: whether it was done is not known then.
+    fn answered(self, wait: Duration) -> impl Future<Output = Result<T>> + Send {
+        async move {
+            let answer = tokio::time::timeout(wait, self).await;
+            Ok(answer.map_err(|_| Error::Unavailable("the database does not answer; try again"))??)
+        }
+    }
+}
+
+impl<T, F: Future<Output = sqlx::Result<T>> + Send> Asked<T> for F {}
 
 /// A parameter. The absent ones have a type too: PostgreSQL asks.
 #[derive(Debug, Clone, Copy)]
@@ -106,7 +128,9 @@ impl Sql<'_> {
     pub(crate) async fn execute(&mut self, sql: &'static str, params: &[Param<'_>]) -> Result<u64> {
         Ok(match self {
             Self::Sqlite(connection) => bind_sqlite(sql, params).execute(&mut **connection).await?.rows_affected(),
-            Self::Postgres(connection, prepared) => bind_postgres(sql, params, *prepared).execute(&mut **connection).await?.rows_affected(),
+            Self::Postgres(connection, prepared) => {
+                bind_postgres(sql, params, *prepared).execute(&mut **connection).answered(ANSWER_MAX).await?.rows_affected()
+            }
         })
     }
 
@@ -114,9 +138,13 @@ impl Sql<'_> {
     pub(crate) async fn all(&mut self, sql: &'static str, params: &[Param<'_>]) -> Result<Vec<Row>> {
         Ok(match self {
             Self::Sqlite(connection) => bind_sqlite(sql, params).fetch_all(&mut **connection).await?.into_iter().map(Row::Sqlite).collect(),
-            Self::Postgres(connection, prepared) => {
-                bind_postgres(sql, params, *prepared).fetch_all(&mut **connection).await?.into_iter().map(Row::Postgres).collect()
-            }
+            Self::Postgres(connection, prepared) => bind_postgres(sql, params, *prepared)
+                .fetch_all(&mut **connection)
+                .answered(ANSWER_MAX)
+                .await?
+                .into_iter()
+                .map(Row::Postgres)
+                .collect(),
         })
     }
 
@@ -125,7 +153,7 @@ impl Sql<'_> {
         Ok(match self {
             Self::Sqlite(connection) => bind_sqlite(sql, params).fetch_optional(&mut **connection).await?.map(Row::Sqlite),
             Self::Postgres(connection, prepared) => {
-                bind_postgres(sql, params, *prepared).fetch_optional(&mut **connection).await?.map(Row::Postgres)
+                bind_postgres(sql, params, *prepared).fetch_optional(&mut **connection).answered(ANSWER_MAX).await?.map(Row::Postgres)
             }
         })
     }

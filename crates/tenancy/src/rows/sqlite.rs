@@ -15,7 +15,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions, Connection, query, query_scalar, raw_sql};
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
 
-use super::db::{CLOSED, LOCK_WAIT_MAX, blocking};
+use super::db::{CLOSED, Closing, LOCK_WAIT_MAX, blocking};
 use crate::anchor::AnchorSlot;
 use crate::error::{Error, Result};
 use crate::seal::Key;
@@ -183,7 +183,7 @@ impl SqliteDb {
     }
 
     /// Writes everything into the main file, closes it and anchors its hash. Everything asked later is refused.
-    pub(crate) async fn close(&self) -> Result<()> {
+    pub(crate) async fn close(&self, left: Closing) -> Result<()> {
         let mut held = match self.read().await {
             Err(Error::Unavailable(CLOSED)) => return Ok(()),
             held => held?,
@@ -191,7 +191,7 @@ impl SqliteDb {
         let mut last = std::mem::take(&mut *held.0);
         query("PRAGMA wal_checkpoint(TRUNCATE)").execute(last.connection()?).await?;
         last.close().await?;
-        if self.anchor.now().clean.is_none() {
+        if left == Closing::Clean && self.anchor.now().clean.is_none() {
             let hash = file_hash(&self.path).await?;
             self.anchor.clean(self.generation(), hash)?;
         }

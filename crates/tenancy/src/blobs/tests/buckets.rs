@@ -63,7 +63,7 @@ async fn every_bucket_refuses_anothers_access_key() {
         place.root.control_key(),
     )
     .unwrap();
-    let all_opening = leaky.provision(mine.tenant, "acme", &[]).await.unwrap();
+    let all_opening = leaky.provision(mine.tenant, "acme", &[], &leaky.fresh_name().unwrap()).await.unwrap();
     let probes = s3.verify_isolation(mine.tenant, &all_opening, &others).await.unwrap();
     let on_others = broken(&probes).iter().filter(|probe| !probe.own && probe.outcome == ProbeOutcome::Broken).count();
     assert!(on_others >= 8, "{probes:#?}");
@@ -150,18 +150,18 @@ async fn configured_buckets_are_adopted_once() {
 
     let configured = with(vec![("acme", given.clone())]).unwrap();
     let (tenant, other) = (place.tenant(1), place.tenant(2));
-    assert!(matches!(configured.provision(tenant.id, "nobody", &[]).await, Err(Error::Invalid(_))));
-    assert!(matches!(configured.provision(tenant.id, "acme", &[bucket.to_owned()]).await, Err(Error::Conflict(_))), "another tenant's");
+    assert!(matches!(configured.provision(tenant.id, "nobody", &[], "").await, Err(Error::Invalid(_))));
+    assert!(matches!(configured.provision(tenant.id, "acme", &[bucket.to_owned()], "").await, Err(Error::Conflict(_))), "another tenant's");
     made.call(Method::PUT, "/something", &[], b"x".to_vec()).await.done("writing").unwrap();
-    assert!(matches!(configured.provision(tenant.id, "acme", &[]).await, Err(Error::Conflict(_))), "not empty");
+    assert!(matches!(configured.provision(tenant.id, "acme", &[], "").await, Err(Error::Conflict(_))), "not empty");
     made.call(Method::DELETE, "/something", &[], Vec::new()).await.done("removing").unwrap();
-    let adopted = configured.provision(tenant.id, "acme", &[]).await.unwrap();
+    let adopted = configured.provision(tenant.id, "acme", &[], "").await.unwrap();
     assert_eq!(
-        configured.provision(tenant.id, "acme", &[]).await.map(|again| name_of(&again)).unwrap(),
+        configured.provision(tenant.id, "acme", &[], "").await.map(|again| name_of(&again)).unwrap(),
         name_of(&adopted),
         "again after a crash"
     );
-    assert!(matches!(configured.provision(other.id, "acme", &[]).await, Err(Error::Conflict(_))), "marked for another");
+    assert!(matches!(configured.provision(other.id, "acme", &[], "").await, Err(Error::Conflict(_))), "marked for another");
 
     let rented = Rented { s3: configured, tenant: tenant.id, place: adopted };
     let store = tenant.create_with(Some(rented.objects())).await;
@@ -312,7 +312,8 @@ async fn a_killed_server_is_an_outage_and_loses_nothing() {
     };
     assert!(matches!(finished.await.map(drop), Err(Error::Unavailable(_))));
     assert!(matches!(read(&store, kept).await, Err(Error::Unavailable(_))), "an outage is no damage");
-    assert!(matches!(s3.provision(home.place.tenant(2).id, "x", &[]).await, Err(Error::Unavailable(_))));
+    let fresh = s3.fresh_name().unwrap();
+    assert!(matches!(s3.provision(home.place.tenant(2).id, "x", &[], &fresh).await, Err(Error::Unavailable(_))));
     // It dies too: the bucket has an upload that nobody will finish, and rows open without it.
     home.tenant.kill(store).await;
     let store = home.open().await;
@@ -324,6 +325,22 @@ async fn a_killed_server_is_an_outage_and_loses_nothing() {
     let new = stored(&store, b"after").await;
     store.close().await.unwrap();
     assert_eq!(home.lying().await, 3, "swept at the end, since it could not be at the beginning");
+
+    // At the end, too, the server may be away: then it is done at the next beginning.
+    let store = home.open().await;
+    stored(&store, b"one more").await;
+    let mut writer = store.blob_writer().unwrap();
+    for _ in 0..12 {
+        writer.write(content(1_000_000).into()).await.unwrap();
+    }
+    server.kill();
+    drop(writer);
+    store.close().await.unwrap();
+    server.restart().await;
+    assert_eq!(home.lying().await, 5, "an upload that nobody will finish");
+    let store = home.open().await;
+    assert_eq!(home.lying().await, 4);
+    store.close().await.unwrap();
     let store = home.open().await;
     assert_eq!(read(&store, new).await.unwrap(), b"after");
     drop(store);

@@ -52,7 +52,7 @@ pub(in crate::blobs) struct Rented {
 
 impl Rented {
     pub(in crate::blobs) async fn new(s3: &S3, tenant: TenantId) -> Self {
-        Self { s3: s3.clone(), tenant, place: s3.provision(tenant, "acme", &[]).await.unwrap() }
+        Self { s3: s3.clone(), tenant, place: s3.provision(tenant, "acme", &[], &s3.fresh_name().unwrap()).await.unwrap() }
     }
 
     pub(in crate::blobs) fn parts(&self) -> (&str, &str, &str) {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use sqlx::Executor;
 
 use super::super::*;
+use crate::rows::db::Closing;
 use crate::rows::postgres::Postgres;
 use crate::rows::postgres::tests::{Scratch, scratch};
 use crate::rows::tests::Place;
@@ -109,7 +110,7 @@ impl House {
             let mut txn = db.begin().await.unwrap();
             txn.sql().unwrap().execute(undo, &[]).await.unwrap();
             txn.commit().await.unwrap();
-            db.close().await.unwrap();
+            db.close(Closing::Clean).await.unwrap();
         }
         self.control().await
     }
@@ -117,7 +118,7 @@ impl House {
     /// The process dies: nothing is closed cleanly, all commits are there.
     pub(super) async fn reopened(&self, control: Control) -> Result<Control> {
         let newest = control.db.generation();
-        control.db.close().await.unwrap();
+        control.db.close(Closing::Clean).await.unwrap();
         drop(control);
         self.place.anchors.slot(0, SERVICE).unwrap().generation(newest).unwrap();
         self.open().await

@@ -3,6 +3,7 @@
 mod attacks;
 mod bleed;
 mod catalogue;
+mod silence;
 
 use super::*;
 use crate::name::hex;

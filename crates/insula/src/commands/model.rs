@@ -39,15 +39,8 @@ const DETAIL_FIELDS: &[Field] = &[
     ("data sha256", "/lineage/dataset_sha256"),
 ];
 const TENSOR_FIELDS: &[Field] = &[("name", "/name"), ("type", "/datatype"), ("shape", "/shape")];
-const CHANGE_FIELDS: &[Field] = &[
-    ("what", "/what"),
-    ("alias", "/alias"),
-    ("version", "/version"),
-    ("from", "/from"),
-    ("to", "/to"),
-    ("when", "/at"),
-    ("by", "/by"),
-];
+const CHANGE_FIELDS: &[Field] =
+    &[("what", "/what"), ("alias", "/alias"), ("version", "/version"), ("from", "/from"), ("to", "/to"), ("when", "/at"), ("by", "/by")];
 
 /// Commands on models.
 #[derive(Debug, Subcommand)]

@@ -44,7 +44,8 @@ impl Answer {
 
     /// The code of a problem document, or of an inference error.
     pub(crate) fn code(&self) -> String {
-        self.json()["code"].as_str().unwrap_or_default().to_owned()
+        let body = self.json();
+        body["code"].as_str().or(body["error_code"].as_str()).unwrap_or_default().to_owned()
     }
 
     pub(crate) fn expect(self, status: u16) -> Self {

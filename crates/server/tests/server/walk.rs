@@ -65,14 +65,14 @@ impl World {
         let experiment = json!({"name": "walk"});
         let experiment =
             insula.post("/api/2.0/mlflow/experiments/create", &admin, experiment).await.expect(200).json()["experiment_id"].clone();
-        let run = insula.post("/api/2.0/mlflow/runs/create", &admin, json!({"experiment_id": experiment})).await.expect(200).json();
+        let logged_run = insula.post("/api/2.0/mlflow/runs/create", &admin, json!({"experiment_id": experiment})).await.expect(200).json();
         let logged = json!({"experiment_id": experiment, "name": "walked"});
         let logged = insula.post("/api/2.0/mlflow/logged-models", &admin, logged).await.expect(200).json();
         let text = |value: &Value| value.as_str().unwrap().to_owned();
         let fields = BTreeMap::from([
             ("experiment_id", text(&experiment)),
-            ("run_id", text(&run["run"]["info"]["run_id"])),
-            ("run_uuid", text(&run["run"]["info"]["run_id"])),
+            ("run_id", text(&logged_run["run"]["info"]["run_id"])),
+            ("run_uuid", text(&logged_run["run"]["info"]["run_id"])),
             ("model_id", text(&logged["model"]["info"]["model_id"])),
             ("name", "fence".to_owned()),
             ("username", "mona".to_owned()),

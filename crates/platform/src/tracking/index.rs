@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! first search  ── reads all runs and items once ──► Index
-//! a writer      ── touch: marks its run before and after its commit ──► dirty
+//! a writer      ── touch: marks its run after its commit ──► dirty
 //! each search   ── reads the dirty runs again ──► filters, orders, cuts a page
 //! ```
-//! Marked twice, a run cannot be read too early and then believed: whoever searches after a write was acknowledged finds the second mark.
+//! A run is marked once its commit is acknowledged, or was given up, and before its client hears of it: whoever searches after an answer finds
+//! the mark.
 //! An index is dropped when the tenant leaves this node, when it is the one that was not used for longest and memory is short, and when
 //! so much changed that reading everything again is cheaper. What is deliberately missing: an order kept up to date. A search looks at
 //! every run of its experiments, which for a hundred thousand of them takes milliseconds.
@@ -128,11 +129,9 @@ impl Default for Tracking {
 }
 
 impl Tracking {
-    /// A run is about to be changed: marked now, and again when the guard is dropped. Keep it beyond the commit.
+    /// A run is about to be changed: it is marked when the guard is dropped. Keep it beyond the commit.
     pub(crate) fn touch<A: Act>(self: &Arc<Self>, permit: &Permit<A>, run: &str) -> Touch {
-        let touch = Touch { tracking: Arc::clone(self), island: permit.island(), run: run.to_owned() };
-        touch.mark();
-        touch
+        Touch { tracking: Arc::clone(self), island: permit.island(), run: run.to_owned() }
     }
 
     /// The tenant's rows are no longer here, or come back: what is remembered of them does not count.
@@ -160,15 +159,15 @@ impl Tracking {
 }
 
 /// Marks a run as changed when it is dropped.
-#[must_use = "the run is marked again when this is dropped, which has to be after the commit"]
+#[must_use = "the run is marked when this is dropped, which has to be after the commit"]
 pub(crate) struct Touch {
     tracking: Arc<Tracking>,
     island: IslandToken,
     run: String,
 }
 
-impl Touch {
-    fn mark(&self) {
+impl Drop for Touch {
+    fn drop(&mut self) {
         if self.run.len() > RUN_ID_BYTES_MAX {
             return; // there is no such run
         }
@@ -177,12 +176,6 @@ impl Touch {
         if dirty.len() <= DIRTY_RUNS_MAX && !dirty.contains(&self.run) {
             dirty.insert(self.run.clone());
         }
-    }
-}
-
-impl Drop for Touch {
-    fn drop(&mut self) {
-        self.mark();
     }
 }
 

@@ -1,7 +1,7 @@
 //! Runs: what a client records while it works. The record of a run is small and seldom changes; its parts are in [`super::item`].
 //!
 //! Every write asks the policy once more for the experiment that the run turns out to be in, refuses what is deleted, and tells the
-//! search index before and after its commit which run it touched.
+//! search index after its commit which run it touched.
 
 use serde::{Deserialize, Serialize};
 use tenancy::act::{Act, ResourceKind, RunDelete, RunRead, RunWrite, Writes};

@@ -22,7 +22,7 @@ const SWEPT_RECORDS_MAX: u32 = 500;
 const SWEPT_THINGS_MAX: u32 = 8;
 
 /// Runs that went; hold it beyond the commit.
-#[must_use = "the runs are marked again when this is dropped, which has to be after the commit"]
+#[must_use = "the runs are marked when this is dropped, which has to be after the commit"]
 pub(crate) struct Swept {
     runs: Vec<Touch>,
     records: u32,
@@ -123,24 +123,25 @@ impl Platform {
             Some(found) if id != DEFAULT_ID => experiment::remove(tx, found).await?,
             _ => {}
         }
+        let mut after: Option<String> = None;
         loop {
-            let runs = tx.find::<TrackedRun>("experiment", id, None, SWEPT_THINGS_MAX).await?;
-            let outer = stored.as_ref().map(|found| found.lifecycle);
-            let gone: Vec<_> = runs.into_iter().filter(|run| outer.is_none_or(|outer| run.lifecycle.within(outer).deleted)).collect();
-            if gone.is_empty() {
-                swept.records += trace::remove_some(tx, id, swept.left()).await?;
-                if swept.left() == 0 {
-                    return Ok(false);
-                }
-                let (removed, all) = logged_model::sweep_in(tx, id, swept.left()).await?;
-                swept.records += removed;
-                return Ok(all);
-            }
-            for run in gone {
-                if !self.run_remove(permit, tx, &run.id, id, at, swept).await? {
+            let runs = tx.find::<TrackedRun>("experiment", id, after.as_deref(), SWEPT_THINGS_MAX).await?;
+            let Some(last) = runs.last() else { break };
+            after = Some(last.id.clone());
+            for run in runs {
+                // Of the default experiment a run may have been restored alone; any other one is gone with all that was in it.
+                let kept = id == DEFAULT_ID && stored.as_ref().is_some_and(|found| !run.lifecycle.within(found.lifecycle).deleted);
+                if !kept && !self.run_remove(permit, tx, &run.id, id, at, swept).await? {
                     return Ok(false);
                 }
             }
         }
+        swept.records += trace::remove_some(tx, id, swept.left()).await?;
+        if swept.left() == 0 {
+            return Ok(false);
+        }
+        let (removed, all) = logged_model::sweep_in(tx, id, swept.left()).await?;
+        swept.records += removed;
+        Ok(all)
     }
 }

@@ -250,3 +250,22 @@ assert found() == [inside, second], "the oldest goes first"
 fails(lambda: client.delete_traces(experiment), "must be specified")
 assert client.delete_traces(experiment, max_timestamp_millis=int(time.time() * 1000)) == 2
 assert found() == []
+
+# What a tenant is charged for goes with the traces.
+def stored():
+    used = ask("GET", "/v1/quota").json()["used"]
+    return used["storage_bytes"], used["objects"]
+
+
+before = stored()
+with mlflow.start_span("large") as span:
+    span.set_inputs({"text": "x" * 1_000_000})
+with mlflow.start_span("small") as span:
+    span.set_inputs({"text": "x" * 10_000})
+small = mlflow.get_last_active_trace_id()
+client.set_trace_tag(small, "note", "y" * 1000)
+mlflow.log_feedback(trace_id=small, name="good", value=True)
+during = stored()
+assert during[0] - before[0] > 1_011_000 and during[1] == before[1] + 1, (before, during)
+assert client.delete_traces(experiment, max_timestamp_millis=int(time.time() * 1000)) == 2
+assert stored() == before, (before, stored())

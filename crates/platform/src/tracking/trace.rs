@@ -27,6 +27,7 @@ pub use search::TraceSearch;
 pub use span::{SPAN_BYTES_MAX, Span};
 
 use super::experiment;
+use super::item::{Balance, RECORD_BYTES};
 use super::run::TrackedRun;
 use crate::error::{Error, Result};
 use crate::platform::Platform;
@@ -130,6 +131,9 @@ pub struct Trace {
     /// All spans together, in bytes.
     #[serde(default)]
     pub span_bytes: u64,
+    /// Of these, what lies in records; objects are counted by themselves.
+    #[serde(default)]
+    pub inline_bytes: u64,
 }
 
 impl Record for Trace {
@@ -197,6 +201,15 @@ impl Trace {
         self.spans > 0 && self.spans >= expected
     }
 
+    fn record_bytes(&self) -> Result<u64> {
+        Ok(serde_json::to_vec(self).map_err(tenancy::Error::internal)?.len() as u64)
+    }
+
+    /// What the tenant is charged for, in bytes: the trace and its spans, but not their objects.
+    fn stored_bytes(&self) -> Result<u64> {
+        Ok(self.record_bytes()? + self.inline_bytes + RECORD_BYTES * (1 + self.spans))
+    }
+
     /// # Errors
     /// What is over its bounds.
     fn checked(&self) -> Result<()> {
@@ -206,8 +219,7 @@ impl Trace {
             }
             labels.keys().try_for_each(|key| label_key_checked(key))?;
         }
-        let bytes = serde_json::to_vec(self).map_err(tenancy::Error::internal)?.len();
-        if bytes > TRACE_BYTES_MAX {
+        if self.record_bytes()? > TRACE_BYTES_MAX as u64 {
             return Err(Error::invalid(format!(
                 "the tags, metadata, previews and assessments of a trace take at most {TRACE_BYTES_MAX} bytes together"
             )));
@@ -350,11 +362,12 @@ impl Platform {
         let ids: Vec<String> = ids.iter().collect::<BTreeSet<_>>().into_iter().cloned().collect();
         for mut trace in tx.get_all::<Trace>(&ids).await?.into_iter().flatten() {
             permit.within(ResourceKind::Experiment, &trace.experiment_id)?;
+            let before = trace.clone();
             trace.runs.insert(run_id.to_owned());
             if trace.runs.len() > RUNS_MAX {
                 return Err(Error::invalid(format!("a trace is linked to at most {RUNS_MAX} runs")));
             }
-            tx.put(&trace).await?;
+            put(&mut tx, Some(&before), &trace).await?;
         }
         permit.detail("run", run_id);
         tx.commit().await?;
@@ -397,9 +410,9 @@ impl Platform {
         let mut tx = permit.tx().await?;
         let mut trace = tx.get::<Trace>(permit.resource()).await?.ok_or(Error::not_found("trace"))?;
         permit.within(ResourceKind::Experiment, &trace.experiment_id)?;
+        let before = trace.clone();
         let made = change(&mut trace)?;
-        trace.checked()?;
-        tx.put(&trace).await?;
+        put(&mut tx, Some(&before), &trace).await?;
         tx.commit().await?;
         Ok(made)
     }
@@ -414,8 +427,10 @@ pub(crate) async fn remove_some(tx: &mut Tx<'_>, experiment_id: &str, most: u32)
         let Some(slot) = tx.list::<Slot>(None, 1, Some(&prefix)).await?.pop() else { break };
         removed += span::remove_some(tx, &slot.trace_id, most - removed).await?;
         if removed < most {
+            if let Some(trace) = tx.get::<Trace>(&slot.trace_id).await? {
+                remove(tx, &trace).await?;
+            }
             tx.delete::<Slot>(&slot.key()).await?;
-            tx.delete::<Trace>(&slot.trace_id).await?;
             removed += 2;
         }
     }
@@ -428,7 +443,7 @@ async fn experiment_of(tx: &mut Tx<'_>, run_id: &str) -> Result<String> {
     Ok(run.experiment_id)
 }
 
-/// Writes a trace and keeps its slot where its time is.
+/// Writes a trace, keeps its slot where its time is, and counts its bytes.
 async fn put(tx: &mut Tx<'_>, before: Option<&Trace>, trace: &Trace) -> Result<()> {
     trace.checked()?;
     let slot = trace.slot();
@@ -440,7 +455,8 @@ async fn put(tx: &mut Tx<'_>, before: Option<&Trace>, trace: &Trace) -> Result<(
         tx.put(&slot).await?;
     }
     tx.put(trace).await?;
-    Ok(())
+    let removed = before.map_or(Ok(0), Trace::stored_bytes)?;
+    Balance { added: trace.stored_bytes()?, removed }.settle(tx).await
 }
 
 /// Removes a trace with its spans.
@@ -448,7 +464,7 @@ async fn remove(tx: &mut Tx<'_>, trace: &Trace) -> Result<()> {
     while span::remove_some(tx, &trace.id, READ_ITEMS).await? == READ_ITEMS {}
     tx.delete::<Slot>(&trace.slot().key()).await?;
     tx.delete::<Trace>(&trace.id).await?;
-    Ok(())
+    Balance { added: 0, removed: trace.stored_bytes()? }.settle(tx).await
 }
 
 fn same_experiment(trace: &Trace, experiment_id: &str) -> Result<()> {

@@ -208,14 +208,18 @@ async fn replace(tx: &mut Tx<'_>, trace: &mut Trace, written: Vec<Written>) -> R
     for old in tx.get_all::<StoredSpan>(&keys).await?.into_iter().flatten() {
         trace.spans = trace.spans.saturating_sub(1);
         trace.span_bytes = trace.span_bytes.saturating_sub(old.bytes);
-        if let Body::Object(id) = old.body {
-            tx.detach(id).await?;
+        match old.body {
+            Body::Object(id) => tx.detach(id).await?,
+            Body::Here(_) => trace.inline_bytes = trace.inline_bytes.saturating_sub(old.bytes),
         }
     }
     let mut records = Vec::with_capacity(written.len());
     for Written { stored, object } in written {
         trace.spans += 1;
         trace.span_bytes += stored.bytes;
+        if object.is_none() {
+            trace.inline_bytes += stored.bytes;
+        }
         records.push(stored);
         if let Some(object) = object {
             tx.attach(object).await?;

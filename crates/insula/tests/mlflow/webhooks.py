@@ -98,6 +98,32 @@ assert (message["entity"], message["action"], message["data"]["name"]) == ("regi
 client.test_webhook(hook.webhook_id, event="model_version_tag.set")
 assert json.loads(told.get(timeout=10)[2])["data"]["key"] == "example_key"
 
+# What happens in the registry is told, in the background, to who asked for it, and by this tenant's own acts alone.
+ask("POST", "/api/2.0/mlflow/registered-models/create", OTHER, json={"name": "fence"})
+client.create_registered_model("fence", tags={"a": "b"}, description="a fence")
+path, headers, body = told.get(timeout=20)
+check_signature(headers, body)
+message = json.loads(body)
+assert (path, message["entity"], message["action"], message["workspace"]) == ("/a", "registered_model", "created", "left"), message
+assert message["data"] == {"name": "fence", "tags": {"a": "b"}, "description": "a fence"}, message
+client.set_registered_model_tag("fence", "c", "d")
+client.delete_registered_model_tag("fence", "c")
+# It is tried again when the listener fails.
+answers.update(status=503)
+client.create_registered_model("gate")
+first = told.get(timeout=20)
+answers.update(status=200)
+again = told.get(timeout=20)
+assert json.loads(first[2])["data"]["name"] == "gate" and first[2] == again[2], (first, again)
+assert first[1]["x-mlflow-delivery-id"] == again[1]["x-mlflow-delivery-id"]
+client.create_registered_model("text", tags={"mlflow.prompt.is_prompt": "true"})
+prompts = client.create_webhook("prompts", f"{here}/prompts", ["prompt.created", "prompt_tag.set"])
+client.create_registered_model("greeting", tags={"mlflow.prompt.is_prompt": "true"})
+path, _, body = told.get(timeout=20)
+assert (path, json.loads(body)["entity"], json.loads(body)["data"]["name"]) == ("/prompts", "prompt", "greeting"), body
+client.delete_webhook(prompts.webhook_id)
+assert told.empty(), told.get()
+
 # No redirect is followed, and a failure is told.
 answers.update(status=302, location=f"{here}/elsewhere")
 assert client.test_webhook(hook.webhook_id).response_status == 302

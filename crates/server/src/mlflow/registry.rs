@@ -10,10 +10,12 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::logged_models::{Pair, listed, pairs};
+use super::webhooks;
 use super::wire::{Int, Texts};
 use crate::api::{Api, Ask, Reply};
 use crate::error::{Fail, Result};
 use crate::openapi::Doc;
+use crate::service::Service;
 
 /// Models in one answer when nothing is asked for, and at most.
 const MODELS_DEFAULT: i64 = 100;
@@ -214,7 +216,7 @@ fn version_shown(version: &ModelVersion) -> Value {
         "last_updated_timestamp": updated.micros() / 1000,
         "user_id": version.created_by,
         "current_stage": version.stage.name(),
-        "source": version.logged.as_ref().map_or_else(|| own_uri(version), |logged| logged.source.clone()),
+        "source": source_shown(version),
         "status": "READY",
         "tags": listed(&version.tags),
         "aliases": version.aliases,
@@ -228,6 +230,10 @@ fn version_shown(version: &ModelVersion) -> Value {
         ("status_message", version.not_deployable.as_deref()),
     ];
     with_texts(shown, &texts)
+}
+
+fn source_shown(version: &ModelVersion) -> String {
+    version.logged.as_ref().map_or_else(|| own_uri(version), |logged| logged.source.clone())
 }
 
 /// A version that was not logged with MLflow has no artifacts: it is known by its own name.
@@ -257,6 +263,7 @@ async fn model_create(permit: &Permit<ModelWrite>, mut ask: Ask) -> Result<Reply
     let tags: BTreeMap<String, String> = pairs(asked.tags).into_iter().collect();
     let request = ModelRequest { description: asked.description, tags: Some(tags) };
     let model = ask.service.platform.model_create(permit, request).await?;
+    webhooks::model_made(permit, &ask.service, &model).await;
     Reply::json(&json!({"registered_model": model_shown(&model, &[])}))
 }
 
@@ -361,7 +368,9 @@ async fn version_create(permit: &Permit<ModelWrite>, mut ask: Ask) -> Result<Rep
         description: asked.description.unwrap_or_default(),
         tags: pairs(asked.tags).into_iter().collect(),
     };
-    version_answer(&ask.service.platform.model_version_register(permit, request).await?)
+    let version = ask.service.platform.model_version_register(permit, request).await?;
+    webhooks::version_made(permit, &ask.service, &version, &source_shown(&version)).await;
+    version_answer(&version)
 }
 
 async fn version_update(permit: &Permit<ModelWrite>, mut ask: Ask) -> Result<Reply> {
@@ -409,38 +418,57 @@ fn removed(result: platform::Result<()>) -> Result<Reply> {
 
 async fn tag_set(permit: &Permit<ModelWrite>, mut ask: Ask) -> Result<Reply> {
     let asked: OfVersion = ask.fields()?;
-    let request = TagRequest { value: asked.value.unwrap_or_default() };
-    ask.service.platform.tag_set(permit, None, &required(asked.key, "key")?, &request).await?;
-    done()
+    put_tag(permit, &ask.service, None, asked).await
 }
 
 async fn tag_delete(permit: &Permit<ModelWrite>, mut ask: Ask) -> Result<Reply> {
     let asked: OfVersion = ask.fields()?;
-    removed(ask.service.platform.tag_delete(permit, None, &required(asked.key, "key")?).await)
+    remove_tag(permit, &ask.service, None, asked).await
 }
 
 async fn version_tag_set(permit: &Permit<ModelWrite>, mut ask: Ask) -> Result<Reply> {
     let asked: OfVersion = ask.fields()?;
-    let request = TagRequest { value: asked.value.unwrap_or_default() };
-    ask.service.platform.tag_set(permit, Some(number(asked.version)?), &required(asked.key, "key")?, &request).await?;
-    done()
+    put_tag(permit, &ask.service, Some(number(asked.version)?), asked).await
 }
 
 async fn version_tag_delete(permit: &Permit<ModelWrite>, mut ask: Ask) -> Result<Reply> {
     let asked: OfVersion = ask.fields()?;
-    removed(ask.service.platform.tag_delete(permit, Some(number(asked.version)?), &required(asked.key, "key")?).await)
+    remove_tag(permit, &ask.service, Some(number(asked.version)?), asked).await
+}
+
+async fn put_tag(permit: &Permit<ModelWrite>, service: &Service, version: Option<u64>, asked: OfVersion) -> Result<Reply> {
+    let (key, request) = (required(asked.key, "key")?, TagRequest { value: asked.value.unwrap_or_default() });
+    service.platform.tag_set(permit, version, &key, &request).await?;
+    webhooks::tag_changed(permit, service, version, &key, Some(&request.value)).await;
+    done()
+}
+
+async fn remove_tag(permit: &Permit<ModelWrite>, service: &Service, version: Option<u64>, asked: OfVersion) -> Result<Reply> {
+    let key = required(asked.key, "key")?;
+    let result = service.platform.tag_delete(permit, version, &key).await;
+    if result.is_ok() {
+        webhooks::tag_changed(permit, service, version, &key, None).await;
+    }
+    removed(result)
 }
 
 async fn alias_set(permit: &Permit<ModelWrite>, mut ask: Ask) -> Result<Reply> {
     let asked: OfVersion = ask.fields()?;
     let request = AliasRequest { version: number(asked.version)? };
-    ask.service.platform.alias_set(permit, &required(asked.alias, "alias")?, &request).await?;
+    let alias = required(asked.alias, "alias")?;
+    ask.service.platform.alias_set(permit, &alias, &request).await?;
+    webhooks::alias_changed(permit, &ask.service, &alias, Some(request.version)).await;
     done()
 }
 
 async fn alias_delete(permit: &Permit<ModelWrite>, mut ask: Ask) -> Result<Reply> {
     let asked: OfVersion = ask.fields()?;
-    removed(ask.service.platform.alias_delete(permit, &required(asked.alias, "alias")?).await.map(drop))
+    let alias = required(asked.alias, "alias")?;
+    let result = ask.service.platform.alias_delete(permit, &alias).await.map(drop);
+    if result.is_ok() {
+        webhooks::alias_changed(permit, &ask.service, &alias, None).await;
+    }
+    removed(result)
 }
 
 async fn alias_get(permit: &Permit<ModelRead>, mut ask: Ask) -> Result<Reply> {

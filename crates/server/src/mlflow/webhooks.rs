@@ -1,14 +1,16 @@
 //! Webhooks: keeping them, trying one out, and telling about what happened in the registry. Messages are signed as MLflow signs them, which
 //! is close to Standard Webhooks: HMAC-SHA256 over `id.timestamp.body`.
 
+use std::collections::BTreeMap;
+
 use aws_lc_rs::{hmac, rand};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use http::header::{CONTENT_TYPE, HeaderName};
 use http::{HeaderMap, HeaderValue, Method};
 use platform::tenancy::Permit;
-use platform::tenancy::act::{Act, WebhookRead, WebhookWrite};
-use platform::{Registered, Webhook, WebhookEvent, WebhookRequest, WebhookSecret, WebhookTarget};
+use platform::tenancy::act::{Act, ModelWrite, WebhookRead, WebhookWrite};
+use platform::{Model, ModelVersion, Registered, Webhook, WebhookEvent, WebhookRequest, WebhookSecret, WebhookTarget};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -24,6 +26,8 @@ use crate::service::Service;
 const SIGNATURE: HeaderName = HeaderName::from_static("x-mlflow-signature");
 const TIMESTAMP: HeaderName = HeaderName::from_static("x-mlflow-timestamp");
 const DELIVERY: HeaderName = HeaderName::from_static("x-mlflow-delivery-id");
+/// The tag in which clients keep the text of a prompt's version.
+const PROMPT_TEXT: &str = "mlflow.prompt.text";
 /// Webhooks in one answer.
 const PAGE_DEFAULT: usize = 100;
 const PAGE_MAX: usize = 1000;
@@ -40,10 +44,9 @@ pub(crate) fn register(api: &mut Api) {
     api.tenant_route(Method::POST, test, Doc::new("mlflow_webhook_test", "Send an example to a webhook"), try_out);
 }
 
-/// Tells the tenant's webhooks, in the background, what an act has done to the registered model that it is about. To be called when it is
-/// done; a failure here is not the act's. `data` has what the event says beside the model's name.
-#[expect(dead_code, reason = "the registry's addresses will call it")]
-pub(crate) async fn tell<A: Act>(permit: &Permit<A>, service: &Service, what: Registered, action: &str, mut data: Value) {
+/// Tells the tenant's webhooks, in the background, what an act has done to the registered model that it is about. A failure here is not the
+/// act's, which is done. `data` has what the event says beside the model's name.
+async fn tell<A: Act>(permit: &Permit<A>, service: &Service, what: Registered, action: &str, mut data: Value) {
     let (entity, targets) = match service.platform.webhook_targets(permit, what, action).await {
         Ok(None) => return,
         Ok(Some(found)) => found,
@@ -57,6 +60,54 @@ pub(crate) async fn tell<A: Act>(permit: &Permit<A>, service: &Service, what: Re
         if !message.is_ok_and(|message| service.egress.queue(permit.island(), message)) {
             tracing::warn!("a webhook's message was dropped: too many are waiting");
         }
+    }
+}
+
+/// A model, or a prompt, was registered.
+pub(crate) async fn model_made(permit: &Permit<ModelWrite>, service: &Service, model: &Model) {
+    let data = json!({"tags": shown_tags(&model.tags), "description": model.description});
+    tell(permit, service, Registered::Model, "CREATED", data).await;
+}
+
+/// A version was made.
+pub(crate) async fn version_made(permit: &Permit<ModelWrite>, service: &Service, version: &ModelVersion, source: &str) {
+    let mut data = json!({
+        "version": version.version.to_string(),
+        "source": source,
+        "run_id": version.run_id,
+        "tags": shown_tags(&version.tags),
+        "description": version.description,
+    });
+    if let (Some(data), Some(template)) = (data.as_object_mut(), version.tags.get(PROMPT_TEXT)) {
+        data.insert("template".to_owned(), template.as_str().into());
+    }
+    tell(permit, service, Registered::Version, "CREATED", data).await;
+}
+
+/// A tag of the model, or of one version, was set, or removed when it has no value any more.
+pub(crate) async fn tag_changed(permit: &Permit<ModelWrite>, service: &Service, version: Option<u64>, key: &str, value: Option<&str>) {
+    let what = if version.is_some() { Registered::VersionTag } else { Registered::ModelTag };
+    let mut data = json!({"key": key});
+    put(&mut data, "version", version.map(|version| version.to_string()));
+    put(&mut data, "value", value);
+    tell(permit, service, what, if value.is_some() { "SET" } else { "DELETED" }, data).await;
+}
+
+/// An alias was pointed at a version, or removed.
+pub(crate) async fn alias_changed(permit: &Permit<ModelWrite>, service: &Service, alias: &str, version: Option<u64>) {
+    let mut data = json!({"alias": alias});
+    put(&mut data, "version", version.map(|version| version.to_string()));
+    tell(permit, service, Registered::Alias, if version.is_some() { "CREATED" } else { "DELETED" }, data).await;
+}
+
+/// Tags without those by which clients mark prompts.
+fn shown_tags(tags: &BTreeMap<String, String>) -> BTreeMap<&String, &String> {
+    tags.iter().filter(|(key, _)| !key.starts_with("mlflow.prompt.")).collect()
+}
+
+fn put(data: &mut Value, key: &str, value: Option<impl Into<Value>>) {
+    if let (Some(data), Some(value)) = (data.as_object_mut(), value) {
+        data.insert(key.to_owned(), value.into());
     }
 }
 

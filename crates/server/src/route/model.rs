@@ -9,6 +9,7 @@ use platform::{AliasChange, AliasRequest, Approval, Gate, GateRequest, HistoryEn
 use super::{DELETE, GET, PUT};
 use crate::api::{Api, Ask, Reply};
 use crate::error::{Fail, Result};
+use crate::mlflow::webhooks;
 use crate::openapi::Doc;
 
 pub(super) fn register(api: &mut Api) {
@@ -151,6 +152,7 @@ async fn upload(permit: &Permit<ModelWrite>, ask: Ask) -> Result<Reply> {
     let stream = ask.body.stream(service.model_bytes_max);
     let version = service.platform.model_version_upload(permit, stream).await?;
     let location = format!("/v1/models/{}/versions/{}", version.model, version.version);
+    webhooks::version_made(permit, &service, &version, &format!("models:/{}/{}", version.model, version.version)).await;
     Ok(Reply::json(&version)?.created(&location))
 }
 
@@ -173,13 +175,17 @@ async fn alias_history(permit: &Permit<ModelRead>, ask: Ask) -> Result<Reply> {
 async fn alias_set(permit: &Permit<ModelWrite>, ask: Ask) -> Result<Reply> {
     let (service, alias) = (ask.service.clone(), ask.parameter("alias").to_owned());
     let request: AliasRequest = ask.json().await?;
-    Reply::json(&service.platform.alias_set(permit, &alias, &request).await?)
+    let model = service.platform.alias_set(permit, &alias, &request).await?;
+    webhooks::alias_changed(permit, &service, &alias, Some(request.version)).await;
+    Reply::json(&model)
 }
 
 async fn alias_delete(permit: &Permit<ModelWrite>, ask: Ask) -> Result<Reply> {
     let (service, alias) = (ask.service.clone(), ask.parameter("alias").to_owned());
     ask.no_body().await?;
-    Reply::json(&service.platform.alias_delete(permit, &alias).await?)
+    let model = service.platform.alias_delete(permit, &alias).await?;
+    webhooks::alias_changed(permit, &service, &alias, None).await;
+    Reply::json(&model)
 }
 
 /// The version that the path names, on addresses that have one.
@@ -191,6 +197,7 @@ async fn tag_set(permit: &Permit<ModelWrite>, ask: Ask) -> Result<Reply> {
     let (service, version, key) = (ask.service.clone(), tagged(&ask)?, ask.parameter("key").to_owned());
     let request: TagRequest = ask.json().await?;
     service.platform.tag_set(permit, version, &key, &request).await?;
+    webhooks::tag_changed(permit, &service, version, &key, Some(&request.value)).await;
     Ok(Reply::empty())
 }
 
@@ -198,6 +205,7 @@ async fn tag_delete(permit: &Permit<ModelWrite>, ask: Ask) -> Result<Reply> {
     let (service, version, key) = (ask.service.clone(), tagged(&ask)?, ask.parameter("key").to_owned());
     ask.no_body().await?;
     service.platform.tag_delete(permit, version, &key).await?;
+    webhooks::tag_changed(permit, &service, version, &key, None).await;
     Ok(Reply::empty())
 }
 

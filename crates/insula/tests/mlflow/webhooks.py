@@ -116,11 +116,15 @@ answers.update(status=200)
 again = told.get(timeout=20)
 assert json.loads(first[2])["data"]["name"] == "gate" and first[2] == again[2], (first, again)
 assert first[1]["x-mlflow-delivery-id"] == again[1]["x-mlflow-delivery-id"]
-client.create_registered_model("text", tags={"mlflow.prompt.is_prompt": "true"})
-prompts = client.create_webhook("prompts", f"{here}/prompts", ["prompt.created", "prompt_tag.set"])
-client.create_registered_model("greeting", tags={"mlflow.prompt.is_prompt": "true"})
-path, _, body = told.get(timeout=20)
-assert (path, json.loads(body)["entity"], json.loads(body)["data"]["name"]) == ("/prompts", "prompt", "greeting"), body
+# A prompt is no model.
+client.register_prompt("text", "Bye")
+prompts = client.create_webhook("prompts", f"{here}/prompts", ["prompt.created", "prompt_version.created"])
+client.register_prompt("greeting", "Hello {{name}}!")
+messages = [told.get(timeout=20) for _ in range(2)]
+assert {path for path, _, _ in messages} == {"/prompts"}, messages
+both = {message["entity"]: message["data"] for message in (json.loads(body) for _, _, body in messages)}
+assert both["prompt"]["name"] == "greeting" and both["prompt_version"]["template"] == "Hello {{name}}!", both
+assert both["prompt_version"]["version"] == "1" and not any(key.startswith("mlflow.prompt") for key in both["prompt_version"]["tags"]), both
 client.delete_webhook(prompts.webhook_id)
 assert told.empty(), told.get()
 

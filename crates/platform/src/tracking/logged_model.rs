@@ -13,6 +13,7 @@ use tenancy::{Permit, Record, Rows, Tx};
 
 use super::artifact::{self, Artifact, Place};
 use super::filter::{self, Attribute, Clause, Entity, Grammar, ID_LIST, NUMBER, TEXT, TEXT_LIST};
+use super::item::Balance;
 use super::lifecycle::{Deleted, Trash};
 use super::metric::{ModelMetric, Real};
 use super::token::PageToken;
@@ -37,6 +38,8 @@ const KEY_CHARS_MAX: usize = 250;
 const PARAM_CHARS_MAX: usize = 6000;
 const TAG_CHARS_MAX: usize = 8000;
 const NAME_CHARS_MAX: usize = 500;
+/// What a logged model counts of the tenant's stored bytes beside its texts.
+const MODEL_BYTES: u64 = 1024;
 /// Tag that says under which names it is registered.
 const VERSIONS_TAG: &str = "mlflow.modelVersions";
 
@@ -145,6 +148,12 @@ impl LoggedModel {
 
     pub(crate) fn root(&self) -> String {
         artifact::model_root(&self.experiment_id, &self.id)
+    }
+
+    /// What it counts of the tenant's stored bytes, its artifacts aside.
+    fn stored_bytes(&self) -> u64 {
+        let texts = self.params.iter().chain(&self.tags).map(|(key, value)| key.len() + value.len()).sum::<usize>();
+        MODEL_BYTES + texts as u64
     }
 
     fn params_add(&mut self, params: Vec<(String, String)>) -> Result<()> {
@@ -313,6 +322,7 @@ impl Platform {
         text_checked("run id", model.source_run_id.as_deref().unwrap_or_default(), KEY_CHARS_MAX)?;
         model.params_add(request.params)?;
         model.tags_set(request.tags)?;
+        Balance { added: model.stored_bytes(), removed: 0 }.settle(&mut tx).await?;
         tx.insert(&model).await?;
         permit.detail("logged_model", &model.id);
         tx.commit().await?;
@@ -385,7 +395,9 @@ impl Platform {
         let mut tx = permit.tx().await?;
         let mut model = stored(&mut tx, permit.resource()).await?;
         permit.within(ResourceKind::Experiment, &model.experiment_id)?;
+        let removed = model.stored_bytes();
         change(&mut model)?;
+        Balance { added: model.stored_bytes(), removed }.settle(&mut tx).await?;
         model.updated_ms = now_ms();
         tx.put(&model).await?;
         tx.commit().await?;
@@ -620,7 +632,9 @@ pub(crate) async fn registered(tx: &mut Tx<'_>, id: &str, name: &str, version: u
     let text = serde_json::to_string(&known).map_err(tenancy::Error::internal)?;
     // A model that is registered so often keeps what is noted.
     if text.len() <= TAG_CHARS_MAX {
+        let removed = model.stored_bytes();
         model.tags.insert(VERSIONS_TAG.to_owned(), text);
+        Balance { added: model.stored_bytes(), removed }.settle(tx).await?;
         tx.put(&model).await?;
     }
     Ok(())
@@ -657,6 +671,7 @@ async fn remove(tx: &mut Tx<'_>, model: &LoggedModel) -> Result<u32> {
         }
     }
     tx.delete::<LoggedModel>(&model.id).await?;
+    Balance { added: 0, removed: model.stored_bytes() }.settle(tx).await?;
     Ok(removed.saturating_add(1))
 }
 

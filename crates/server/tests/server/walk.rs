@@ -58,6 +58,7 @@ impl World {
         insula.put("/v1/models/fence/aliases/champion", &admin, json!({"version": 1})).await.expect(200);
         insula.put("/v1/models/fence/tags/stage", &admin, json!({"value": "x"})).await.expect(204);
         insula.put("/v1/models/fence/versions/1/tags/stage", &admin, json!({"value": "x"})).await.expect(204);
+        insula.put("/v1/models/fence/gate", &admin, json!({"aliases": ["later"], "approval": true})).await.expect(200);
         insula.put("/v1/deployments/gate", &admin, json!({"model": "fence", "alias": "champion"})).await.expect(200);
         // Somebody of whom nothing else here depends: the walk may remove them.
         let spare = insula.member(&admin, "mona", "viewer").await;

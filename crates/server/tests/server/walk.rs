@@ -59,7 +59,7 @@ impl World {
         insula.put("/v1/models/fence/tags/stage", &admin, json!({"value": "x"})).await.expect(204);
         insula.put("/v1/models/fence/versions/1/tags/stage", &admin, json!({"value": "x"})).await.expect(204);
         insula.put("/v1/models/fence/gate", &admin, json!({"aliases": ["later"], "approval": true})).await.expect(200);
-        insula.put("/v1/deployments/gate", &admin, json!({"model": "fence", "alias": "champion"})).await.expect(200);
+        insula.put("/v1/deployments/portcullis", &admin, json!({"model": "fence", "alias": "champion"})).await.expect(200);
         // Somebody of whom nothing else here depends: the walk may remove them.
         let spare = insula.member(&admin, "mona", "viewer").await;
         let key = insula.get("/v1/whoami", &spare).await.json()["credential"].as_str().unwrap().to_owned();
@@ -85,7 +85,7 @@ impl World {
             ("trainings", training),
             ("runs", run),
             ("models", "fence".to_owned()),
-            ("deployments", "gate".to_owned()),
+            ("deployments", "portcullis".to_owned()),
         ]);
         Self { insula, admin, other, viewer, invoker, auditor, expired, ids, fields }
     }
@@ -271,7 +271,7 @@ async fn nobody_sees_what_is_not_theirs() {
     }
     // After all of this tenant A has everything it had.
     let run = format!("/api/2.0/mlflow/runs/get?run_id={}", world.fields["run_id"]);
-    for path in ["/v1/datasets/flowers", "/v1/models/fence", "/v1/deployments/gate", "/v1/members/mona", &run] {
+    for path in ["/v1/datasets/flowers", "/v1/models/fence", "/v1/deployments/portcullis", "/v1/members/mona", &run] {
         world.insula.get(path, &world.admin).await.expect(200);
     }
 }

@@ -15,6 +15,8 @@ mod json;
 mod oip;
 #[path = "../src/onnx.rs"]
 mod onnx;
+#[path = "../src/scoring.rs"]
+mod scoring;
 #[path = "../src/tensor.rs"]
 mod tensor;
 

@@ -604,11 +604,12 @@ impl Threshold {
     fn missing(&self, value: Option<f64>) -> Option<String> {
         let Some(value) = value else { return Some(format!("its run has no metric `{}`", self.metric)) };
         let is = format!("metric `{}` is {value}", self.metric);
-        // A comparison with not-a-number is false: it passes nothing.
-        if let Some(least) = self.at_least.filter(|least| !(value >= *least)) {
-            return Some(format!("{is}, below {least}"));
+        // Not-a-number is neither at least nor at most anything: it passes nothing.
+        match (self.at_least, self.at_most) {
+            (Some(least), _) if value.is_nan() || value < least => Some(format!("{is}, below {least}")),
+            (_, Some(most)) if value.is_nan() || value > most => Some(format!("{is}, above {most}")),
+            _ => None,
         }
-        self.at_most.filter(|most| !(value <= *most)).map(|most| format!("{is}, above {most}"))
     }
 }
 

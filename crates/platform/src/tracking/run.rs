@@ -4,7 +4,7 @@
 //! search index after its commit which run it touched.
 
 use serde::{Deserialize, Serialize};
-use tenancy::act::{Act, ResourceKind, RunDelete, RunRead, RunWrite, Writes};
+use tenancy::act::{ResourceKind, RunDelete, RunRead, RunWrite};
 use tenancy::{Permit, Record, Tx};
 
 use super::check::{KEY_CHARS_MAX, entity_name, length, quoted, truncated};
@@ -227,31 +227,38 @@ impl Platform {
         permit.detail("run", &id);
         permit.detail("experiment", experiment_id);
         let touched = self.tracking().touch(permit, &id);
-        let mut tx = permit.tx().await?;
-        let _swept = self.tracking_sweep(permit, &mut tx).await?;
-        let experiment = experiment::require(&mut tx, experiment_id).await?;
-        experiment.active()?;
-        let run = TrackedRun {
-            artifact_uri: format!("{}/{id}/artifacts", experiment.artifact_location.trim_end_matches('/')),
-            experiment_id: experiment.id,
-            name: name.clone(),
-            user: truncated(request.user.filter(|user| !user.is_empty()).unwrap_or_else(|| permit.principal().to_owned()), USER_CHARS_MAX),
-            status: RunStatus::Running,
-            start_ms: request.start_ms.unwrap_or_else(|| Timestamp::now().millis()),
-            end_ms: None,
-            lifecycle: Lifecycle::now(false, &[experiment.lifecycle]),
-            id,
-        };
+        let (experiment_id, user, start_ms) = (request.experiment_id, request.user, request.start_ms);
         let mut parts: Vec<_> = tags.into_iter().filter(|tag| tag.key != NAME_TAG).collect();
-        parts.push(Text { key: NAME_TAG.to_owned(), value: name });
-        let items: Vec<_> = parts.iter().map(|tag| RunItem::new(&run.id, Part::Tag(tag.clone()))).collect();
-        tx.insert(&run).await?;
-        let mut balance = Balance { added: RUN_BYTES, removed: 0 };
-        balance.put(&mut tx, &items, []).await?;
-        balance.settle(&mut tx).await?;
-        tx.commit().await?;
+        parts.push(Text { key: NAME_TAG.to_owned(), value: name.clone() });
+        let work = permit.write(move |tx| {
+            Box::pin(async move {
+                let experiment = experiment::require(tx, &experiment_id).await?;
+                experiment.active()?;
+                let run = TrackedRun {
+                    artifact_uri: format!("{}/{id}/artifacts", experiment.artifact_location.trim_end_matches('/')),
+                    experiment_id: experiment.id,
+                    name,
+                    user: truncated(user.filter(|user| !user.is_empty()).unwrap_or_else(|| tx.principal().to_owned()), USER_CHARS_MAX),
+                    status: RunStatus::Running,
+                    start_ms: start_ms.unwrap_or_else(|| Timestamp::now().millis()),
+                    end_ms: None,
+                    lifecycle: Lifecycle::now(false, &[experiment.lifecycle]),
+                    id,
+                };
+                let items: Vec<_> = parts.iter().map(|tag| RunItem::new(&run.id, Part::Tag(tag.clone()))).collect();
+                tx.insert(&run).await?;
+                let mut balance = Balance { added: RUN_BYTES, removed: 0 };
+                balance.put(tx, &items, []).await?;
+                balance.settle(tx).await?;
+                Ok(RunView::new(run, parts.into_iter().map(Part::Tag)))
+            })
+        });
+        let view = work.await;
         drop(touched);
-        Ok(RunView::new(run, parts.into_iter().map(Part::Tag)))
+        if view.is_ok() {
+            self.tracking_swept(permit).await;
+        }
+        view
     }
 
     /// The run that the permit is about, with everything that was recorded.
@@ -269,18 +276,22 @@ impl Platform {
     /// # Errors
     /// Not found; deleted.
     pub async fn tracking_run_update(&self, permit: &Permit<RunWrite>, update: RunUpdate) -> Result<TrackedRun> {
-        let _touched = self.tracking().touch(permit, permit.resource());
-        let mut tx = permit.tx().await?;
-        let (mut run, _) = writable(permit, &mut tx).await?;
-        run.status = update.status.unwrap_or(run.status);
-        run.end_ms = update.end_ms.or(run.end_ms);
-        if let Some(name) = update.name.filter(|name| !name.is_empty()) {
-            run.name = truncated(name, TAG_CHARS_MAX);
-            tags_put(&mut tx, &run.id, vec![Text { key: NAME_TAG.to_owned(), value: run.name.clone() }]).await?;
-        }
-        tx.put(&run).await?;
-        tx.commit().await?;
-        Ok(run)
+        let id = permit.resource().to_owned();
+        let _touched = self.tracking().touch(permit, &id);
+        let work = permit.write(move |tx| {
+            Box::pin(async move {
+                let mut run = open(tx, &id).await?;
+                run.status = update.status.unwrap_or(run.status);
+                run.end_ms = update.end_ms.or(run.end_ms);
+                if let Some(name) = update.name.filter(|name| !name.is_empty()) {
+                    run.name = truncated(name, TAG_CHARS_MAX);
+                    tags_put(tx, &run.id, vec![Text { key: NAME_TAG.to_owned(), value: run.name.clone() }]).await?;
+                }
+                tx.put(&run).await?;
+                Ok(run)
+            })
+        });
+        work.await
     }
 
     /// Deletes a run; it can be restored until the tenant's retention time has passed.
@@ -302,7 +313,7 @@ impl Platform {
     async fn run_lifecycle(&self, permit: &Permit<RunDelete>, deleted: bool) -> Result<()> {
         let _touched = self.tracking().touch(permit, permit.resource());
         let mut tx = permit.tx().await?;
-        let (mut run, experiment) = found(permit, &mut tx).await?;
+        let (mut run, experiment) = found(&mut tx, permit.resource()).await?;
         run.lifecycle = Lifecycle::now(deleted, &[run.lifecycle, experiment.lifecycle]);
         tx.put(&run).await?;
         if deleted {
@@ -319,20 +330,24 @@ impl Platform {
     /// Not found; deleted; a parameter that has another value already; names, values or numbers of things over their bounds.
     pub async fn tracking_log(&self, permit: &Permit<RunWrite>, batch: Batch, single: bool) -> Result<()> {
         let Batch { metrics, params, tags } = checked(batch, single)?;
-        let _touched = self.tracking().touch(permit, permit.resource());
-        let mut tx = permit.tx().await?;
-        let (mut run, _) = writable(permit, &mut tx).await?;
-        let mut balance = Balance::default();
-        params_put(&mut tx, &run.id, params, single, &mut balance).await?;
-        metrics_put(&mut tx, &run.id, &metrics, &mut balance).await?;
-        if let Some(name) = tags.iter().rev().find(|tag| tag.key == NAME_TAG) {
-            run.name.clone_from(&name.value);
-            tx.put(&run).await?;
-        }
-        balance.settle(&mut tx).await?;
-        tags_put(&mut tx, &run.id, tags).await?;
-        model_metrics(&mut tx, &run, metrics).await?;
-        Ok(tx.commit().await?)
+        let id = permit.resource().to_owned();
+        let _touched = self.tracking().touch(permit, &id);
+        let work = permit.write(move |tx| {
+            Box::pin(async move {
+                let mut run = open(tx, &id).await?;
+                let mut balance = Balance::default();
+                params_put(tx, &run.id, params, single, &mut balance).await?;
+                metrics_put(tx, &run.id, &metrics, &mut balance).await?;
+                if let Some(name) = tags.iter().rev().find(|tag| tag.key == NAME_TAG) {
+                    run.name.clone_from(&name.value);
+                    tx.put(&run).await?;
+                }
+                balance.settle(tx).await?;
+                tags_put(tx, &run.id, tags).await?;
+                model_metrics(tx, &run, metrics).await
+            })
+        });
+        work.await
     }
 
     /// Removes a tag of a run.
@@ -342,7 +357,7 @@ impl Platform {
     pub async fn tracking_tag_delete(&self, permit: &Permit<RunWrite>, key: &str) -> Result<()> {
         let _touched = self.tracking().touch(permit, permit.resource());
         let mut tx = permit.tx().await?;
-        let (run, _) = writable(permit, &mut tx).await?;
+        let run = open(&mut tx, permit.resource()).await?;
         let old = tx.get::<RunItem<Metric>>(&tag_key(&run.id, key)).await?.ok_or(Error::not_found("tag"))?;
         tx.delete::<RunItem<Metric>>(&old.key()).await?;
         Balance { added: 0, removed: old.part.stored_bytes() }.settle(&mut tx).await?;
@@ -373,13 +388,12 @@ impl Platform {
     }
 
     async fn parts_add(&self, permit: &Permit<RunWrite>, parts: Vec<Part<Metric>>, replace: bool) -> Result<()> {
-        let _touched = self.tracking().touch(permit, permit.resource());
-        let mut tx = permit.tx().await?;
-        let (run, _) = writable(permit, &mut tx).await?;
+        let id = permit.resource().to_owned();
+        let _touched = self.tracking().touch(permit, &id);
         let mut items: Vec<RunItem<Metric>> = Vec::with_capacity(parts.len());
         let mut keys = Vec::with_capacity(parts.len());
         for part in parts {
-            let item = RunItem::new(&run.id, part);
+            let item = RunItem::new(&id, part);
             let key = item.key();
             // The first of two that are alike stays.
             if !keys.contains(&key) {
@@ -387,17 +401,22 @@ impl Platform {
                 keys.push(key);
             }
         }
-        let known = tx.get_all::<RunItem<Metric>>(&keys).await?;
-        let mut balance = Balance::default();
-        if replace {
-            balance.put(&mut tx, &items, known.iter().flatten()).await?;
-        } else {
-            let mut there = known.iter().map(Option::is_some);
-            items.retain(|_| !there.next().unwrap_or(false));
-            balance.put(&mut tx, &items, []).await?;
-        }
-        balance.settle(&mut tx).await?;
-        Ok(tx.commit().await?)
+        let work = permit.write(move |tx| {
+            Box::pin(async move {
+                open(tx, &id).await?;
+                let known = tx.get_all::<RunItem<Metric>>(&keys).await?;
+                let mut balance = Balance::default();
+                if replace {
+                    balance.put(tx, &items, known.iter().flatten()).await?;
+                } else {
+                    let mut there = known.iter().map(Option::is_some);
+                    items.retain(|_| !there.next().unwrap_or(false));
+                    balance.put(tx, &items, []).await?;
+                }
+                balance.settle(tx).await
+            })
+        });
+        work.await
     }
 
     /// Notes a model of MLflow before 3 in the run's tag, where its clients look for it.
@@ -420,7 +439,7 @@ impl Platform {
         });
         let _touched = self.tracking().touch(permit, permit.resource());
         let mut tx = permit.tx().await?;
-        let (run, _) = writable(permit, &mut tx).await?;
+        let run = open(&mut tx, permit.resource()).await?;
         let mut models = match tx.get::<RunItem<Metric>>(&tag_key(&run.id, MODELS_TAG)).await? {
             Some(RunItem { part: Part::Tag(tag), .. }) => serde_json::from_str::<Vec<serde_json::Value>>(&tag.value).unwrap_or_default(),
             _ => Vec::new(),
@@ -451,22 +470,22 @@ pub(crate) async fn readable(permit: &Permit<RunRead>, id: &str) -> Result<Track
     Ok(run)
 }
 
-/// The run that the permit is about, and its experiment.
-async fn found<A: Act<Mode = Writes>>(permit: &Permit<A>, tx: &mut Tx<'_>) -> Result<(TrackedRun, Experiment)> {
-    id_checked(permit.resource())?;
-    let run = tx.get::<TrackedRun>(permit.resource()).await?.ok_or(Error::not_found("run"))?;
-    permit.within(ResourceKind::Experiment, &run.experiment_id)?;
+/// A run that the permit may write, and its experiment.
+async fn found(tx: &mut Tx<'_>, id: &str) -> Result<(TrackedRun, Experiment)> {
+    id_checked(id)?;
+    let run = tx.get::<TrackedRun>(id).await?.ok_or(Error::not_found("run"))?;
+    tx.within(ResourceKind::Experiment, &run.experiment_id)?;
     let experiment = experiment::require(tx, &run.experiment_id).await?;
     Ok((run, experiment))
 }
 
 /// The same, unless it is deleted.
-pub(crate) async fn writable<A: Act<Mode = Writes>>(permit: &Permit<A>, tx: &mut Tx<'_>) -> Result<(TrackedRun, Experiment)> {
-    let (run, experiment) = found(permit, tx).await?;
+async fn open(tx: &mut Tx<'_>, id: &str) -> Result<TrackedRun> {
+    let (run, experiment) = found(tx, id).await?;
     if run.lifecycle.within(experiment.lifecycle).deleted {
         return Err(Error::invalid(format!("The run {} must be in the 'active' state. Current state is deleted.", run.id)));
     }
-    Ok((run, experiment))
+    Ok(run)
 }
 
 /// Puts tags, and counts what they add to those that were there.

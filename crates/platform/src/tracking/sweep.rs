@@ -1,7 +1,7 @@
 //! What was deleted goes for good once its retention time has passed: records, artifacts, their bytes and keys, and the space they took.
 //!
 //! Nobody may open a tenant in nobody's name, so there is no sweeper on its own: whoever makes or deletes runs and experiments takes some of
-//! the old away in the same transaction, a bounded amount each time, and its ledger entry says how much.
+//! the old away, a bounded amount each time: in the same transaction where little else waits for it, after a new run in one of its own.
 
 use tenancy::act::{Act, Writes};
 use tenancy::{Permit, Resource, Tx};
@@ -35,6 +35,21 @@ impl Swept {
 }
 
 impl Platform {
+    /// The same in a transaction of its own, after the caller's work is done: what goes wrong is tried again by the next one.
+    pub(crate) async fn tracking_swept<A: Act<Mode = Writes>>(&self, permit: &Permit<A>) {
+        let sweep = async {
+            if permit.rows().list::<Trash>(None, 1, None).await?.is_empty() {
+                return Ok(());
+            }
+            let mut tx = permit.tx().await?;
+            let _swept = self.tracking_sweep(permit, &mut tx).await?;
+            Ok::<_, crate::Error>(tx.commit().await?)
+        };
+        if let Err(error) = sweep.await {
+            tracing::warn!(%error, "what was deleted long ago is not cleared away yet");
+        }
+    }
+
     /// Takes away some of what is past its retention time.
     pub(crate) async fn tracking_sweep<A: Act<Mode = Writes>>(&self, permit: &Permit<A>, tx: &mut Tx<'_>) -> Result<Swept> {
         let mut swept = Swept { runs: Vec::new(), records: 0 };

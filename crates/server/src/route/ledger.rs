@@ -51,21 +51,7 @@ pub(super) fn register(api: &mut Api) {
             .answers_stream("application/x-ndjson", "one JSON object a line"),
         export,
     );
-    api.tenant_route(
-        GET,
-        "/v1/ledger/former",
-        Doc::new("former_ledger_list", "Audit logs of services where the tenant lived before it was brought here")
-            .answers::<FormerLedgers>(),
-        former,
-    );
-    api.tenant_route(
-        GET,
-        "/v1/ledger/former/export",
-        Doc::new("former_ledger_export", "One of them as a file that verifies offline")
-            .query("origin", "string", "which one: its `origin`")
-            .answers_stream("application/x-ndjson", "one JSON object a line"),
-        former_export,
-    );
+    register_former(api);
     api.tenant_route(
         GET,
         "/v1/ledger/proofs/inclusion",
@@ -93,6 +79,25 @@ pub(super) fn register(api: &mut Api) {
         )
         .answers_raw("application/octet-stream", "C2SP tlog-tiles"),
         tile,
+    );
+}
+
+/// What a tenant that was brought here brought along.
+fn register_former(api: &mut Api) {
+    api.tenant_route(
+        GET,
+        "/v1/ledger/former",
+        Doc::new("former_ledger_list", "Audit logs of services where the tenant lived before it was brought here")
+            .answers::<FormerLedgers>(),
+        former,
+    );
+    api.tenant_route(
+        GET,
+        "/v1/ledger/former/export",
+        Doc::new("former_ledger_export", "One of them as a file that verifies offline")
+            .query("origin", "string", "which one: its `origin`")
+            .answers_stream("application/x-ndjson", "one JSON object a line"),
+        former_export,
     );
 }
 

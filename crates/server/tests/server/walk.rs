@@ -163,6 +163,10 @@ impl World {
                 _ => body.get_or_insert_with(|| json!({}))[field] = json!(value),
             }
         }
+        // A name is all that this address needs: it gets tags that are none.
+        if let Some(body) = body.as_mut().filter(|_| route.operation == "mlflow_model_create") {
+            body["tags"] = json!(1);
+        }
         // A data set may be any text, so that address is told what to expect.
         let format = if route.operation.starts_with("dataset_") && writes { "?format=parquet" } else { "" };
         self.insula.call_as(route.method.clone(), &format!("{path}{format}"), token, body, Some(id)).await
@@ -260,7 +264,7 @@ async fn nobody_sees_what_is_not_theirs() {
         // The operator has no way in.
         if !matches!(route.access, Access::Either { .. }) {
             let operator = world.ask(&route, true, Some(&world.insula.operator)).await;
-            let code = if route.path.starts_with("/api/") { "PERMISSION_DENIED" } else { "credential_kind" };
+            let code = if route.path.starts_with("/api/") || route.path == "/v1/traces" { "PERMISSION_DENIED" } else { "credential_kind" };
             assert_eq!((operator.status.as_u16(), operator.code().as_str()), (403, code), "{name}");
         }
     }

@@ -421,8 +421,8 @@ async fn every_act_by_every_role_as_the_matrix_says() {
         )+};
     }
     ask!(TenantRead QuotaRead MetricsRead KeyringRead KeyringRotate TenantErase MemberRead MemberWrite KeyRead KeyWrite DatasetRead DatasetWrite
-        DatasetDelete TrainingRead TrainingCreate TrainingRun TrainingCancel RunRead ModelRead ModelWrite ModelDelete DeploymentRead
-        DeploymentWrite Predict LedgerRead RunWrite RunDelete ExperimentRead ExperimentWrite ExperimentDelete ArtifactRead ArtifactWrite
+        DatasetDelete TrainingRead TrainingCreate TrainingRun TrainingCancel RunRead ModelRead ModelWrite ModelGate ModelDelete
+        DeploymentRead DeploymentWrite Predict LedgerRead RunWrite RunDelete ExperimentRead ExperimentWrite ExperimentDelete ArtifactRead ArtifactWrite
         ArtifactDelete LoggedModelRead LoggedModelWrite LoggedModelDelete TraceRead TraceWrite TraceDelete WebhookRead WebhookWrite
         PermissionRead PermissionWrite);
     assert_eq!(asked, ACTS.len() * Role::ALL.len(), "an act that is not asked here");

@@ -67,3 +67,8 @@ fn webhooks_are_told_what_happens_and_reach_nothing_inside() {
     // The script listens on this address and no other, and asks for others too.
     plays_with("webhooks.py", "[egress]\nhttp = true\nnetworks = ['127.0.0.9']\n");
 }
+
+#[test]
+fn what_is_not_supported_is_said() {
+    plays("endpoints.py");
+}

@@ -67,6 +67,8 @@ struct Part {
     training: String,
     run: String,
     key_id: String,
+    /// Its things in MLflow, by the name of the field or of the path's parameter.
+    mlflow: Vec<(&'static str, String)>,
 }
 
 impl Part {
@@ -88,6 +90,9 @@ impl Part {
 
     /// A path of the API with this tenant's things in it, in as many ways as there are.
     fn paths(&self, path: &str) -> Vec<String> {
+        if path.starts_with("/api/") {
+            return vec![self.mlflow_path(path)];
+        }
         let name = if path.contains("/datasets/") {
             self.dataset()
         } else if path.contains("/v1/models/") {
@@ -100,7 +105,7 @@ impl Part {
             self.who.name.clone()
         };
         let ids = [&self.training, &self.run, &self.key_id];
-        let path = path.replace("{name}", &name).replace("{version}", "1");
+        let path = path.replace("{name}", &name).replace("{version}", "1").replace("{alias}", &format!("alias-{}", self.what.name));
         match () {
             () if path.contains("{id}") => ids.iter().map(|id| path.replace("{id}", id)).collect(),
             () if path.contains("{index}") => (0..60).map(|index| path.replace("{index}", &index.to_string())).collect(),
@@ -113,6 +118,24 @@ impl Part {
             () if path.contains("proofs/consistency") => vec![format!("{path}?from=1")],
             () => vec![path],
         }
+    }
+}
+
+impl Part {
+    /// An address of MLflow with this tenant's things in its path, and in its query where it has one.
+    fn mlflow_path(&self, template: &str) -> String {
+        let value = |name: &str| self.mlflow.iter().find(|(known, _)| *known == name).map_or(self.what.name.as_str(), |(_, value)| value);
+        let segments: Vec<&str> = template
+            .split('/')
+            .map(|segment| segment.strip_prefix('{').and_then(|name| name.strip_suffix('}')).map_or(segment, value))
+            .collect();
+        let path = segments.join("/");
+        if template.contains("{path}") {
+            return path;
+        }
+        let fields = ["experiment_id", "run_id", "model_id", "name", "alias", "experiment_name", "metric_key", "path"];
+        let query: Vec<String> = fields.iter().map(|field| format!("{field}={}", value(field))).collect();
+        format!("{path}?{}", query.join("&"))
     }
 }
 
@@ -137,7 +160,7 @@ async fn readable(service: &Service, key: &str, of: &Part) -> Vec<(String, Vec<u
 async fn play(service: &Service, tenant: &str) -> Part {
     let (who, what) = (Mark::new(&format!("who{tenant}")), Mark::new(&format!("what{tenant}")));
     let key = service.busy_tenant(&who.name, &format!("a-{}", who.name));
-    let mut part = Part { who, what, key, training: String::new(), run: String::new(), key_id: String::new() };
+    let mut part = Part { who, what, key, training: String::new(), run: String::new(), key_id: String::new(), mlflow: Vec::new() };
     let (mark, id) = (part.what.name.clone(), part.who.name.clone());
     let key = part.key.clone();
     let ask = async |method: Method, path: &str, body: Body, status: u16| {
@@ -170,7 +193,44 @@ async fn play(service: &Service, tenant: &str) -> Part {
     let answer = ask(Method::POST, &format!("/v2/models/{gate}/infer"), tensors(&mark).into(), 200).await;
     assert!(part.what.is_in(&answer.body), "the class comes back with its mark: {}", answer.text());
     errors(service, &part, &training).await;
+    part.mlflow = tracked(service, &part).await;
     part
+}
+
+/// What MLflow's clients leave: the mark in names, values, tags, a file and its name, a logged model, a trace of a request.
+async fn tracked(service: &Service, part: &Part) -> Vec<(&'static str, String)> {
+    let mark = &part.what.name;
+    let ask = async |method: Method, path: &str, body: Body| {
+        let path = format!("/api/2.0/{path}");
+        service.try_ask(method, &path, &part.key, Some(&part.who.name), body).await.unwrap().expect(200).json()
+    };
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let tags = json!([{"key": mark, "value": mark}]);
+    let body = json!({"name": format!("experiment-{mark}"), "tags": tags});
+    let experiment = text(&ask(Method::POST, "mlflow/experiments/create", body.into()).await["experiment_id"]);
+    let body = json!({"experiment_id": experiment, "run_name": format!("run-{mark}"), "tags": tags});
+    let run = text(&ask(Method::POST, "mlflow/runs/create", body.into()).await["run"]["info"]["run_id"]);
+    let batch = json!({
+        "run_id": run, "tags": tags, "params": [{"key": mark, "value": mark}],
+        "metrics": [{"key": format!("metric-{mark}"), "value": 1.5, "timestamp": 1, "step": 0}],
+    });
+    ask(Method::POST, "mlflow/runs/log-batch", batch.into()).await;
+    let path = format!("{experiment}/{run}/artifacts/file-{mark}.txt");
+    ask(Method::PUT, &format!("mlflow-artifacts/artifacts/{path}"), mark.as_str().into()).await;
+    let body = json!({"experiment_id": experiment, "name": format!("logged-{mark}"), "source_run_id": run, "tags": tags});
+    let model = text(&ask(Method::POST, "mlflow/logged-models", body.into()).await["model"]["info"]["model_id"]);
+    let found = json!({"experiment_ids": [experiment], "filter": format!("params.`{mark}` = '{mark}'")});
+    assert_eq!(ask(Method::POST, "mlflow/runs/search", found.into()).await["runs"].as_array().unwrap().len(), 1);
+    vec![
+        ("experiment_id", experiment),
+        ("experiment_name", format!("experiment-{mark}")),
+        ("run_id", run),
+        ("model_id", model),
+        ("name", part.model()),
+        ("alias", format!("alias-{mark}")),
+        ("metric_key", format!("metric-{mark}")),
+        ("path", path),
+    ]
 }
 
 /// A prediction with the mark in a name, a value and the id.

@@ -115,7 +115,7 @@ impl<A: Act<Mode = Writes>> Permit<A> {
         let pending = Pending { permit: Arc::clone(&self.inner), work: Some(work), result: None, answer };
         let island = &self.inner.island;
         if island.joint.push(Box::new(pending)) {
-            tokio::spawn(Worker { island: Arc::clone(island), done: false }.run());
+            tokio::spawn(Worker::of(island).run());
         }
         told.await.unwrap_or_else(|_| Err(Error::Unavailable(BROKEN_OFF).into()))
     }
@@ -137,7 +137,14 @@ impl Queue {
         waiting.worked.then(|| waiting.writes.drain(..many).filter(|write| !write.is_forgotten()).collect())
     }
 
-    /// Whoever worked on them is gone: those who wait are told so by losing their place.
+    /// Whether somebody waits for whoever works next. Nobody works any more if not.
+    fn is_waiting(&self) -> bool {
+        let mut waiting = self.0.lock();
+        waiting.worked = !waiting.writes.is_empty();
+        waiting.worked
+    }
+
+    /// Nobody works on them any more: those who wait are told so by losing their place.
     fn abandon(&self) {
         let left = std::mem::take(&mut *self.0.lock());
         drop(left);
@@ -147,11 +154,17 @@ impl Queue {
 /// Works on a queue until it is empty.
 struct Worker {
     island: Arc<Island>,
+    began: bool,
     done: bool,
 }
 
 impl Worker {
+    fn of(island: &Arc<Island>) -> Self {
+        Self { island: Arc::clone(island), began: false, done: false }
+    }
+
     async fn run(mut self) {
+        self.began = true;
         while let Some(mut writes) = self.island.joint.take() {
             let permits: Vec<Arc<PermitInner>> = writes.iter().map(|write| write.permit()).collect();
             let commit = together(&self.island, &mut writes, &permits).await;
@@ -165,8 +178,14 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        if !self.done {
-            self.island.joint.abandon();
+        if self.done {
+            return;
+        }
+        // Some work panicked, and others have queued meanwhile. One that never began is dropped because the runtime ends.
+        let panicked = self.began && std::thread::panicking();
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) if panicked && self.island.joint.is_waiting() => drop(runtime.spawn(Self::of(&self.island).run())),
+            _ => self.island.joint.abandon(),
         }
     }
 }

@@ -211,7 +211,7 @@ impl Permit<PermissionRead> {
     /// # Errors
     /// [`Error::NotFound`] for an unknown member.
     pub fn granted_to(&self, member: &str, kind: ResourceKind, name: &str) -> Result<Option<Grant>> {
-        Ok(self.inner.island.member(member).ok_or(Error::NotFound("member"))?.grant(kind, name))
+        granted_to(&self.inner.island, member, kind, name)
     }
 }
 
@@ -221,7 +221,7 @@ impl Permit<PermissionWrite> {
     /// # Errors
     /// [`Error::NotFound`] for an unknown member.
     pub fn granted_to(&self, member: &str, kind: ResourceKind, name: &str) -> Result<Option<Grant>> {
-        Ok(self.inner.island.member(member).ok_or(Error::NotFound("member"))?.grant(kind, name))
+        granted_to(&self.inner.island, member, kind, name)
     }
 
     /// Grants a member something on one experiment or registered model, or takes the grant back; in force on the next request.
@@ -248,6 +248,10 @@ impl Permit<PermissionWrite> {
         tx.commit().await?;
         Ok(before)
     }
+}
+
+fn granted_to(island: &Island, member: &str, kind: ResourceKind, name: &str) -> Result<Option<Grant>> {
+    Ok(island.member(member).ok_or(Error::NotFound("member"))?.grant(kind, name))
 }
 
 /// Asked inside the transaction: of two administrators that remove each other at once, one stays.

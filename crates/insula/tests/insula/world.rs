@@ -227,6 +227,19 @@ impl Service {
         self.ask(Method::GET, path, token, Body::None).await
     }
 
+    /// Until a training has read its data.
+    pub(crate) async fn trains(&self, id: &str, token: &str) {
+        let deadline = Instant::now() + WAIT_MAX;
+        loop {
+            let training = self.get(&format!("/v1/trainings/{id}"), token).await.expect(200).json();
+            if training["progress"]["stage"] == "training" {
+                return;
+            }
+            assert!(Instant::now() < deadline, "a training does not begin: {training}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Waits until a training has ended.
     pub(crate) async fn trained(&self, id: &str, token: &str) -> Value {
         let deadline = Instant::now() + WAIT_MAX;

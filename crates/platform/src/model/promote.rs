@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::page::{Page, PageRequest, Timestamp};
 use crate::platform::Platform;
 use crate::tracking;
+use crate::tracking::check::KEY_CHARS_MAX;
 
 /// Most aliases of a model.
 pub const ALIASES_MAX: usize = 64;
@@ -27,8 +28,6 @@ pub const ALIASES_MAX: usize = 64;
 const ALIAS_BYTES_MAX: usize = 255;
 /// Most thresholds of a gate, and most aliases it names.
 const GATE_ITEMS_MAX: usize = 32;
-/// Longest name of a metric in characters.
-const METRIC_CHARS_MAX: usize = 250;
 /// Most approvals of one version.
 const APPROVALS_MAX: u32 = 100;
 /// Records looked up or deleted in one step.
@@ -641,8 +640,8 @@ fn gate_checked(model: ModelName, request: GateRequest, by: &str) -> Result<Gate
         return Err(Error::invalid(format!("a gate has at most {GATE_ITEMS_MAX} aliases, stages and thresholds each")));
     }
     for threshold in &request.thresholds {
-        if threshold.metric.is_empty() || threshold.metric.chars().count() > METRIC_CHARS_MAX {
-            return Err(Error::invalid(format!("a threshold names a metric of 1 to {METRIC_CHARS_MAX} characters")));
+        if threshold.metric.is_empty() || threshold.metric.chars().count() > KEY_CHARS_MAX {
+            return Err(Error::invalid(format!("a threshold names a metric of 1 to {KEY_CHARS_MAX} characters")));
         }
         if threshold.at_least.is_none() && threshold.at_most.is_none() {
             return Err(Error::invalid(format!("the threshold on `{}` has neither `at_least` nor `at_most`", threshold.metric)));

@@ -541,16 +541,12 @@ fn prompts_wanted(tags: &BTreeMap<String, String>, clauses: &[Clause]) -> bool {
     !is_prompt(tags) || clauses.iter().any(|clause| clause.entity == Entity::Tag && clause.key == PROMPT_TAG)
 }
 
-fn millis(at: Timestamp) -> i64 {
-    at.micros() / 1000
-}
-
 fn model_matches(model: &Model, clauses: &[Clause]) -> bool {
     prompts_wanted(&model.tags, clauses)
         && clauses.iter().all(|clause| match (clause.entity, clause.key.as_str()) {
             (Entity::Tag, _) => tag_matches(&model.tags, clause),
-            (_, "creation_timestamp") => clause.test.integer(Some(millis(model.created_at))),
-            (_, "last_updated_timestamp") => clause.test.integer(Some(millis(model.updated_at))),
+            (_, "creation_timestamp") => clause.test.integer(Some(model.created_at.millis())),
+            (_, "last_updated_timestamp") => clause.test.integer(Some(model.updated_at.millis())),
             _ => clause.test.text(Some(model.name.as_str())),
         })
 }
@@ -567,7 +563,7 @@ fn version_matches(version: &ModelVersion, model: &Model, clauses: &[Clause]) ->
             (_, "version_number") => clause.test.integer(i64::try_from(version.version).ok()),
             (_, "run_id") => clause.test.text(version.run_id.as_deref()),
             (_, "source_path") => clause.test.text(version.logged.as_ref().map(|logged| logged.source.as_str())),
-            (_, "creation_timestamp") => clause.test.integer(Some(millis(version.created_at))),
+            (_, "creation_timestamp") => clause.test.integer(Some(version.created_at.millis())),
             (_, "last_updated_timestamp") => clause.test.integer(Some(millis(version.updated_at.unwrap_or(version.created_at)))),
             _ => clause.test.text(Some(model.name.as_str())),
         })

@@ -7,6 +7,10 @@ use crate::error::{Error, Result};
 
 /// Longest key of a parameter, metric or tag in characters.
 pub(crate) const KEY_CHARS_MAX: usize = 250;
+/// Longest value of a parameter in characters.
+pub(crate) const PARAM_CHARS_MAX: usize = 6000;
+/// Longest value of a tag in characters.
+pub(crate) const TAG_CHARS_MAX: usize = 8000;
 
 /// A name that may be longer than a key of a record: the first 32 hex digits of its SHA-256.
 pub(crate) fn name_hash(name: &str) -> String {

@@ -12,12 +12,13 @@ use tenancy::act::{LoggedModelDelete, LoggedModelRead, LoggedModelWrite, Resourc
 use tenancy::{Permit, Record, Rows, Tx};
 
 use super::artifact::{self, Artifact, Place};
+use super::check::{KEY_CHARS_MAX, PARAM_CHARS_MAX, TAG_CHARS_MAX, length, quoted};
 use super::filter::{self, Attribute, Clause, Entity, Grammar, ID_LIST, NUMBER, TEXT, TEXT_LIST};
 use super::item::Balance;
 use super::lifecycle::{Deleted, Trash};
 use super::metric::{ModelMetric, Real};
+use super::run::random_id;
 use super::token::PageToken;
-use crate::dataset::hex;
 use crate::error::{Error, Result};
 use crate::page::Timestamp;
 use crate::platform::Platform;
@@ -33,10 +34,7 @@ const BATCH: u32 = 1000;
 const PARAMS_MAX: usize = 1000;
 const TAGS_MAX: usize = 500;
 const METRICS_MAX: u32 = 1000;
-/// Longest key, value of a parameter and value of a tag.
-const KEY_CHARS_MAX: usize = 250;
-const PARAM_CHARS_MAX: usize = 6000;
-const TAG_CHARS_MAX: usize = 8000;
+/// Longest name and model type.
 const NAME_CHARS_MAX: usize = 500;
 /// What a logged model counts of the tenant's stored bytes beside its texts.
 const MODEL_BYTES: u64 = 1024;
@@ -295,7 +293,7 @@ impl Platform {
     /// An experiment that is not there; texts over their bounds.
     pub async fn logged_model_create(&self, permit: &Permit<LoggedModelWrite>, request: LoggedModelRequest) -> Result<LoggedModel> {
         permit.within(ResourceKind::Experiment, &request.experiment_id)?;
-        let now = now_ms();
+        let now = Timestamp::now().millis();
         let mut tx = permit.tx().await?;
         super::experiment::require(&mut tx, &request.experiment_id).await?.active()?;
         let id = fresh_id()?;
@@ -398,7 +396,7 @@ impl Platform {
         let removed = model.stored_bytes();
         change(&mut model)?;
         Balance { added: model.stored_bytes(), removed }.settle(&mut tx).await?;
-        model.updated_ms = now_ms();
+        model.updated_ms = Timestamp::now().millis();
         tx.put(&model).await?;
         tx.commit().await?;
         Ok(model)
@@ -677,13 +675,7 @@ async fn remove(tx: &mut Tx<'_>, model: &LoggedModel) -> Result<u32> {
 
 /// `m-` and 128 random bits.
 fn fresh_id() -> Result<String> {
-    let mut bytes = [0; 16];
-    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| tenancy::Error::internal("no randomness"))?;
-    Ok(format!("m-{}", hex(&bytes)))
-}
-
-fn now_ms() -> i64 {
-    Timestamp::now().micros() / 1000
+    Ok(format!("m-{}", random_id()?))
 }
 
 /// As MLflow's.
@@ -691,7 +683,7 @@ fn name_checked(name: String) -> Result<String> {
     if name.chars().any(|c| matches!(c, '/' | ':' | '.' | '%' | '"' | '\'')) {
         return Err(Error::invalid(format!(
             "Invalid model name ({}) provided. Model name must be a non-empty string and cannot contain the following characters: ('/', ':', '.', '%', '\"', \"'\")",
-            super::check::quoted(&name)
+            quoted(&name)
         )));
     }
     text_checked("name", &name, NAME_CHARS_MAX)?;
@@ -699,7 +691,7 @@ fn name_checked(name: String) -> Result<String> {
 }
 
 fn text_checked(what: &str, text: &str, chars_max: usize) -> Result<()> {
-    super::check::length(what, chars_max, text)?;
+    length(what, chars_max, text)?;
     if text.contains('\0') { Err(Error::invalid(format!("the {what} has a NUL character"))) } else { Ok(()) }
 }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tenancy::act::{ResourceKind, RunDelete, RunRead, RunWrite};
 use tenancy::{Permit, Record, Tx};
 
-use super::check::{KEY_CHARS_MAX, entity_name, length, quoted, truncated};
+use super::check::{KEY_CHARS_MAX, PARAM_CHARS_MAX, TAG_CHARS_MAX, entity_name, length, quoted, truncated};
 use super::experiment::{self, Experiment};
 use super::item::{self, Balance, DatasetInput, METRIC_BYTES, ModelInput, ModelOutput, Part, RunItem, Text, param_key, tag_key};
 use super::lifecycle::{Deleted, Lifecycle, Trash};
@@ -25,8 +25,6 @@ pub const TEXTS_PER_BATCH_MAX: usize = 100;
 const ITEMS_PER_BATCH_MAX: usize = 1000;
 /// Most data sets or models of one request.
 pub const INPUTS_PER_BATCH_MAX: usize = 1000;
-const PARAM_CHARS_MAX: usize = 6000;
-const TAG_CHARS_MAX: usize = 8000;
 const DATASET_NAME_CHARS_MAX: usize = 500;
 const DATASET_DIGEST_CHARS_MAX: usize = 36;
 const DATASET_SOURCE_CHARS_MAX: usize = 65_535;

@@ -26,6 +26,7 @@ pub use assessment::{Assessment, AssessmentUpdate, Verdict};
 pub use search::TraceSearch;
 pub use span::{SPAN_BYTES_MAX, Span};
 
+use super::check::{KEY_CHARS_MAX, TAG_CHARS_MAX, truncated};
 use super::experiment;
 use super::item::{Balance, RECORD_BYTES};
 use super::run::TrackedRun;
@@ -42,8 +43,6 @@ pub const TRACES_PER_REQUEST_MAX: usize = 100;
 const TRACE_BYTES_MAX: usize = 768 << 10;
 /// Tags, and pieces of metadata, of a trace.
 const LABELS_MAX: usize = 500;
-const LABEL_KEY_CHARS_MAX: usize = 250;
-const LABEL_VALUE_CHARS_MAX: usize = 8000;
 const ID_BYTES_MAX: usize = 128;
 /// Runs that a trace is linked to.
 const RUNS_MAX: usize = 100;
@@ -303,7 +302,7 @@ impl Platform {
         tag_changeable(key, "set")?;
         label_key_checked(key)?;
         self.trace_change(permit, |trace| {
-            trace.tags.insert(key.to_owned(), cut(value, LABEL_VALUE_CHARS_MAX));
+            trace.tags.insert(key.to_owned(), truncated(value.to_owned(), TAG_CHARS_MAX));
             Ok(())
         })
         .await?;
@@ -335,7 +334,7 @@ impl Platform {
                 }
             }
             let text = serde_json::to_string(&all).map_err(tenancy::Error::internal)?;
-            if text.len() > LABEL_VALUE_CHARS_MAX {
+            if text.len() > TAG_CHARS_MAX {
                 return Err(Error::invalid("too many prompts are linked to the trace"));
             }
             trace.tags.insert(TAG_PROMPTS.to_owned(), text);
@@ -484,9 +483,9 @@ fn id_checked(id: &str) -> Result<()> {
 }
 
 fn label_key_checked(key: &str) -> Result<()> {
-    if key.is_empty() || key.chars().count() > LABEL_KEY_CHARS_MAX || key.chars().any(char::is_control) {
+    if key.is_empty() || key.chars().count() > KEY_CHARS_MAX || key.chars().any(char::is_control) {
         return Err(Error::invalid(format!(
-            "the key of a tag or of metadata has 1 to {LABEL_KEY_CHARS_MAX} characters, and no control characters"
+            "the key of a tag or of metadata has 1 to {KEY_CHARS_MAX} characters, and no control characters"
         )));
     }
     Ok(())
@@ -494,7 +493,7 @@ fn label_key_checked(key: &str) -> Result<()> {
 
 /// Labels with their values cut to what is kept of them.
 fn labels(labels: BTreeMap<String, String>) -> impl Iterator<Item = (String, String)> {
-    labels.into_iter().map(|(key, value)| (key, cut(&value, LABEL_VALUE_CHARS_MAX)))
+    labels.into_iter().map(|(key, value)| (key, truncated(value, TAG_CHARS_MAX)))
 }
 
 fn tag_changeable(key: &str, what: &str) -> Result<()> {
@@ -509,14 +508,6 @@ fn count_checked(what: &str, count: usize, most: usize) -> Result<()> {
         return Err(Error::invalid(format!("`{what}` has at most {most} items in one request, there are {count}")));
     }
     Ok(())
-}
-
-/// The first characters of a text.
-fn cut(text: &str, chars_max: usize) -> String {
-    match text.char_indices().nth(chars_max) {
-        Some((at, _)) => text.get(..at).unwrap_or_default().to_owned(),
-        None => text.to_owned(),
-    }
 }
 
 #[cfg(test)]

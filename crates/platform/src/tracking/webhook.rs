@@ -175,7 +175,7 @@ impl StoredWebhook {
         webhook.active = request.active.unwrap_or(webhook.active);
         // An empty secret takes it away.
         self.secret = request.secret.or(self.secret.take()).filter(|secret| !secret.0.is_empty());
-        webhook.updated_ms = Timestamp::now().micros() / 1000;
+        webhook.updated_ms = Timestamp::now().millis();
         self.checked()
     }
 
@@ -219,7 +219,7 @@ impl Platform {
     /// # Errors
     /// Names, events or texts over their bounds; too many webhooks.
     pub async fn webhook_create(&self, permit: &Permit<WebhookWrite>, request: WebhookRequest) -> Result<Webhook> {
-        let now = Timestamp::now().micros() / 1000;
+        let now = Timestamp::now().millis();
         let (id, url, name) = (random_id()?, String::new(), String::new());
         let webhook = Webhook { id, name, description: None, url, events: Vec::new(), active: true, created_ms: now, updated_ms: now };
         let mut stored = StoredWebhook { webhook, secret: None };

@@ -170,7 +170,7 @@ impl Platform {
             assessment.rationale = update.rationale.or(assessment.rationale.take());
             assessment.metadata.extend(update.metadata);
             assessment.valid = update.valid.unwrap_or(assessment.valid);
-            assessment.updated_ms = Timestamp::now().micros() / 1000;
+            assessment.updated_ms = Timestamp::now().millis();
             assessment.checked()?;
             Ok(assessment.clone())
         })

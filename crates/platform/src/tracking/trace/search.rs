@@ -262,7 +262,7 @@ fn span_key_checked(clause: &Clause) -> Result<()> {
     }
     Err(Error::invalid(format!(
         "Invalid span attribute '{}'. Supported attributes: name, status, type, attributes.<attribute_name>.",
-        super::cut(&clause.key, 100)
+        crate::tracking::check::truncated(clause.key.clone(), 100)
     )))
 }
 

@@ -12,10 +12,11 @@ use tenancy::{BlobId, Permit, Record, StoredUpload, Tx};
 
 use super::{
     METADATA_SESSION, METADATA_USER, PREVIEW_CHARS_MAX, READ_ITEMS, SPANS_BYTES_MAX, SPANS_HERE, SPANS_MAX, TAG_SPANS, TAGS_OWN, Trace,
-    TraceState, cut, experiment_of, id_checked, label_key_checked, put, same_experiment,
+    TraceState, experiment_of, id_checked, label_key_checked, put, same_experiment,
 };
 use crate::error::{Error, Result};
 use crate::platform::Platform;
+use crate::tracking::check::{TAG_CHARS_MAX, truncated};
 use crate::tracking::experiment;
 
 /// Largest span in bytes, in the form that clients read.
@@ -270,11 +271,11 @@ impl Trace {
         for (key, attribute) in [(METADATA_SESSION, "session.id"), (METADATA_USER, "user.id")] {
             let said = spans.iter().find_map(|span| span.attributes.get(attribute)).map(text);
             if let Some(said) = said.filter(|_| !self.metadata.contains_key(key)) {
-                self.metadata.insert(key.to_owned(), cut(&said, PREVIEW_CHARS_MAX));
+                self.metadata.insert(key.to_owned(), truncated(said, PREVIEW_CHARS_MAX));
             }
         }
         if let Some(root) = root {
-            let preview = |key: &str| root.attributes.get(key).map(|value| cut(&value.to_string(), PREVIEW_CHARS_MAX));
+            let preview = |key: &str| root.attributes.get(key).map(|value| truncated(value.to_string(), PREVIEW_CHARS_MAX));
             self.request_preview = self.request_preview.take().or_else(|| preview(ATTRIBUTE_INPUTS));
             self.response_preview = self.response_preview.take().or_else(|| preview(ATTRIBUTE_OUTPUTS));
         }
@@ -290,7 +291,7 @@ impl Trace {
             root.into_iter().flat_map(|root| &root.attributes).filter_map(|(key, value)| Some((key.strip_prefix(ATTRIBUTE_TAG)?, value)));
         for (key, value) in of_resource.chain(of_root) {
             if label_key_checked(key).is_ok() && !TAGS_OWN.contains(&key) {
-                self.tags.insert(key.to_owned(), cut(&text(value), super::LABEL_VALUE_CHARS_MAX));
+                self.tags.insert(key.to_owned(), truncated(text(value), TAG_CHARS_MAX));
             }
         }
         self.tags.insert(TAG_SPANS.to_owned(), SPANS_HERE.to_owned());

@@ -564,7 +564,7 @@ fn version_matches(version: &ModelVersion, model: &Model, clauses: &[Clause]) ->
             (_, "run_id") => clause.test.text(version.run_id.as_deref()),
             (_, "source_path") => clause.test.text(version.logged.as_ref().map(|logged| logged.source.as_str())),
             (_, "creation_timestamp") => clause.test.integer(Some(version.created_at.millis())),
-            (_, "last_updated_timestamp") => clause.test.integer(Some(millis(version.updated_at.unwrap_or(version.created_at)))),
+            (_, "last_updated_timestamp") => clause.test.integer(Some(version.updated_at.unwrap_or(version.created_at).millis())),
             _ => clause.test.text(Some(model.name.as_str())),
         })
 }

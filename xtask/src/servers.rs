@@ -169,6 +169,21 @@ impl Servers {
         ]
     }
 
+    /// The part of a service's configuration that places new tenants here, in the tier `pooled`; names of buckets begin with `prefix`.
+    pub(crate) fn settings(&self, prefix: &str) -> String {
+        let (secret, port) = (&self.password, self.port(Kind::Postgres));
+        let role = |name: &str| format!("postgres://{name}:{secret}@127.0.0.1:{port}/postgres");
+        format!(
+            "[stores]\ntier = \"pooled\"\n[stores.postgres]\nrows_url = {:?}\ncontrol_url = {:?}\nowner_url = {:?}\nallow_plaintext = true\n\
+             [stores.s3]\nendpoint = {:?}\nregion = \"us-east-1\"\naccess_key_id = {S3_KEY:?}\nsecret_access_key = {secret:?}\n\
+             bucket_prefix = {prefix:?}\ncredentials = \"iam\"\nallow_http = true\n",
+            role("insula_rows"),
+            role("insula_control"),
+            self.postgres_url(Kind::Postgres),
+            self.s3_endpoint(),
+        )
+    }
+
     fn postgres_url(&self, kind: Kind) -> String {
         format!("postgres://postgres:{}@127.0.0.1:{}/postgres", self.password, self.port(kind))
     }

@@ -85,36 +85,22 @@ fn advisories(tools: &Tools) -> Counts {
 }
 
 /// What cargo is to test: everything, or what must hold in every tier. Compile errors and a table of figures do not change with it.
+///
+/// Both times the whole workspace is built: one package alone would have other features of its dependencies, and compile them again.
 const ALL: &[&str] = &["--workspace"];
-const KERNEL: &[&str] = &["--package", "tenancy", "--test", "kernel"];
+const KERNEL: &[&str] = &["--workspace", "--filterset", "package(tenancy) & binary(kernel)"];
 
 fn tests(tools: &Tools, servers: &Servers, which: &[&str], tier: &str) -> Result<Counts> {
     let mut counts = Counts::default();
     let mut counted = false;
-    let good = if works(tools.give(&mut cargo(&["nextest", "--version"]))) {
-        let arguments = ["nextest", "run", "--locked", "--no-fail-fast", "--status-level", "fail", "--final-status-level", "fail"];
-        let mut command = cargo(&arguments);
-        seen(tools.give(command.args(which)).envs(servers.variables()).env("INSULA_TEST_TIER", tier), |line| {
-            if let Some(found) = nextest_summary(line) {
-                counted = true;
-                counts.add(found);
-            }
-        })?
-    } else {
-        println!("cargo-nextest is not there: using `cargo test`");
-        seen(
-            tools
-                .give(cargo(&["test", "--locked", "--no-fail-fast", "--tests"]).args(which))
-                .envs(servers.variables())
-                .env("INSULA_TEST_TIER", tier),
-            |line| {
-                if let Some(found) = libtest_summary(line) {
-                    counted = true;
-                    counts.add(found);
-                }
-            },
-        )?
-    };
+    let arguments = ["nextest", "run", "--locked", "--no-fail-fast", "--status-level", "fail", "--final-status-level", "fail"];
+    let mut command = cargo(&arguments);
+    let good = seen(tools.give(command.args(which)).envs(servers.variables()).env("INSULA_TEST_TIER", tier), |line| {
+        if let Some(found) = nextest_summary(line) {
+            counted = true;
+            counts.add(found);
+        }
+    })?;
     Ok(judged(good, counted, counts))
 }
 

@@ -55,6 +55,8 @@ pub(crate) struct Options {
     tracking_operations: usize,
     tracking_points: usize,
     tracking_runs: usize,
+    /// Steps of each run that a process of the stock client logs.
+    client_steps: usize,
     /// Requests of each kind to a real MLflow server, and runs that it searches.
     peer_requests: usize,
     peer_runs: usize,
@@ -91,6 +93,7 @@ impl Options {
             tracking_operations: 20_000,
             tracking_points: 10_000_000,
             tracking_runs: 100_000,
+            client_steps: 200,
             peer_requests: 200,
             peer_runs: 500,
             peers: false,
@@ -111,6 +114,7 @@ impl Options {
             tracking_operations: 4_000,
             tracking_points: 1_000_000,
             tracking_runs: 10_000,
+            client_steps: 40,
             peer_requests: 60,
             peer_runs: 100,
             quick: true,
@@ -168,7 +172,7 @@ pub(crate) fn bench(options: &Options) -> Result<bool> {
         python: tools.python.clone(),
         ..Programs::default()
     };
-    if options.wants(Part::Serving) || options.wants(Part::Tenants) {
+    if [Part::Serving, Part::Tracking, Part::Tenants].into_iter().any(|part| options.wants(part)) {
         let built = build(&["--package", "insula", "--package", "insula-cell", "--bins"])?;
         (programs.insula, programs.cell) = (program(&built, "insula")?, program(&built, "insula-cell")?);
         let built = build(&["--package", "server", "--package", "insula-cell", "--example", "bench_client", "--example", "engine_alone"])?;

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write as _};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -13,6 +14,7 @@ use serde_json::{Value, json};
 use super::Programs;
 use super::client::{Ask, Client};
 use crate::Result;
+use crate::run::visibly;
 
 /// Time for a stop.
 const STOP_MAX: Duration = Duration::from_secs(120);
@@ -40,12 +42,18 @@ pub(super) struct Memory {
 }
 
 impl Service {
-    /// Starts it on the data of `name` in `folder`, the first time on none. `settings` are more lines of its section `[cells]`.
+    /// Starts it on the data of `name` in `folder`, the first time on none. `settings` are more lines of its section `[cells]`, and
+    /// more sections.
     pub(super) fn start(programs: &Programs, folder: &Path, name: &str, settings: &str) -> Result<Self> {
         let failed = |error: std::io::Error| format!("cannot start the service: {error}");
         let (config, log) = (folder.join(format!("{name}.toml")), folder.join(format!("{name}.log")));
         let cells = format!("program = {:?}\nengine_library = {:?}\nfloor = \"development\"\n{settings}\n", programs.cell, programs.engine);
-        fs::write(&config, format!("[cells]\n{cells}")).map_err(failed)?;
+        // It may hold passwords of stores.
+        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&config).map_err(failed)?;
+        write!(file, "[cells]\n{cells}").map_err(failed)?;
+        if settings.contains("[stores.postgres]") {
+            visibly(Command::new(&programs.insula).args(["--quiet", "migrate", "--config"]).arg(&config).env("HOME", folder))?;
+        }
         let mut command = Command::new(&programs.insula);
         command.args(["--json", "serve", "--listen", "127.0.0.1:0", "--config"]).arg(&config);
         command.arg("--data").arg(folder.join(name).join("data")).arg("--keystore").arg(folder.join(name).join("keystore"));
@@ -106,6 +114,11 @@ impl Service {
     /// Tells the `insula` program where the service is and who asks.
     pub(super) fn as_environment(&self, command: &mut Command, token: &str) {
         command.env("INSULA_URL", &self.url).env("INSULA_CACERT", &self.ca).env("INSULA_TOKEN", token);
+    }
+
+    /// Tells MLflow's client the same.
+    pub(super) fn as_mlflow_environment(&self, command: &mut Command, token: &str) {
+        command.env("MLFLOW_TRACKING_URI", &self.url).env("MLFLOW_TRACKING_SERVER_CERT_PATH", &self.ca).env("MLFLOW_TRACKING_TOKEN", token);
     }
 
     /// CPU of its processes of that name up to now, in seconds.

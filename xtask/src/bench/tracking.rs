@@ -11,9 +11,12 @@ use super::service::{Service, text};
 use super::{Options, Programs};
 use crate::Result;
 use crate::run::quietly;
+use crate::servers::Servers;
 
 /// Connections of many clients.
 const CONNECTIONS: usize = 64;
+/// Processes of the stock client.
+const CLIENT_PROCESSES: usize = 8;
 /// Points of one request where the history is made long.
 const POINTS_PER_REQUEST: usize = 1000;
 
@@ -31,24 +34,67 @@ impl Peer {
 
 pub(super) fn measure(options: &Options, programs: &Programs, folder: &Path, report: &mut Report) -> Result<()> {
     let peers = if options.peers { peers(options, folder, report)? } else { Vec::new() };
-    report.section("MLflow tracking, over TLS, with identity, policy, quota and audit");
+    report.section("MLflow tracking, over TLS, with identity, policy, quota and audit: rows in SQLite");
     let mut service = Service::start(programs, folder, "tracking", "")?;
+    let (tenant, experiment) = begun(&mut service)?;
+    let embedded = operations(options, &mut service, &tenant, &experiment, &peers, report)?;
+    history(options, &mut service, &tenant, &experiment, report)?;
+    search(options, &mut service, &tenant, &peers, report)?;
+    stock_clients(options, folder, &mut service, &tenant, report)?;
+    service.stop()?;
+
+    report.section("The same on PostgreSQL, tier pooled, on the same machine");
+    let mut servers = Servers::start(&folder.join("tracking-servers"))?;
+    let mut service = Service::start(programs, folder, "tracking-pooled", &servers.settings("bench"))?;
+    let (tenant, experiment) = begun(&mut service)?;
+    let pooled = operations(options, &mut service, &tenant, &experiment, &[], report)?;
+    for (ours, theirs) in pooled.iter().zip(&embedded) {
+        let name = ours.name;
+        report.add(&format!("{name}, 1 connection: p50 as a multiple of SQLite's"), "×", "≤ 3", ours.p50_us / theirs.p50_us);
+        let label = format!("{name}, {CONNECTIONS} connections: SQLite's throughput as a multiple of this");
+        report.add(&label, "×", "≤ 3", theirs.rate / ours.rate);
+    }
+    service.stop()?;
+    servers.stop()
+}
+
+/// A tenant's key and its experiment.
+fn begun(service: &mut Service) -> Result<(String, String)> {
     let operator = service.bootstrap()?;
     let tenant = service.tenant_create(&operator, "tracking")?;
-    let experiment = post(&mut service, &tenant, "experiments/create", &json!({"name": "bench"}))?;
-    let experiment = text(&experiment, "/experiment_id")?;
-    let run = run_new(&mut service, &tenant, &experiment)?;
+    let experiment = post(service, &tenant, "experiments/create", &json!({"name": "bench"}))?;
+    Ok((tenant, text(&experiment, "/experiment_id")?))
+}
 
+/// What one kind of request took.
+struct Took {
+    name: &'static str,
+    p50_us: f64,
+    rate: f64,
+}
+
+/// Each kind of request on one connection and on many.
+fn operations(
+    options: &Options,
+    service: &mut Service,
+    tenant: &str,
+    experiment: &str,
+    peers: &[Peer],
+    report: &mut Report,
+) -> Result<Vec<Took>> {
+    let run = run_new(service, tenant, experiment)?;
     let point = json!({"run_id": run, "key": "loss", "value": 0.5, "timestamp": 1, "step": 1});
-    let get = Ask::get(format!("/api/2.0/mlflow/runs/get?run_id={run}"), &tenant);
+    let get = Ask::get(format!("/api/2.0/mlflow/runs/get?run_id={run}"), tenant);
     let metrics: Vec<Value> = (0..100).map(|n| json!({"key": format!("m{n}"), "value": 0.5, "timestamp": 1, "step": 1})).collect();
     let batch = json!({"run_id": run, "metrics": metrics});
-    let operations = options.tracking_operations;
-    for (name, what, ask, total) in [
-        ("log-metric", "log_metric", ask("runs/log-metric", &tenant, &point), operations),
-        ("runs/get", "runs_get", get, operations),
-        ("log-batch of 100 metrics", "log_batch", ask("runs/log-batch", &tenant, &batch), operations / 4),
-    ] {
+    let total = options.tracking_operations;
+    let kinds = [
+        ("log-metric", "log_metric", ask("runs/log-metric", tenant, &point), total),
+        ("runs/get", "runs_get", get, total),
+        ("log-batch of 100 metrics", "log_batch", ask("runs/log-batch", tenant, &batch), total / 4),
+    ];
+    let mut all = Vec::new();
+    for (name, what, ask, total) in kinds {
         let load = |total, connections| Load { connections, ..Load::once(total) };
         service.client.run(std::slice::from_ref(&ask), load(total / 10, CONNECTIONS))?;
         let single = service.client.run(std::slice::from_ref(&ask), load(total / 10, 1))?;
@@ -59,7 +105,10 @@ pub(super) fn measure(options: &Options, programs: &Programs, folder: &Path, rep
         report.add(&format!("{name}, {CONNECTIONS} connections, beside the client on the same cores"), "requests/s", "", many.rate());
         report.add(&format!("{name}, {CONNECTIONS} connections: p99"), "µs", "", many.micros_at(0.99));
         report.add(&format!("{name}: CPU"), "ms", "", cpu_ms);
-        for peer in &peers {
+        if what == "log_metric" {
+            report.add("log-metric: acknowledged and audited, a second of one core", "/s", "", 1e3 / cpu_ms);
+        }
+        for peer in peers {
             let goal = match (peer.name, what) {
                 ("none", _) => "≥ 25",
                 (_, "log_batch") => "",
@@ -68,10 +117,28 @@ pub(super) fn measure(options: &Options, programs: &Programs, folder: &Path, rep
             let label = format!("{name}: CPU of a real MLflow server, {}, as a multiple of ours", shown(peer.name));
             report.add(&label, "×", goal, peer.cpu_ms(what) / cpu_ms);
         }
+        all.push(Took { name, p50_us: single.micros_at(0.5), rate: many.rate() });
     }
-    history(options, &mut service, &tenant, &experiment, report)?;
-    search(options, &mut service, &tenant, &peers, report)?;
-    service.stop()
+    Ok(all)
+}
+
+/// Processes of the stock client, which log runs as people's training loops do. Each reads back what it logged.
+fn stock_clients(options: &Options, folder: &Path, service: &mut Service, tenant: &str, report: &mut Report) -> Result<()> {
+    let python = crate::setup::mlflow()?;
+    let mut command = Command::new(&python);
+    command.arg(crate::root().join("xtask/src/bench/mlflow_clients.py")).arg(CLIENT_PROCESSES.to_string());
+    command.arg(options.client_steps.to_string()).env("HOME", folder);
+    service.as_mlflow_environment(&mut command, tenant);
+    let before = service.cpu_seconds("insula");
+    let told = quietly(&mut command)?;
+    let cpu_ms = (service.cpu_seconds("insula") - before) * 1e3;
+    let told: Value = serde_json::from_str(&told).map_err(|error| format!("the clients printed no JSON: {error}"))?;
+    let figure = |name: &str| told.get(name).and_then(Value::as_f64).ok_or_else(|| format!("the clients did not tell `{name}`"));
+    let (calls, seconds) = (figure("calls")?, figure("seconds")?);
+    report.add(&format!("{CLIENT_PROCESSES} processes of the stock client, beside the service on the same cores"), "calls/s", "", calls / seconds);
+    report.add("the same: CPU of the service a call", "ms", "", cpu_ms / calls);
+    report.add("the same: CPU of the clients a call", "ms", "", figure("client_cpu_seconds")? * 1e3 / calls);
+    Ok(())
 }
 
 /// A run with very many points: what the next write costs.

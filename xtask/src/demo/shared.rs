@@ -39,24 +39,6 @@ impl Shared {
 
     /// The part of a service's configuration that leads here.
     pub(super) fn settings(&self) -> Result<String> {
-        let servers = self.running.as_ref().ok_or("the stores do not run")?;
-        let variables = servers.variables();
-        let of = |name: &str| {
-            let found = variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.clone());
-            found.ok_or_else(|| format!("the servers say nothing of `{name}`"))
-        };
-        let owner = of("INSULA_PG_URL")?;
-        let (_, address) = owner.split_once('@').ok_or("the server's URL names no user")?;
-        let secret = of("INSULA_S3_ADMIN_SECRET")?;
-        let role = |name: &str| format!("postgres://{name}:{secret}@{address}");
-        Ok(format!(
-            "[stores]\ntier = \"pooled\"\n[stores.postgres]\nrows_url = {:?}\ncontrol_url = {:?}\nowner_url = {owner:?}\nallow_plaintext = true\n\
-             [stores.s3]\nendpoint = {:?}\nregion = \"us-east-1\"\naccess_key_id = {:?}\nsecret_access_key = {secret:?}\n\
-             bucket_prefix = \"demo\"\ncredentials = \"iam\"\nallow_http = true\n",
-            role("insula_rows"),
-            role("insula_control"),
-            of("INSULA_S3_ENDPOINT")?,
-            of("INSULA_S3_ADMIN_KEY")?,
-        ))
+        self.running.as_ref().map(|servers| servers.settings("demo")).ok_or_else(|| "the stores do not run".to_owned())
     }
 }

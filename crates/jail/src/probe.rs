@@ -5,6 +5,7 @@
 //! whether a wall holds by itself, the walls in front of it are left out for that one probe, which never runs anything but the code below.
 
 use std::{
+    cell::RefCell,
     os::fd::{AsFd, OwnedFd},
     path::Path,
     time::{Duration, Instant},
@@ -109,6 +110,7 @@ pub(crate) fn probe(subject: &impl Subject) -> Result<Report, JailError> {
     if hello.threads != 1 {
         return Ok(report);
     }
+    let subject = &Timed { subject, starts: RefCell::default() };
     let all = subject.layers();
     stand(subject, all, &mut report)?;
     // By the signal alone: whether memory ran out too is a guess where the machine has no memory group.
@@ -134,7 +136,39 @@ pub(crate) fn probe(subject: &impl Subject) -> Result<Report, JailError> {
     } else {
         Enforced::No
     };
+    report.cell_start = subject.median();
     Ok(report)
+}
+
+/// A subject, and how long each probe took to start.
+struct Timed<'s, S> {
+    subject: &'s S,
+    starts: RefCell<Vec<Duration>>,
+}
+
+impl<S: Subject> Subject for Timed<'_, S> {
+    fn attempt(&self, limits: &Limits, layers: Layers, attempt: Attempt) -> Result<Cell, JailError> {
+        let begin = Instant::now();
+        let cell = self.subject.attempt(limits, layers, attempt)?;
+        self.starts.borrow_mut().push(begin.elapsed());
+        Ok(cell)
+    }
+
+    fn layers(&self) -> Layers {
+        self.subject.layers()
+    }
+
+    fn hello(&self) -> Hello {
+        self.subject.hello()
+    }
+}
+
+impl<S> Timed<'_, S> {
+    fn median(&self) -> Duration {
+        let mut starts = self.starts.borrow_mut();
+        starts.sort_unstable();
+        starts.get(starts.len() / 2).copied().unwrap_or_default()
+    }
 }
 
 impl Report {
@@ -155,6 +189,7 @@ impl Report {
             descriptors_closed: false,
             not_dumpable: false,
             engine_threads,
+            cell_start: Duration::ZERO,
         }
     }
 }

@@ -3,7 +3,7 @@
 //! A [`Report`] is filled from what probe cells tried and what the kernel says about them (see `probe`); no field comes from configuration.
 //! [`Report::check`] compares it with a [`Floor`] and names each missing layer with its remedy.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use crate::{JailError, Missing};
 
@@ -93,13 +93,29 @@ pub struct Report {
     pub not_dumpable: bool,
     /// Threads of the zygote; anything but one makes forking unsafe.
     pub engine_threads: u32,
+    /// What the probes took from being asked for to being confined: the median. Nothing is refused for it.
+    pub cell_start: Duration,
 }
+
+/// A start of a cell from here on is slow: the rest of a first prediction takes less.
+const START_SLOW: Duration = Duration::from_millis(4);
 
 impl Report {
     /// Refuses, naming everything that is missing and what to do about it, when the machine enforces less than `floor`.
     pub fn check(&self, floor: Floor) -> Result<(), JailError> {
         let missing = self.missing(floor);
         if missing.is_empty() { Ok(()) } else { Err(JailError::BelowFloor(missing)) }
+    }
+
+    /// What to do about slow starts of cells, if they are slow here and something is known that helps.
+    ///
+    /// Putting a process into a version 1 group waits for a grace period of the kernel, some 5 to 20 ms, unless the kernel was told that groups
+    /// change often: the mount option `favordynmods`, which holds for all hierarchies of the machine (Linux, Documentation/admin-guide/cgroup-v2.rst).
+    pub fn start_remedy(&self) -> Option<&'static str> {
+        (self.cgroup == CgroupVersion::V1 && self.cell_start >= START_SLOW).then_some(
+            "tell the kernel that control groups change often, as root and after each boot: \
+             mount -o remount,favordynmods -t cgroup2 none FOLDER (where /proc/mounts says cgroup2; /sys/fs/cgroup/unified in most places)",
+        )
     }
 
     /// What `floor` asks for and the machine does not enforce.
@@ -186,6 +202,21 @@ impl fmt::Display for Report {
         writeln!(f, "system call filter    {}", yes(self.seccomp))?;
         writeln!(f, "descriptors closed    {}", yes(self.descriptors_closed))?;
         writeln!(f, "memory unreadable     {}", yes(self.not_dumpable))?;
-        write!(f, "threads of the zygote {}", self.engine_threads)
+        writeln!(f, "threads of the zygote {}", self.engine_threads)?;
+        write!(f, "start of a cell       {:.1} ms", self.cell_start.as_secs_f64() * 1e3)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_start_is_told_where_something_helps() {
+        let report = |cgroup, cell_start| Report { cell_start, ..Report::nothing(cgroup, 1) };
+        assert!(report(CgroupVersion::V1, START_SLOW).start_remedy().is_some_and(|remedy| remedy.contains("favordynmods")));
+        assert_eq!(report(CgroupVersion::V1, START_SLOW / 2).start_remedy(), None);
+        assert_eq!(report(CgroupVersion::V2, START_SLOW).start_remedy(), None, "such cells are born in their group");
+        assert!(report(CgroupVersion::V1, START_SLOW).to_string().ends_with("start of a cell       4.0 ms"));
     }
 }

@@ -70,6 +70,9 @@ impl Platform {
             tasks: Mutex::default(),
         };
         let platform = Self(Arc::new(inner));
+        if let Some(remedy) = platform.jail_report().start_remedy() {
+            tracing::warn!(start_ms = platform.jail_report().cell_start.as_millis(), "cells start slowly on this machine; help: {remedy}");
+        }
         platform.kernel().compute_attach(Arc::new(Attached(Arc::downgrade(&platform.0))));
         *platform.0.tasks.lock() = vec![
             tokio::spawn(platform.cells().clone().refill_forever()),

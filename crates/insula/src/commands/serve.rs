@@ -103,7 +103,7 @@ pub(crate) fn check(args: StartArgs, output: &Output) -> Result<()> {
     } else {
         for finding in &findings {
             output.line(&format!("{}  {}", if finding.ok { "ok    " } else { "unsafe" }, finding.what))?;
-            if let Some(remedy) = finding.remedy.as_ref().filter(|_| !finding.ok) {
+            if let Some(remedy) = &finding.remedy {
                 output.line(&format!("        help: {remedy}"))?;
             }
         }

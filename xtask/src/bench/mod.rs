@@ -146,8 +146,7 @@ impl Options {
     }
 }
 
-/// Everything that was built or found. For rows alone, the service and what asks it is not built.
-#[derive(Default)]
+/// Everything that was built or found.
 struct Programs {
     insula: PathBuf,
     cell: PathBuf,
@@ -164,20 +163,18 @@ struct Programs {
 pub(crate) fn bench(options: &Options) -> Result<bool> {
     let tools = setup::for_tests()?;
     println!("building for release (the first time takes many minutes)");
-    let built = build(&["--package", "tenancy", "--example", "kernel_cost", "--example", "stores_cost"])?;
-    let mut programs = Programs {
+    // All at once: package by package, dependencies would be built again for the features that each one asks for.
+    let built = build(&["--workspace", "--bins", "--examples"])?;
+    let programs = Programs {
+        insula: program(&built, "insula")?,
+        cell: program(&built, "insula-cell")?,
+        client: program(&built, "bench_client")?,
+        engine_alone: program(&built, "engine_alone")?,
         kernel_cost: program(&built, "kernel_cost")?,
         stores_cost: program(&built, "stores_cost")?,
         engine: tools.engine.clone(),
         python: tools.python.clone(),
-        ..Programs::default()
     };
-    if [Part::Serving, Part::Tracking, Part::Tenants].into_iter().any(|part| options.wants(part)) {
-        let built = build(&["--package", "insula", "--package", "insula-cell", "--bins"])?;
-        (programs.insula, programs.cell) = (program(&built, "insula")?, program(&built, "insula-cell")?);
-        let built = build(&["--package", "server", "--package", "insula-cell", "--example", "bench_client", "--example", "engine_alone"])?;
-        (programs.client, programs.engine_alone) = (program(&built, "bench_client")?, program(&built, "engine_alone")?);
-    }
     let folder = std::env::temp_dir().join(format!("insula-bench-{}", std::process::id()));
     fs::create_dir_all(&folder).map_err(|error| format!("cannot make `{}`: {error}", folder.display()))?;
     let mut report = Report::new(options.quick, &programs.python);

@@ -59,6 +59,7 @@ impl Report {
             ("machine", machine()),
             ("kernel", told(&mut command("uname", &["-sr"]))),
             ("source", told(&mut command("git", &["describe", "--always", "--dirty", "--abbrev=12"]))),
+            ("control groups", groups()),
             ("compiler", told(&mut command("rustc", &["--version"]))),
             ("beside it", told(Command::new(python).args(["-c", library]))),
             ("size", if quick { "quick".to_owned() } else { "full".to_owned() }),
@@ -151,6 +152,13 @@ fn machine() -> String {
     let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let memory: f64 = memory.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).unwrap_or_default();
     format!("{model}, {cores} cores, {:.0} GiB", memory / (1 << 20) as f64)
+}
+
+/// Whether the kernel was told that groups change often, on which cold starts depend (docs/operation.md).
+fn groups() -> String {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
+    let favoured = mounts.lines().any(|line| line.contains("favordynmods"));
+    if favoured { "mounted with favordynmods".to_owned() } else { "mounted without favordynmods".to_owned() }
 }
 
 fn load() -> String {

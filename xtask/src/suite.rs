@@ -62,6 +62,8 @@ pub(crate) fn test() -> Result<bool> {
             println!("the kernel's suite again, rows in the tier `{tier}`");
             counts.add(tests(&tools, &servers, KERNEL, tier)?);
         }
+        println!("the sessions of MLflow's client again, rows in the tier `pooled`, objects on S3");
+        counts.add(tests(&tools, &servers, SESSIONS, "pooled")?);
         servers.stop()?;
         Ok(counts)
     });
@@ -87,6 +89,8 @@ fn advisories(tools: &Tools) -> Counts {
 /// What cargo is to test: everything, or what must hold in every tier. Compile errors and a table of figures do not change with it.
 const ALL: &[&str] = &["--workspace"];
 const KERNEL: &[&str] = &["--package", "tenancy", "--test", "kernel"];
+/// By the module's name, so that a session that is added later is run too.
+const SESSIONS: &[&str] = &["--package", "insula", "--test", "insula", "--", "mlflow::"];
 
 fn tests(tools: &Tools, servers: &Servers, which: &[&str], tier: &str) -> Result<Counts> {
     let mut counts = Counts::default();

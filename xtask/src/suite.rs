@@ -62,6 +62,8 @@ pub(crate) fn test() -> Result<bool> {
             println!("the kernel's suite again, rows in the tier `{tier}`");
             counts.add(tests(&tools, &servers, KERNEL, tier)?);
         }
+        println!("the sessions of MLflow's client again, rows in the tier `pooled`, objects on S3");
+        counts.add(tests(&tools, &servers, SESSIONS, "pooled")?);
         servers.stop()?;
         Ok(counts)
     });
@@ -89,6 +91,8 @@ fn advisories(tools: &Tools) -> Counts {
 /// Both times the whole workspace is built: one package alone would have other features of its dependencies, and compile them again.
 const ALL: &[&str] = &["--workspace"];
 const KERNEL: &[&str] = &["--workspace", "--filterset", "package(tenancy) & binary(kernel)"];
+/// By the module's name, so that a session that is added later is run too.
+const SESSIONS: &[&str] = &["--workspace", "--filterset", "package(insula) & binary(insula) & test(/^mlflow::/)"];
 
 fn tests(tools: &Tools, servers: &Servers, which: &[&str], tier: &str) -> Result<Counts> {
     let mut counts = Counts::default();

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::tracking::webhook::Registrations;
 use crate::training::JobStep;
 
 /// Settings of [`crate::Platform::start`].
@@ -57,6 +58,8 @@ pub struct PlatformConfig {
     pub training_attempts_max: u32,
     /// Called between the steps of a training; `true` stops the job right there, as a crash would. For tests.
     pub job_stop: Option<JobStop>,
+    /// Is told what trainings register.
+    pub registrations: Option<Arc<dyn Registrations>>,
 }
 
 /// See [`PlatformConfig::job_stop`].
@@ -91,6 +94,7 @@ impl PlatformConfig {
             jobs_running_max: 8,
             training_attempts_max: 3,
             job_stop: None,
+            registrations: None,
         }
     }
 }

@@ -29,9 +29,9 @@ pub use dataset::{Column, Dataset, DatasetPreview, DatasetVersion, PREVIEW_ROWS_
 pub use deployment::{Deployment, DeploymentRequest, OIP_PLATFORM, OipMetadata};
 pub use error::{CellFailure, Error, Result};
 pub use model::{
-    ALIASES_MAX, AliasChange, AliasRequest, Approval, Gate, GateRequest, HistoryEntry, Lineage, Logged, MODEL_NAME_BYTES_MAX, Model,
-    ModelName, ModelRequest, ModelSearch, ModelVersion, ModelVersionSource, Onnx, Stage, StageChange, StageRequest, TAG_KEY_BYTES_MAX,
-    TAG_VALUE_BYTES_MAX, TAGS_MAX, TEXT_BYTES_MAX, TagRequest, Tensor, Threshold, TrainingLineage,
+    ALIASES_MAX, AliasChange, AliasRequest, Approval, Gate, GateRequest, HistoryEntry, Lineage, Logged, MODEL_NAME_BYTES_MAX, MadeVersion,
+    Model, ModelName, ModelRequest, ModelSearch, ModelVersion, ModelVersionSource, Onnx, Stage, StageChange, StageRequest,
+    TAG_KEY_BYTES_MAX, TAG_VALUE_BYTES_MAX, TAGS_MAX, TEXT_BYTES_MAX, TagRequest, Tensor, Threshold, TrainingLineage,
 };
 pub use page::{PAGE_ITEMS_DEFAULT, PAGE_ITEMS_MAX, Page, PageRequest, Timestamp};
 pub use platform::{Platform, StartError};
@@ -40,12 +40,14 @@ pub use tracking::trace::{
     Assessment, AssessmentUpdate, SPAN_BYTES_MAX, SPANS_BYTES_MAX, SPANS_MAX, Span, TRACES_PER_REQUEST_MAX, Trace, TraceDeletion,
     TraceSearch, TraceState, Verdict,
 };
-pub use tracking::webhook::{Registered, WEBHOOK_EVENTS, Webhook, WebhookEvent, WebhookRequest, WebhookSecret, WebhookTarget};
+pub use tracking::webhook::{
+    Registered, Registrations, WEBHOOK_EVENTS, Webhook, WebhookEvent, WebhookRequest, WebhookSecret, WebhookTarget,
+};
 pub use tracking::{
-    Batch, DatasetInfo, DatasetInput, EXPERIMENTS_PAGE_DEFAULT, EXPERIMENTS_PAGE_MAX, Experiment, ExperimentRequest, ExperimentSearch,
-    HISTORY_POINTS_MAX, HISTORY_RUNS_MAX, History, INPUTS_PER_BATCH_MAX, Lifecycle, METRICS_PER_BATCH_MAX, MetricPoint, ModelInput,
-    ModelLink, ModelOutput, Point, RETENTION_DAYS_DEFAULT, RETENTION_DAYS_MAX, RUNS_PAGE_DEFAULT, RUNS_PAGE_MAX, Real, RunRequest,
-    RunSearch, RunStatus, RunUpdate, RunView, TEXTS_PER_BATCH_MAX, Text, TrackedRun, ViewType,
+    Batch, DatasetInfo, DatasetInput, DatasetSummary, EXPERIMENTS_PAGE_DEFAULT, EXPERIMENTS_PAGE_MAX, Experiment, ExperimentRequest,
+    ExperimentSearch, HISTORY_POINTS_MAX, HISTORY_RUNS_MAX, History, INPUTS_PER_BATCH_MAX, Lifecycle, METRICS_PER_BATCH_MAX, MetricPoint,
+    ModelInput, ModelLink, ModelOutput, Point, RETENTION_DAYS_DEFAULT, RETENTION_DAYS_MAX, RUNS_PAGE_DEFAULT, RUNS_PAGE_MAX, Real,
+    RunRequest, RunSearch, RunStatus, RunUpdate, RunView, TEXTS_PER_BATCH_MAX, Text, TrackedRun, ViewType,
 };
 pub use training::{
     Failure, JobStep, LOG_LINES_MAX, LOG_PAGE_LINES_MAX, LogLine, Progress, Recipe, Run, SplitRequest, Training, TrainingLogs,

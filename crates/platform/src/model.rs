@@ -265,6 +265,15 @@ impl Record for StoredModelVersion {
     }
 }
 
+/// A version that was made.
+#[derive(Debug, Clone)]
+pub struct MadeVersion {
+    /// The version.
+    pub version: ModelVersion,
+    /// Whether its model was made with it.
+    pub new_model: bool,
+}
+
 impl Platform {
     /// Registered models by name.
     ///
@@ -283,13 +292,13 @@ impl Platform {
         permit.rows().get::<Model>(permit.resource()).await?.ok_or(Error::not_found("model"))
     }
 
-    /// Registers a model without versions, or changes description and tags of one.
+    /// Registers a model without versions, or changes description and tags of one; and whether it is new.
     ///
     /// # Errors
     /// Texts over their bounds.
-    pub async fn model_put(&self, permit: &Permit<ModelWrite>, request: ModelRequest) -> Result<Model> {
+    pub async fn model_put(&self, permit: &Permit<ModelWrite>, request: ModelRequest) -> Result<(Model, bool)> {
         let mut tx = permit.tx().await?;
-        let mut model = model_or_new(&mut tx, permit.resource().parse()?).await?;
+        let (mut model, is_new) = model_or_new(&mut tx, permit.resource().parse()?).await?;
         if let Some(description) = request.description {
             text_checked("description", &description)?;
             model.description = description;
@@ -301,7 +310,7 @@ impl Platform {
         model.updated_at = Timestamp::now();
         tx.put(&model).await?;
         tx.commit().await?;
-        Ok(model)
+        Ok((model, is_new))
     }
 
     /// Removes a model with all versions and aliases.
@@ -341,7 +350,7 @@ impl Platform {
         &self,
         permit: &Permit<ModelWrite>,
         stream: impl Stream<Item = io::Result<Bytes>> + Send,
-    ) -> Result<ModelVersion> {
+    ) -> Result<MadeVersion> {
         let name: ModelName = permit.resource().parse()?;
         let sealed = self.receive(permit, stream, "model", self.config().model_bytes_max).await?;
         if sealed.bytes() == 0 {
@@ -350,12 +359,12 @@ impl Platform {
         let info = self.cells().admit(&self.owner(permit), name.as_str(), Source::blob(sealed.open().await?)).await?;
         let mut tx = permit.tx().await?;
         let origin = Origin::new(Lineage::Upload, permit.principal());
-        let stored = version_insert(&mut tx, name, Some((&sealed, info)), origin).await?;
+        let (stored, new_model) = version_insert(&mut tx, name, Some((&sealed, info)), origin).await?;
         permit.detail("sha256", hex(&sealed.sha256()));
         tx.attach(sealed).await?;
         permit.detail("model_version", stored.version.version.to_string());
         tx.commit().await?;
-        Ok(stored.version)
+        Ok(MadeVersion { version: stored.version, new_model })
     }
 
     /// Versions of a model, oldest first.
@@ -462,14 +471,15 @@ impl<'a> Origin<'a> {
     }
 }
 
-/// Adds the next version of `name` to the transaction, with its ONNX file if it has one; the blob is attached by the caller.
+/// Adds the next version of `name` to the transaction, with its ONNX file if it has one; the blob is attached by the caller. And whether
+/// the model is new.
 pub(crate) async fn version_insert(
     tx: &mut Tx<'_>,
     name: ModelName,
     file: Option<(&tenancy::StoredUpload, wire::ModelInfo)>,
     origin: Origin<'_>,
-) -> Result<StoredModelVersion> {
-    let mut model = model_or_new(tx, name).await?;
+) -> Result<(StoredModelVersion, bool)> {
+    let (mut model, is_new) = model_or_new(tx, name).await?;
     let now = Timestamp::now();
     model.latest_version += 1;
     model.updated_at = now;
@@ -498,7 +508,7 @@ pub(crate) async fn version_insert(
     let stored = StoredModelVersion { version, blob, resident_bytes };
     tx.put(&model).await?;
     tx.insert(&stored).await?;
-    Ok(stored)
+    Ok((stored, is_new))
 }
 
 impl Onnx {
@@ -531,14 +541,15 @@ pub(crate) async fn model_version(permit: &Permit<ModelRead>, version: u64) -> R
     permit.rows().get::<StoredModelVersion>(&key).await?.ok_or(Error::not_found("model version"))
 }
 
-async fn model_or_new(tx: &mut Tx<'_>, name: ModelName) -> Result<Model> {
+/// The model of this name, and whether it is new.
+async fn model_or_new(tx: &mut Tx<'_>, name: ModelName) -> Result<(Model, bool)> {
     if let Some(model) = tx.get::<Model>(name.as_str()).await? {
-        return Ok(model);
+        return Ok((model, false));
     }
     // It exists in this transaction from here on: every caller puts it.
     tx.charge(Resource::Models, 1).await?;
     let now = Timestamp::now();
-    Ok(Model {
+    let model = Model {
         name,
         description: String::new(),
         tags: BTreeMap::new(),
@@ -547,7 +558,8 @@ async fn model_or_new(tx: &mut Tx<'_>, name: ModelName) -> Result<Model> {
         latest_version: 0,
         created_at: now,
         updated_at: now,
-    })
+    };
+    Ok((model, true))
 }
 
 fn with_aliases(mut version: ModelVersion, model: &Model) -> ModelVersion {

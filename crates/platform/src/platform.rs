@@ -13,12 +13,15 @@ use tokio::task::JoinHandle;
 
 use crate::cells::{Cells, Owner};
 use crate::config::PlatformConfig;
+use crate::page::Timestamp;
 use crate::stats::{Counters, PlatformStats};
 use crate::tracking::index::Tracking;
 use crate::training::Scheduler;
 
 /// A look for orders to erase without being woken.
 const ERASURE_LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Between two looks for what can no longer be restored.
+const RETENTION_LOOK_EVERY: Duration = Duration::from_secs(60);
 /// How long a graceful stop waits for its tasks.
 const SHUTDOWN_WAIT: Duration = Duration::from_secs(20);
 
@@ -46,6 +49,8 @@ struct Inner {
     scheduler: Arc<Scheduler>,
     tracking: Arc<Tracking>,
     erasure: Notify,
+    /// Wakes who clears away at the end.
+    retention: Notify,
     closed: AtomicBool,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -66,6 +71,7 @@ impl Platform {
             scheduler,
             tracking: Arc::default(),
             erasure: Notify::new(),
+            retention: Notify::new(),
             closed: AtomicBool::new(false),
             tasks: Mutex::default(),
         };
@@ -79,6 +85,7 @@ impl Platform {
             tokio::spawn(platform.cells().clone().sweep_forever()),
             tokio::spawn(Arc::clone(&platform.0.scheduler).run_forever(platform.clone())),
             tokio::spawn(platform.clone().erase_forever()),
+            tokio::spawn(platform.clone().retain_forever()),
         ];
         Ok(platform)
     }
@@ -89,6 +96,7 @@ impl Platform {
         self.0.closed.store(true, Ordering::Release);
         self.0.scheduler.close();
         self.0.erasure.notify_one();
+        self.0.retention.notify_one();
         self.cells().close().await;
         let tasks = std::mem::take(&mut *self.0.tasks.lock());
         let aborts: Vec<_> = tasks.iter().map(JoinHandle::abort_handle).collect();
@@ -158,7 +166,7 @@ impl Platform {
 
     /// Carries out orders to erase, step by step, until the platform stops.
     async fn erase_forever(self) {
-        while !self.0.closed.load(Ordering::Acquire) {
+        while !self.is_closed() {
             match self.0.kernel.erasure_step(&self).await {
                 Ok(true) => continue,
                 Ok(false) => {}
@@ -169,6 +177,25 @@ impl Platform {
                 () = tokio::time::sleep(ERASURE_LOOK_EVERY) => {}
             }
         }
+    }
+}
+
+impl Platform {
+    /// Clears away what can no longer be restored, round by round, until the platform stops.
+    async fn retain_forever(self) {
+        while !self.is_closed() {
+            if let Err(error) = self.retention_round(Timestamp::now().micros()).await {
+                tracing::error!(private = error.private(), "the queue of sweeps: {error}");
+            }
+            tokio::select! {
+                () = self.0.retention.notified() => {}
+                () = tokio::time::sleep(RETENTION_LOOK_EVERY) => {}
+            }
+        }
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.0.closed.load(Ordering::Acquire)
     }
 }
 

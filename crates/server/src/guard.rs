@@ -7,7 +7,7 @@ use http::{Method, Uri};
 use crate::error::{Fail, Result};
 
 /// Longest request target in bytes.
-const TARGET_BYTES_MAX: usize = 4096;
+const TARGET_BYTES_MAX: usize = 8192;
 /// Longest path segment in bytes, decoded.
 const SEGMENT_BYTES_MAX: usize = 256;
 /// Most segments of a path.
@@ -49,7 +49,7 @@ pub(crate) fn segments(method: &Method, uri: &Uri) -> Result<Vec<String>> {
         return Err(Fail::method("GET, HEAD, PUT, POST, DELETE, PATCH".to_owned()));
     }
     if uri.path_and_query().is_none_or(|target| target.as_str().len() > TARGET_BYTES_MAX) {
-        return refuse("the path and query are longer than 4096 bytes");
+        return refuse("the path and query are longer than 8192 bytes");
     }
     let Some(path) = uri.path().strip_prefix('/') else { return refuse("the path does not begin with `/`") };
     if path.is_empty() {

@@ -23,6 +23,7 @@ use crate::config::{Config, FloorWord, Log, LogFormat};
 use crate::egress::Egress;
 use crate::forward::Forwarder;
 use crate::metrics::Metrics;
+use crate::mlflow::webhooks::Trainings;
 use crate::service::Service;
 use crate::tls::{Certificates, NodeCertificate, server_config};
 use crate::{accept, openapi, route};
@@ -132,7 +133,9 @@ impl Server {
         if let Some(node) = node {
             certificates.for_nodes(node);
         }
-        let platform = config.platform();
+        let egress = Arc::new(Egress::new(config.egress.clone()).map_err(StartError::new)?);
+        let mut platform = config.platform();
+        platform.registrations = Some(Arc::new(Trainings(Arc::clone(&egress))));
         let (upload_bytes_max, model_bytes_max) = (platform.upload_bytes_max, platform.model_bytes_max);
         let platform = Platform::start(kernel.clone(), platform).await.map_err(StartError::new)?;
 
@@ -145,7 +148,7 @@ impl Server {
             platform,
             api,
             forwarder: config.stores.node.as_ref().map(Forwarder::new).transpose().map_err(StartError::new)?,
-            egress: Arc::new(Egress::new(config.egress.clone()).map_err(StartError::new)?),
+            egress,
             limits: Arc::new(config.requests.clone()),
             upload_bytes_max,
             model_bytes_max,

@@ -27,6 +27,7 @@ use crate::forward::{Asked, Forwarder};
 use crate::guard;
 use crate::metrics::{Metrics, Seen};
 use crate::mlflow;
+use crate::mlflow::webhooks::Teller;
 use crate::watch::Work;
 
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -54,6 +55,11 @@ pub(crate) struct Service {
 }
 
 impl Service {
+    /// Who tells webhooks.
+    pub(crate) fn teller(&self) -> Teller<'_> {
+        Teller { platform: &self.platform, egress: &self.egress }
+    }
+
     /// Whether the service takes work: false while it stops.
     pub(crate) fn is_ready(&self) -> bool {
         self.ready.load(Ordering::Acquire)

@@ -204,6 +204,7 @@ acts! {
     KeyringRead: Tenant, Reads, Request, seen by KeyringRead, "see the versions of the tenant's encryption keys";
     KeyringRotate: Tenant, Writes, Request, seen by KeyringRead, "rotate the tenant's encryption keys";
     TenantErase: Tenant, Writes, Request, seen by TenantRead, "erase the tenant for good";
+    RetentionSweep: Tenant, Writes, Request, seen by TenantRead, "clear away what was deleted and can no longer be restored (asked by the service)";
     MemberRead: Member, Reads, Request, seen by MemberRead, "see members and their roles";
     MemberWrite: Member, Writes, Request, seen by MemberRead, "add, change and remove members";
     KeyRead: Key, Reads, Request, seen by KeyRead, "see API keys, their scopes and last use";

@@ -137,6 +137,9 @@ pub(crate) struct CredentialRow {
     pub(crate) name: String,
 }
 
+/// Kind of the tickets that clear away what a tenant deleted long ago. Their `created_at` is when they are due.
+pub(crate) const SWEEP: &str = "sweep";
+
 /// Work that waits for a tenant; no content. Times in Unix microseconds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TicketRow {
@@ -518,6 +521,35 @@ impl Control {
         tx.commit().await
     }
 
+    /// Adds a tenant's sweep, or sees to it that the one there is is due no later. Whoever has it does not have it any more: what is
+    /// deleted now may be what it has not seen.
+    pub(crate) async fn sweep_put(&self, row: &TicketRow) -> Result<()> {
+        let mut tx = self.begin().await?;
+        let sql = "UPDATE ticket SET created_at = CASE WHEN created_at < $2 THEN created_at ELSE $2 END, claimed_by = NULL WHERE id = $1";
+        if tx.execute(sql, &[(&row.id).into(), row.created_at.into()]).await? == 0 {
+            let sql = "INSERT INTO ticket (id, tenant, kind, principal, created_at, attempts) VALUES ($1, $2, $3, $4, $5, 0)
+                 ON CONFLICT DO NOTHING";
+            let params = [(&row.id).into(), (&row.tenant.0).into(), (&row.kind).into(), (&row.principal).into(), row.created_at.into()];
+            tx.execute(sql, &params).await?;
+        }
+        tx.commit().await
+    }
+
+    /// Gives a sweep back that this node claimed, to be due at another time, unless another has it by now or it was put anew.
+    pub(crate) async fn sweep_postpone(&self, id: &str, by: &str, due: i64) -> Result<()> {
+        let mut tx = self.begin().await?;
+        let sql = "UPDATE ticket SET claimed_by = NULL, created_at = $3 WHERE id = $1 AND claimed_by = $2";
+        tx.execute(sql, &[id.into(), by.into(), due.into()]).await?;
+        tx.commit().await
+    }
+
+    /// Sweeps that are due and that nobody has, the longest due first.
+    pub(crate) async fn sweeps_due(&self, now: i64, limit: u32) -> Result<Vec<TicketRow>> {
+        let mut reading = self.db.read().await?;
+        let sql = "SELECT * FROM ticket WHERE claimed_by IS NULL AND kind = $1 AND created_at <= $2 ORDER BY created_at, id LIMIT $3";
+        reading.sql()?.all(sql, &[SWEEP.into(), now.into(), limit.into()]).await?.iter().map(ticket).collect()
+    }
+
     /// Claims a ticket nobody has, and counts the attempt; `None` if it is gone or somebody has it.
     pub(crate) async fn ticket_claim(&self, id: &str, by: &str) -> Result<Option<TicketRow>> {
         let mut tx = self.begin().await?;
@@ -569,12 +601,12 @@ impl Control {
         Ok(gone > 0)
     }
 
-    /// The oldest ticket nobody has of each tenant, oldest first: however many one tenant queues, it does not hide another's.
+    /// The oldest ticket of a job nobody has of each tenant, oldest first: however many one tenant queues, it does not hide another's.
     pub(crate) async fn tickets_waiting(&self, limit: u32) -> Result<Vec<TicketRow>> {
         let mut reading = self.db.read().await?;
         let sql = "SELECT * FROM (SELECT *, row_number() OVER (PARTITION BY tenant ORDER BY created_at, id) AS place FROM ticket
-             WHERE claimed_by IS NULL) AS waiting WHERE place = 1 ORDER BY created_at, id LIMIT $1";
-        reading.sql()?.all(sql, &[limit.into()]).await?.iter().map(ticket).collect()
+             WHERE claimed_by IS NULL AND kind <> $2) AS waiting WHERE place = 1 ORDER BY created_at, id LIMIT $1";
+        reading.sql()?.all(sql, &[limit.into(), SWEEP.into()]).await?.iter().map(ticket).collect()
     }
 
     /// A tenant's tickets by id, whoever has them.

@@ -261,6 +261,15 @@ impl<A: Act<Mode = Writes>> Permit<A> {
     pub async fn enqueue(&self, kind: &str, id: &str) -> Result<()> {
         self.inner.kernel.ticket_add(self.inner.island.id, kind, id, self.principal()).await
     }
+
+    /// Sees to it that the tenant is swept ([`Kernel::claim_sweep`](crate::Kernel::claim_sweep)) at `due` (Unix microseconds) or before.
+    /// What is to be swept is committed *afterwards*.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the control store fails.
+    pub async fn sweep_at(&self, due: i64) -> Result<()> {
+        self.inner.kernel.sweep_add(self.inner.island.id, self.principal(), due).await
+    }
 }
 
 impl PermitInner {

@@ -1,16 +1,19 @@
 //! SQL in every string that the API takes, on rows and control rows in PostgreSQL. The addresses and fields come from the service's own
-//! OpenAPI document, so what is added later is tried too. What shows that a text became SQL: PostgreSQL's own log, a changed row or table,
-//! another tenant's marker in an answer, or a failure of the service.
+//! OpenAPI document, those of MLflow's addresses from MLflow's protocol buffers; an address of MLflow's whose fields nobody knows fails the
+//! test, so what is added later is tried too. What shows that a text became SQL: PostgreSQL's own log, a changed row or table, another
+//! tenant's marker in an answer, or a failure of the service.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::StreamExt;
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use crate::mlflow;
 use crate::nodes::cluster::{Cluster, Outcome};
 use crate::nodes::stores::Kind;
 use crate::world::{Body, question, rows};
@@ -22,7 +25,24 @@ const AT_ONCE: usize = 6;
 /// How deep a body is looked into.
 const DEPTH_MAX: usize = 6;
 /// Fewest requests that the walk must make, or it has walked past the API.
-const REQUESTS_MIN: usize = 800;
+const REQUESTS_MIN: usize = 5000;
+
+/// Fields of MLflow's addresses that its protocol buffers do not have; `*` stands for a parameter of the path.
+const MLFLOW_FIELDS: [(&str, &[&str]); 13] = [
+    ("POST /api/2.0/mlflow/experiments/permissions/create", &["experiment_id", "username", "permission"]),
+    ("GET /api/2.0/mlflow/experiments/permissions/get", &["experiment_id", "username"]),
+    ("PATCH /api/2.0/mlflow/experiments/permissions/update", &["experiment_id", "username", "permission"]),
+    ("DELETE /api/2.0/mlflow/experiments/permissions/delete", &["experiment_id", "username"]),
+    ("POST /api/2.0/mlflow/registered-models/permissions/create", &["name", "username", "permission"]),
+    ("GET /api/2.0/mlflow/registered-models/permissions/get", &["name", "username"]),
+    ("PATCH /api/2.0/mlflow/registered-models/permissions/update", &["name", "username", "permission"]),
+    ("DELETE /api/2.0/mlflow/registered-models/permissions/delete", &["name", "username"]),
+    ("GET /api/2.0/mlflow/metrics/get-history-bulk", &["run_id", "metric_key"]),
+    ("GET /api/3.0/mlflow/workspaces", &[]),
+    ("GET /api/2.0/mlflow/workspaces", &[]),
+    ("GET /api/2.0/mlflow/workspaces/*", &[]),
+    ("GET /api/3.0/mlflow/server-info", &[]),
+];
 
 /// Quotes and comments of every kind, stacked statements, unions, settings, casts, escapes, and bytes that PostgreSQL's text refuses.
 const TEXTS: [&str; 12] = [
@@ -59,29 +79,41 @@ struct Operation {
     parameters: Vec<(String, String)>,
     body: Option<Value>,
     media: Option<String>,
+    /// Of an address of MLflow's: what its request takes, in the query or in the body. As in [`fields_of`].
+    fields: Option<Vec<Vec<String>>>,
 }
+
+impl Operation {
+    fn is_mlflow(&self) -> bool {
+        self.fields.is_some() && self.media.is_none()
+    }
+}
+
+/// What is there for the attacker, by the name of the field that names it.
+type There = BTreeMap<&'static str, String>;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_text_becomes_sql() {
+    let Some(known) = mlflow_fields() else { return };
     let Some(cluster) = Cluster::start(1).await else { return };
     let (attacker, victim) = (cluster.tenant("attacker", json!({"keys": 100_000, "jobs_queued": 100_000})).await, prepare(&cluster).await);
-    furnish(&cluster, &attacker).await;
+    let there = furnish(&cluster, &attacker).await;
     let before = state(&cluster);
     assert!(before.starts_with("record: ") && !before.starts_with("record: 0"), "{before}");
 
     let document = cluster.get("/openapi.json", "").await.expect(200).json();
-    let operations = operations(&document);
+    let operations = operations(&document, &known);
     let mut tries = Vec::new();
     for operation in &operations {
         let slots = slots(&document, operation);
         tries.extend(slots.into_iter().flat_map(|slot| TEXTS.map(|text| (operation, slot.clone(), text))));
     }
     let (made, counts) = (AtomicUsize::new(0), std::sync::Mutex::new(BTreeMap::<u16, usize>::new()));
-    let (cluster_ref, document_ref, attacker_ref) = (&cluster, &document, attacker.as_str());
+    let (cluster_ref, document_ref, attacker_ref, there_ref) = (&cluster, &document, attacker.as_str(), &there);
     let ended = futures_util::stream::iter(tries).map(|(operation, slot, text)| {
         let (made, counts) = (&made, &counts);
         async move {
-            let answer = attempt(cluster_ref, document_ref, attacker_ref, operation, &slot, text).await?;
+            let answer = attempt(cluster_ref, document_ref, attacker_ref, there_ref, operation, &slot, text).await?;
             made.fetch_add(1, Ordering::Relaxed);
             *counts.lock().unwrap().entry(answer.status).or_default() += 1;
             let told = answer.text();
@@ -136,7 +168,7 @@ async fn prepare(cluster: &Cluster) -> String {
 }
 
 /// What the defaults of the requests name, so that they get as far as they can.
-async fn furnish(cluster: &Cluster, key: &str) {
+async fn furnish(cluster: &Cluster, key: &str) -> There {
     cluster.ask(Method::PUT, "/v1/members/mallory", key, json!({"roles": ["viewer"]})).await.expect(200);
     cluster.ask(Method::PUT, "/v1/datasets/rows", key, rows(120)).await.expect(201);
     let body = json!({"name": "fence", "dataset": "rows", "target": "label", "task": "classification"});
@@ -152,6 +184,65 @@ async fn furnish(cluster: &Cluster, key: &str) {
     }
     cluster.ask(Method::PUT, "/v1/models/fence/aliases/best", key, json!({"version": 1})).await.expect(200);
     cluster.ask(Method::PUT, "/v1/deployments/gate", key, json!({"model": "fence", "version": 1})).await.expect(200);
+    let made = async |path: &str, body: Value| cluster.ask(Method::POST, path, key, body).await.expect(200).json();
+    let run = made("/api/2.0/mlflow/runs/create", json!({"experiment_id": "0"})).await["run"]["info"]["run_id"].clone();
+    made("/api/2.0/mlflow/runs/log-metric", json!({"run_id": run, "key": "loss", "value": 1, "timestamp": 1})).await;
+    let model = made("/api/2.0/mlflow/logged-models", json!({"experiment_id": "0"})).await["model"]["info"]["model_id"].clone();
+    let info = json!({
+        "trace_id": "tr-1",
+        "trace_location": {"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": {"experiment_id": "0"}},
+        "request_time": "2026-01-31T12:00:00Z",
+    });
+    made("/api/3.0/mlflow/traces", json!({"trace": {"trace_info": info}})).await;
+    let hook = json!({"name": "hook", "url": "https://insula.invalid/", "events": [{"entity": "MODEL_VERSION", "action": "CREATED"}]});
+    let hook = made("/api/2.0/mlflow/webhooks", hook).await["webhook"]["webhook_id"].clone();
+    let mut there: There = [
+        ("experiment_id", "0"),
+        ("experiment_ids", "0"),
+        ("trace_id", "tr-1"),
+        ("trace_ids", "tr-1"),
+        ("request_ids", "tr-1"),
+        ("name", "fence"),
+        ("version", "1"),
+        ("alias", "best"),
+        ("username", "mallory"),
+        ("permission", "READ"),
+        ("metric_key", "loss"),
+        ("key", "stage"),
+        ("value", "1"),
+        ("assessment_name", "good"),
+        ("source_type", "HUMAN"),
+        ("status", "READY"),
+        ("stage", "Staging"),
+        ("workspace_name", "attacker"),
+        ("url", "https://insula.invalid/"),
+        ("entity", "MODEL_VERSION"),
+        ("action", "CREATED"),
+        ("update_mask", "rationale"),
+        ("request_time", "2026-01-31T12:00:00Z"),
+        ("type", "MLFLOW_EXPERIMENT"),
+        ("field_name", "name"),
+    ]
+    .into_iter()
+    .map(|(name, value)| (name, value.to_owned()))
+    .collect();
+    let word = |value: Value| value.as_str().unwrap().to_owned();
+    there.extend(["run_id", "run_ids"].map(|name| (name, word(run.clone()))));
+    there.extend([("model_id", word(model)), ("webhook_id", word(hook))]);
+    there
+}
+
+/// What MLflow's addresses take, by method and path; `None` without its own client to ask.
+fn mlflow_fields() -> Option<BTreeMap<String, Vec<String>>> {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/mlflow/fields.py");
+    let told = Command::new(mlflow::python()?).arg(script).env("MLFLOW_DISABLE_TELEMETRY", "true").output().unwrap();
+    assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+    let mut known: BTreeMap<String, Vec<String>> = serde_json::from_slice(&told.stdout).unwrap();
+    for (address, fields) in MLFLOW_FIELDS {
+        let before = known.insert(address.to_owned(), fields.iter().map(|field| (*field).to_owned()).collect());
+        assert!(before.is_none() || fields.is_empty(), "{address} is known to MLflow by now");
+    }
+    Some(known)
 }
 
 /// Hashes of the other tenant's rows in all tables, and the names of all tables, functions and roles.
@@ -176,14 +267,25 @@ fn state(cluster: &Cluster) -> String {
     state + &sql("SELECT name, state FROM insula_control.tenant WHERE name IN ('victim', 'attacker') ORDER BY 1")
 }
 
-fn operations(document: &Value) -> Vec<Operation> {
+fn operations(document: &Value, known: &BTreeMap<String, Vec<String>>) -> Vec<Operation> {
     let mut found = Vec::new();
+    let placeless = |path: &str| {
+        let parts: Vec<_> = path.split('/').map(|part| if part.starts_with('{') { "*" } else { part }).collect();
+        // An artifact's path begins with its experiment, which is a parameter of its own in other descriptions.
+        parts.join("/")
+    };
     for (path, item) in document["paths"].as_object().unwrap() {
         for (method, operation) in item.as_object().unwrap() {
             let word = |value: &Value| value.as_str().unwrap().to_owned();
             let parameters = operation["parameters"].as_array().into_iter().flatten();
             let content = operation["requestBody"]["content"].as_object().and_then(|content| content.iter().next());
             let security = operation["security"].as_array().unwrap();
+            let address = format!("{} {}", method.to_uppercase(), placeless(path));
+            let fields = path.starts_with("/api/").then(|| {
+                let fields =
+                    known.get(&address).unwrap_or_else(|| panic!("which fields `{address}` takes is not known: see MLFLOW_FIELDS"));
+                fields.iter().map(|field| field.split('.').map(str::to_owned).collect()).collect()
+            });
             found.push(Operation {
                 method: method.to_uppercase().parse().unwrap(),
                 path: path.clone(),
@@ -191,9 +293,12 @@ fn operations(document: &Value) -> Vec<Operation> {
                 parameters: parameters.map(|parameter| (word(&parameter["in"]), word(&parameter["name"]))).collect(),
                 body: content.map(|(_, of)| of["schema"].clone()),
                 media: content.map(|(media, _)| media.clone()),
+                fields,
             });
         }
     }
+    // What takes the names away from all others comes last.
+    found.sort_by_key(|operation| operation.path.ends_with("/rename"));
     found
 }
 
@@ -213,7 +318,18 @@ fn slots(document: &Value, operation: &Operation) -> Vec<Slot> {
             found.extend(["grant_type", "client_id", "client_secret", "scope"].map(Slot::Form));
         }
         Some(_) => found.push(Slot::Content),
-        None => {}
+        None => {
+            let in_query = operation.method == Method::GET;
+            for field in operation.fields.iter().flatten() {
+                let name = field.first().unwrap();
+                let in_path = operation.parameters.iter().any(|(_, known)| known == name);
+                match (in_path, in_query) {
+                    (true, _) => {}
+                    (false, true) => found.push(Slot::Query(name.clone())),
+                    (false, false) => found.push(Slot::Json(field.clone())),
+                }
+            }
+        }
     }
     if operation.path == "/v1/whoami" || operation.path == "/v1/datasets" {
         found.extend(["authorization", "x-request-id"].map(Slot::Header));
@@ -318,6 +434,7 @@ async fn attempt(
     cluster: &Cluster,
     document: &Value,
     attacker: &str,
+    there: &There,
     operation: &Operation,
     slot: &Slot,
     text: &str,
@@ -327,11 +444,15 @@ async fn attempt(
     for (place, name) in &operation.parameters {
         let chosen = matches!(slot, Slot::Path(of) | Slot::Query(of) if of == name);
         if place == "path" {
-            let value = if chosen { encoded(text) } else { usual(&operation.path, name).to_owned() };
+            let usual = if operation.fields.is_some() { there.get(name.as_str()).map(String::as_str) } else { None };
+            let value = if chosen { encoded(text) } else { usual.unwrap_or_else(|| self::usual(&operation.path, name)).to_owned() };
             path = path.replace(&format!("{{{name}}}"), &value);
         } else if chosen {
             query = format!("?{name}={}", encoded(text));
         }
+    }
+    if operation.is_mlflow() && operation.method == Method::GET {
+        query = mlflow_query(operation, slot, text, there);
     }
     let body = match (operation.media.as_deref(), slot) {
         (Some("application/json"), slot) => {
@@ -353,6 +474,7 @@ async fn attempt(
             Body::Bytes(format!("a,\"{}\"\n1,\"{}\"\n", text.replace('"', "\"\""), text.replace('"', "\"\"")).into())
         }
         (Some(_), _) => Body::Bytes(rows(8).into()),
+        (None, slot) if operation.is_mlflow() && operation.method != Method::GET => Body::Json(mlflow_body(operation, slot, text, there)),
         (None, _) => Body::None,
     };
     let own = if operation.tenants { attacker } else { &cluster.operator };
@@ -369,6 +491,46 @@ async fn attempt(
         Outcome::Answer(answer) => Some(answer),
         Outcome::Unsent | Outcome::Lost => panic!("{} {path}{query}: no answer", operation.method),
     }
+}
+
+/// The fields of a request of MLflow's that are known, and the text in its place.
+fn mlflow_query(operation: &Operation, slot: &Slot, text: &str, there: &There) -> String {
+    let mut pairs: BTreeMap<&str, &str> = BTreeMap::new();
+    for field in operation.fields.iter().flatten() {
+        pairs.extend(there.get(field[0].as_str()).map(|value| (field[0].as_str(), value.as_str())));
+    }
+    if let Slot::Query(name) = slot {
+        pairs.insert(name, text);
+    }
+    let pairs: Vec<_> = pairs.iter().map(|(name, value)| format!("{name}={}", encoded(value))).collect();
+    format!("?{}", pairs.join("&"))
+}
+
+/// The same as a body. What lies beside the text is there too, so that the request gets as far as it can.
+fn mlflow_body(operation: &Operation, slot: &Slot, text: &str, there: &There) -> Value {
+    let mut body = json!({
+        "timestamp": 1,
+        "events": [{"entity": "MODEL_VERSION", "action": "CREATED"}],
+        "locations": [{"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": {"experiment_id": "0"}}],
+    });
+    let at: &[String] = if let Slot::Json(at) = slot { at } else { &[] };
+    let passes = |path: &[String], words: &[&str]| path.iter().any(|part| words.contains(&part.as_str()));
+    for field in operation.fields.iter().flatten() {
+        let named = field.len() - usize::from(field.last().is_some_and(|part| part == "0"));
+        let (around, name) = (&field[..named - 1], &field[named - 1]);
+        let shared = around.iter().zip(at).take_while(|(one, other)| one == other).count();
+        // Another list may need more than is known here.
+        let beside = around.is_empty() || (shared > 0 && !around[shared..].contains(&"0".to_owned()));
+        // An assessment says one thing.
+        let one = !passes(around, &["expectation"]) && !(passes(around, &["feedback"]) && passes(at, &["expectation", "issue"]));
+        if let Some(value) = there.get(name.as_str()).filter(|_| beside && one) {
+            put(&mut body, field, value);
+        }
+    }
+    if !at.is_empty() {
+        put(&mut body, at, text);
+    }
+    body
 }
 
 /// What is there under this parameter's name.

@@ -1,12 +1,14 @@
-//! The stock MLflow client against the service, unchanged: scripts in `tests/mlflow`, each with two tenants whose names cross.
+//! The stock MLflow client against the service, unchanged: scripts in `tests/mlflow`, each with two tenants whose names cross. On the
+//! embedded store, and once more where `INSULA_TEST_TIER` says that rows lie on a server: with it come objects on S3.
 
 use std::path::PathBuf;
 use std::process::Command;
 
+use crate::stores::{self, Database};
 use crate::world::Service;
 
 /// A Python with the stock client. None, with a printed reason, where it is missing and nobody demands it.
-fn python() -> Option<PathBuf> {
+pub(crate) fn python() -> Option<PathBuf> {
     let python = std::env::var_os("INSULA_MLFLOW_PY").map(PathBuf::from);
     if python.is_none() {
         assert!(std::env::var_os("INSULA_REQUIRE").is_none(), "INSULA_MLFLOW_PY is demanded");
@@ -23,7 +25,7 @@ fn plays(script: &str) {
 /// The same with more configuration.
 fn plays_with(script: &str, more: &str) {
     let Some(python) = python() else { return };
-    let Some(service) = Service::start_with(|_| more.to_owned()) else { return };
+    let Some((_database, service)) = started(more) else { return };
     let (left, right) = (service.busy_tenant("left", "ada"), service.busy_tenant("right", "bob"));
     let file = format!("{}/tests/mlflow/{script}", env!("CARGO_MANIFEST_DIR"));
     let mut command = Command::new(python);
@@ -35,6 +37,17 @@ fn plays_with(script: &str, more: &str) {
     let output = command.output().unwrap();
     let told = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{script}: {told}\n{}", service.log_tail());
+}
+
+/// The service, with the database that its rows lie in where it is not its own.
+fn started(more: &str) -> Option<(Option<Database>, Service)> {
+    match std::env::var("INSULA_TEST_TIER").as_deref() {
+        Ok(tier) if tier != "embedded" => {
+            let (database, service) = stores::started(tier, more)?;
+            Some((Some(database), service))
+        }
+        _ => Some((None, Service::start_with(|_| more.to_owned())?)),
+    }
 }
 
 #[test]

@@ -196,10 +196,19 @@ fn an_owner_that_may_not_is_told_what_to_do() {
     run().failed(1, "owner_url");
 }
 
+/// A service whose tenants' rows lie in this tier from the beginning, and their objects on S3.
+pub(crate) fn started(tier: &str, more: &str) -> Option<(Database, Service)> {
+    let (database, s3) = (Database::make()?, S3::given()?);
+    let service = service(&database, |home| format!("{}[stores]\ntier = '{tier}'\n{more}", s3.config(home, &s3.secret)))?;
+    service.tenant("sample", &[]);
+    assert_eq!(service.run("operator", &["tenant", "show", "sample"]).json()["storage"], tier);
+    Some((database, service))
+}
+
 /// A service on this database, migrated.
-fn service(database: &Database) -> Option<Service> {
+fn service(database: &Database, more: impl FnOnce(&Path) -> String) -> Option<Service> {
     Service::start_with(|home| {
-        let text = database.config(home);
+        let text = format!("{}{}", database.config(home), more(home));
         let config = home.join("migrate.toml");
         fs::write(&config, &text).unwrap();
         insula(home, &[], &["migrate", "--json", "--config", config.to_str().unwrap()]).json();
@@ -210,7 +219,7 @@ fn service(database: &Database) -> Option<Service> {
 #[test]
 fn a_tenant_moves_through_all_tiers_and_back() {
     let Some(database) = Database::make() else { return };
-    let Some(service) = service(&database) else { return };
+    let Some(service) = service(&database, |_| String::new()) else { return };
     service.tenant("clinic", &[]);
     let file = service.file("rows.csv", "a,y\n1,p\n2,q\n");
     service.run("clinic", &["data", "put", "rows", &file]).json();
@@ -241,7 +250,7 @@ fn a_tenant_moves_through_all_tiers_and_back() {
 #[test]
 fn isolation_is_tried_and_a_hole_is_told() {
     let Some(database) = Database::make() else { return };
-    let Some(service) = service(&database) else { return };
+    let Some(service) = service(&database, |_| String::new()) else { return };
     for (name, tier) in
         [("ant", "pooled"), ("bee", "pooled"), ("cat", "schema"), ("dog", "schema"), ("eel", "database"), ("fox", "embedded")]
     {
@@ -261,14 +270,7 @@ fn isolation_is_tried_and_a_hole_is_told() {
 #[test]
 fn buckets_are_tried_with_each_tenants_own_access_key() {
     let (Some(database), Some(s3)) = (Database::make(), S3::given()) else { return };
-    let started = Service::start_with(|home| {
-        let text = format!("{}{}", database.config(home), s3.config(home, &s3.secret));
-        let config = home.join("migrate.toml");
-        fs::write(&config, &text).unwrap();
-        insula(home, &[], &["migrate", "--json", "--config", config.to_str().unwrap()]).json();
-        text
-    });
-    let Some(service) = started else { return };
+    let Some(service) = service(&database, |home| s3.config(home, &s3.secret)) else { return };
     let tenants = ["ant", "bee", "cat"];
     for name in tenants {
         service.tenant(name, &["--storage", "pooled"]);
@@ -298,7 +300,7 @@ fn buckets_are_tried_with_each_tenants_own_access_key() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tenant_is_taken_out_and_brought_in_elsewhere() {
     let Some(database) = Database::make() else { return };
-    let (Some(from), Some(to)) = (service(&database), Service::start()) else { return };
+    let (Some(from), Some(to)) = (service(&database, |_| String::new()), Service::start()) else { return };
     from.tenant("clinic", &["--storage", "pooled"]);
     let file = from.file("rows.csv", "a,y\n1,p\n2,q\n");
     from.run("clinic", &["data", "put", "rows", &file]).json();

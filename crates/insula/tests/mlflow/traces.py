@@ -108,6 +108,9 @@ assert found("trace.name LIKE 'ans%'", order_by=["timestamp_ms ASC"]) == [first,
 assert found(f"trace.timestamp_ms > {trace.info.request_time}") == [second]
 assert found("metadata.`mlflow.trace.session` = 's1' AND tag.none IS NULL", max_results=1) == [second]
 assert found("span.name = 'search' AND span.attributes.index = 'docs'") == [second, first]
+assert found("span.name RLIKE '^se.rch$' AND span.attributes.index RLIKE 'o.s'") == [second, first]
+assert found("span.name RLIKE '^SEARCH'") == [] and found("trace.status RLIKE '^O'") == found("trace.status = 'OK'") != []
+fails(lambda: found("span.name RLIKE '('"), "Invalid regular expression")
 assert found("span.status = 'ERROR'") == [second]
 assert found("trace.text LIKE '%about death%'") == [second]
 assert found("span.type = 'TOOL'") == []

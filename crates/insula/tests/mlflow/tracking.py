@@ -194,6 +194,19 @@ assert len(of_history) == 100 and of_history[0] == 0 and of_history[-1] == 2999 
 window = ask("GET", "/api/2.0/mlflow/metrics/get-history-bulk-interval", run_ids=history, metric_key="m", start_step=10, end_step=19).json()["metrics"]
 assert [one["step"] for one in window] == list(range(10, 20))
 
+# as many runs at once as MLflow's own server takes, and not one more
+crowd = [client.create_run(first).info.run_id for _ in range(98)]
+for at, one in enumerate(crowd):
+    client.log_metric(one, "m", float(at), timestamp=1, step=0)
+hundred = [history, straight, *crowd]
+for path, field, more in [("get-history-bulk", "run_id", {"max_results": 25000}), ("get-history-bulk-interval", "run_ids", {"max_results": 10})]:
+    found = ask("GET", f"/api/2.0/mlflow/metrics/{path}", metric_key="m", **{field: hundred}, **more)
+    assert found.status_code == 200 and {one["run_id"] for one in found.json()["metrics"]} == set(hundred), (path, found.text[:300])
+    over = ask("GET", f"/api/2.0/mlflow/metrics/{path}", metric_key="m", **{field: [*hundred, odd]})
+    assert over.status_code == 400 and "100" in over.json()["message"], over.text
+flood = ask("GET", "/api/2.0/mlflow/metrics/get-history-bulk", metric_key="m", run_id=["0"] * 400)
+assert flood.status_code in (400, 414, 431), flood.status_code
+
 # --- batches
 refused("INVALID_PARAMETER_VALUE", client._tracking_client.store.log_batch, odd, [], [Param("a", "1"), Param("a", "2")], [], says="Duplicate parameter keys")
 many = [Param(f"p{at}", "v") for at in range(101)]
@@ -212,6 +225,16 @@ for filter_string in ["dataset.name = 'iris'", "dataset.context IN ('training', 
     (only,) = client.search_runs([first], filter_string)
     assert only.info.run_id == odd and only.inputs.dataset_inputs[0].dataset.schema == "s" * 5000
 assert ids(client.search_runs([first], "dataset.context = 'never'")) == []
+client.log_inputs(history, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")]), DatasetInput(Dataset("plain", "d", "local", "/p"), [])])
+used = ask("POST", "/api/2.0/mlflow/experiments/search-datasets", experiment_ids=[first, first, "4711"]).json()["dataset_summaries"]
+assert sorted(used, key=lambda one: one["name"]) == [
+    {"experiment_id": first, "name": "iris", "digest": "abc", "context": "training"},
+    {"experiment_id": first, "name": "plain", "digest": "d"},
+], used
+for ids_asked, says in [([], "must specify at least one experiment_id"), ([first] * 21, "cannot specify more than 20 experiment_ids")]:
+    none = ask("POST", "/api/2.0/mlflow/experiments/search-datasets", experiment_ids=ids_asked)
+    assert none.status_code == 400 and says in none.json()["message"], none.text
+assert ask("POST", "/api/2.0/mlflow/experiments/search-datasets", token=OTHER, experiment_ids=[first]).json() == {"dataset_summaries": []}
 
 # --- search
 grid = client.create_experiment("grid")

@@ -116,6 +116,26 @@ answers.update(status=200)
 again = told.get(timeout=20)
 assert json.loads(first[2])["data"]["name"] == "gate" and first[2] == again[2], (first, again)
 assert first[1]["x-mlflow-delivery-id"] == again[1]["x-mlflow-delivery-id"]
+
+# What comes in by /v1 is told too, and what a training registers, which no request waits for.
+client.update_webhook(hook.webhook_id, status="DISABLED")
+trained = client.create_webhook("trained", f"{here}/trained", ["registered_model.created", "model_version.created"])
+assert ask("PUT", "/v1/models/plain", json={"description": "by hand"}).status_code == 200
+path, _, body = told.get(timeout=20)
+assert (path, json.loads(body)["data"]) == ("/trained", {"name": "plain", "tags": {}, "description": "by hand"}), body
+assert ask("PUT", "/v1/models/plain", json={"description": "changed, not made"}).status_code == 200
+rows = "x,y,label\n" + "".join(f"{at % 12},{at // 12},{'up' if at % 12 > at // 12 else 'down'}\n" for at in range(120))
+assert ask("PUT", "/v1/datasets/rows", data=rows.encode()).status_code == 201
+begun = ask("POST", "/v1/trainings", json={"name": "tree", "dataset": "rows", "target": "label", "task": "classification"})
+assert begun.status_code == 202, begun.text
+said = sorted((json.loads(told.get(timeout=90)[2]) for _ in range(2)), key=lambda one: one["entity"])
+assert [(one["entity"], one["action"]) for one in said] == [("model_version", "created"), ("registered_model", "created")], said
+version = said[0]["data"]
+assert (version["name"], version["version"], version["source"], len(version["run_id"]) > 8) == ("tree", "1", "models:/tree/1", True), said
+assert said[1]["data"] == {"name": "tree", "tags": {}, "description": ""}, said
+assert told.empty(), told.get()
+client.delete_webhook(trained.webhook_id)
+client.update_webhook(hook.webhook_id, status="ACTIVE")
 # A prompt is no model.
 client.register_prompt("text", "Bye")
 prompts = client.create_webhook("prompts", f"{here}/prompts", ["prompt.created", "prompt_version.created"])

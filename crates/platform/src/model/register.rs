@@ -127,7 +127,7 @@ impl Platform {
         if tx.get::<Model>(name.as_str()).await?.is_some() {
             return Err(Error::conflict(format!("Registered Model (name={name}) already exists.")));
         }
-        let mut model = model_or_new(&mut tx, name).await?;
+        let (mut model, _) = model_or_new(&mut tx, name).await?;
         model.description = request.description.unwrap_or_default();
         text_checked("description", &model.description)?;
         model.tags = request.tags.unwrap_or_default();
@@ -217,7 +217,7 @@ impl Platform {
         let mut tx = permit.tx().await?;
         stored_model(&mut tx, name.as_str()).await?;
         let (sealed, info) = file.unzip();
-        let stored = version_insert(&mut tx, name, sealed.as_ref().zip(info), origin).await?;
+        let (stored, _) = version_insert(&mut tx, name, sealed.as_ref().zip(info), origin).await?;
         if let Some(id) = &model_id {
             logged_model::registered(&mut tx, id, stored.version.model.as_str(), stored.version.version).await?;
         }

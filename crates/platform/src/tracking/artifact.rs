@@ -92,7 +92,8 @@ impl Record for Artifact {
         key(&self.root, &self.path)
     }
     fn fields(&self) -> Vec<(&'static str, String)> {
-        vec![("dir", key(&self.root, parent(&self.path))), ("root", key(&self.root, ""))]
+        let experiment = self.root.split('/').next().unwrap_or_default().to_owned();
+        vec![("dir", key(&self.root, parent(&self.path))), ("root", key(&self.root, "")), ("experiment", experiment)]
     }
 }
 
@@ -107,6 +108,11 @@ fn parent(path: &str) -> &str {
 /// Where a run keeps its artifacts.
 pub(crate) fn run_root(experiment: &str, run: &str) -> String {
     format!("{experiment}/{run}/artifacts")
+}
+
+/// Where a trace keeps its artifacts.
+pub(crate) fn trace_root(experiment: &str, trace: &str) -> String {
+    format!("{experiment}/traces/{trace}/artifacts")
 }
 
 /// Where a logged model keeps its artifacts.
@@ -227,6 +233,8 @@ impl Platform {
         permit.detail("artifact", &place.path);
         permit.detail("sha256", &file.sha256);
         let mut tx = permit.tx().await?;
+        // It may have gone while the file came.
+        holder_required(&mut tx, &place).await?;
         folders_put(&mut tx, &place).await?;
         let artifact = Artifact { root: place.root, path: place.path, file: Some(file) };
         match tx.get::<Artifact>(&artifact.key()).await? {
@@ -362,19 +370,31 @@ pub(crate) async fn onnx_in(rows: &Rows<'_>, place: &Place) -> Result<Option<Art
     Ok(found)
 }
 
-/// Removes everything below a root; the number of files and folders. For runs and models that are really deleted.
-pub(crate) async fn remove_all(tx: &mut Tx<'_>, root: &str) -> Result<u64> {
-    let mut removed = 0;
-    loop {
-        let page = tx.find::<Artifact>("root", &key(root, ""), None, BATCH).await?;
-        if page.is_empty() {
-            return Ok(removed);
-        }
-        for artifact in page {
-            remove_one(tx, &artifact).await?;
-            removed += 1;
-        }
+/// Removes what lies below a root, at most `most` files and folders; how many there were: less than `most` when none are left.
+pub(crate) async fn remove_some(tx: &mut Tx<'_>, root: &str, most: u32) -> Result<u32> {
+    remove_by(tx, "root", &key(root, ""), most).await
+}
+
+/// The same with all that lies in an experiment that is gone.
+pub(crate) async fn remove_some_in(tx: &mut Tx<'_>, experiment: &str, most: u32) -> Result<u32> {
+    remove_by(tx, "experiment", experiment, most).await
+}
+
+async fn remove_by(tx: &mut Tx<'_>, field: &'static str, value: &str, most: u32) -> Result<u32> {
+    if most == 0 {
+        return Ok(0);
     }
+    let found = tx.find::<Artifact>(field, value, None, most).await?;
+    for artifact in &found {
+        remove_one(tx, artifact).await?;
+    }
+    Ok(u32::try_from(found.len()).unwrap_or(most))
+}
+
+/// Removes everything below a root.
+pub(crate) async fn remove_all(tx: &mut Tx<'_>, root: &str) -> Result<()> {
+    while remove_some(tx, root, BATCH).await? == BATCH {}
+    Ok(())
 }
 
 async fn remove_one(tx: &mut Tx<'_>, artifact: &Artifact) -> Result<()> {
@@ -436,6 +456,16 @@ async fn holder_checked(rows: &Rows<'_>, place: &Place) -> Result<()> {
         },
         Holder::Trace(_) => Ok(()),
     }
+}
+
+/// The same as part of the transaction.
+async fn holder_required(tx: &mut Tx<'_>, place: &Place) -> Result<()> {
+    let there = match place.holder() {
+        Holder::Model(id) => super::logged_model::stored(tx, id).await?.experiment_id == place.experiment(),
+        Holder::Run(id) => tx.get::<TrackedRun>(id).await?.is_some_and(|run| run.experiment_id == place.experiment()),
+        Holder::Trace(_) => super::experiment::require(tx, place.experiment()).await.map(|_| true)?,
+    };
+    if there { Ok(()) } else { Err(Error::not_found("run")) }
 }
 
 #[cfg(test)]

@@ -194,7 +194,6 @@ impl Platform {
             tag_checked(key, value)?;
         }
         let mut tx = permit.tx().await?;
-        let _swept = self.tracking_sweep(permit, &mut tx).await?;
         let experiment = create(&mut tx, request).await?;
         permit.detail("experiment", &experiment.id);
         tx.commit().await?;
@@ -281,7 +280,6 @@ impl Platform {
     /// Not found, also when it is deleted already.
     pub async fn experiment_delete(&self, permit: &Permit<ExperimentDelete>) -> Result<()> {
         let mut tx = permit.tx().await?;
-        let _swept = self.tracking_sweep(permit, &mut tx).await?;
         let mut experiment = require(&mut tx, permit.resource()).await?;
         if experiment.lifecycle.deleted {
             return Err(Error::not_found("experiment"));
@@ -289,7 +287,7 @@ impl Platform {
         experiment.lifecycle = Lifecycle::now(true, &[experiment.lifecycle]);
         experiment.updated_ms = Timestamp::now().millis();
         tx.put(&experiment).await?;
-        tx.put(&Trash { at: experiment.lifecycle.at, what: Deleted::Experiment(experiment.id) }).await?;
+        Trash { at: experiment.lifecycle.at, what: Deleted::Experiment(experiment.id) }.put(permit, &mut tx).await?;
         Ok(tx.commit().await?)
     }
 
@@ -352,7 +350,7 @@ impl Platform {
         Ok(permit.rows().get::<Retention>(Retention::KEY).await?.map_or(RETENTION_DAYS_DEFAULT, |set| set.days))
     }
 
-    /// Sets for how many days what is deleted can be restored; 0 is until the next change.
+    /// Sets for how many days what is deleted can be restored; 0 is not at all.
     ///
     /// # Errors
     /// More than [`RETENTION_DAYS_MAX`].
@@ -361,9 +359,10 @@ impl Platform {
             return Err(Error::invalid(format!("`retention_days` is at most {RETENTION_DAYS_MAX}")));
         }
         permit.detail("retention_days", days);
+        // What was deleted before may be due now, or only later than before: that is found out when it is looked at.
+        permit.sweep_at(Timestamp::now().micros()).await?;
         let mut tx = permit.tx().await?;
         tx.put(&Retention { days }).await?;
-        let _swept = self.tracking_sweep(permit, &mut tx).await?;
         Ok(tx.commit().await?)
     }
 }

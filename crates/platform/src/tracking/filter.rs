@@ -8,7 +8,12 @@
 //!   └entity └key     └test       └attribute └test
 //! ```
 //! Clauses are joined by `AND` alone, so nothing nests and nothing here recurses. As in MLflow a quoted text is taken as it stands:
-//! a doubled quote stays two. What is deliberately missing: `OR`, parentheses, and regular expressions.
+//! a doubled quote stays two. What is deliberately missing: `OR` and parentheses.
+//!
+//! A filter is hostile input: whoever asks many values about one with [`Clause::is_costly`] looks at the clock between them, and does it
+//! where nobody else waits.
+
+use regex::{Regex, RegexBuilder};
 
 use crate::error::{Error, Result};
 
@@ -20,6 +25,14 @@ const CLAUSES_MAX: usize = 128;
 const LIST_ITEMS_MAX: usize = 2000;
 /// Most keys to order by.
 const ORDER_ITEMS_MAX: usize = 32;
+/// Longest part between two `%` that has a `_` in it, in characters: it is tried at each place of a text.
+const WILD_CHARS_MAX: usize = 256;
+/// Longest regular expression in bytes.
+const EXPRESSION_BYTES_MAX: usize = 1024;
+/// Memory of a compiled regular expression, and of what it remembers while it searches, in bytes.
+const EXPRESSION_MEMORY_BYTES_MAX: usize = 256 << 10;
+/// Deepest nesting of a regular expression.
+const EXPRESSION_DEPTH_MAX: u32 = 32;
 /// Longest key to order by in bytes.
 const ORDER_BYTES_MAX: usize = 1024;
 
@@ -65,6 +78,8 @@ pub(crate) enum Op {
     Like,
     /// `ILIKE`: the same, upper and lower case alike
     Ilike,
+    /// `RLIKE`: a regular expression that is found somewhere in the text
+    Rlike,
     /// `IN`
     In,
     /// `NOT IN`
@@ -86,6 +101,7 @@ impl Op {
             Self::Le => "<=",
             Self::Like => "LIKE",
             Self::Ilike => "ILIKE",
+            Self::Rlike => "RLIKE",
             Self::In => "IN",
             Self::NotIn => "NOT IN",
             Self::IsNull => "IS NULL",
@@ -171,6 +187,8 @@ pub(crate) enum Test {
     Equal(String, bool),
     /// A text is like this one.
     Like(Pattern),
+    /// A regular expression is found in a text.
+    Found(Expression),
     /// A text is one of these, or is not.
     In(Vec<String>, bool),
 }
@@ -203,6 +221,7 @@ impl Test {
             (_, None) | (Self::Number(..), _) => false,
             (Self::Equal(text, equal), Some(value)) => (value == text) == *equal,
             (Self::Like(pattern), Some(value)) => pattern.matches(value),
+            (Self::Found(expression), Some(value)) => expression.0.is_match(value),
             (Self::In(texts, within), Some(value)) => texts.iter().any(|text| text == value) == *within,
         }
     }
@@ -223,6 +242,44 @@ impl Test {
             #[expect(clippy::cast_precision_loss, reason = "who writes a point means about this much")]
             (_, value) => self.real(value.map(|value| value as f64)),
         }
+    }
+}
+
+impl Clause {
+    /// Whether one text can take much more than reading it.
+    pub(crate) fn is_costly(&self) -> bool {
+        match &self.test {
+            Test::Found(_) => true,
+            Test::Like(pattern) => pattern.segments.iter().any(|segment| matches!(segment, Segment::Wild(_))),
+            _ => false,
+        }
+    }
+}
+
+/// A regular expression, within bounds.
+#[derive(Debug, Clone)]
+pub(crate) struct Expression(Regex);
+
+impl PartialEq for Expression {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.as_str() == other.0.as_str()
+    }
+}
+
+impl Expression {
+    fn new(text: &str) -> Result<Self> {
+        if text.len() > EXPRESSION_BYTES_MAX {
+            return Err(Error::invalid(format!("a regular expression has at most {EXPRESSION_BYTES_MAX} bytes")));
+        }
+        let mut builder = RegexBuilder::new(text);
+        builder.size_limit(EXPRESSION_MEMORY_BYTES_MAX).dfa_size_limit(EXPRESSION_MEMORY_BYTES_MAX).nest_limit(EXPRESSION_DEPTH_MAX);
+        builder.build().map(Self).map_err(|error| match error {
+            regex::Error::CompiledTooBig(_) => Error::invalid(format!("the regular expression '{}' is too large", shown(text))),
+            _ => Error::invalid(format!(
+                "Invalid regular expression '{}': there are no look-arounds and no backreferences, so that every text is read once",
+                shown(text)
+            )),
+        })
     }
 }
 
@@ -265,13 +322,16 @@ enum Segment {
 }
 
 impl Pattern {
-    fn new(text: &str, fold: bool) -> Self {
+    fn new(text: &str, fold: bool) -> Result<Self> {
         let text = if fold { text.to_lowercase() } else { text.to_owned() };
         let segment = |part: &str| match part.contains('_') {
-            false => Segment::Plain(part.to_owned()),
-            true => Segment::Wild(part.chars().map(|c| (c != '_').then_some(c)).collect()),
+            false => Ok(Segment::Plain(part.to_owned())),
+            true if part.chars().count() > WILD_CHARS_MAX => {
+                Err(Error::invalid(format!("a part of a pattern that has a '_' is at most {WILD_CHARS_MAX} characters long")))
+            }
+            true => Ok(Segment::Wild(part.chars().map(|c| (c != '_').then_some(c)).collect())),
         };
-        Self { segments: text.split('%').map(segment).collect(), fold }
+        Ok(Self { segments: text.split('%').map(segment).collect::<Result<_>>()?, fold })
     }
 
     fn matches(&self, text: &str) -> bool {
@@ -469,6 +529,7 @@ fn comparator(tokens: &mut Tokens<'_>) -> Result<Op> {
         },
         token if word(token, "LIKE") => Op::Like,
         token if word(token, "ILIKE") => Op::Ilike,
+        token if word(token, "RLIKE") => Op::Rlike,
         token if word(token, "IN") => Op::In,
         token if word(token, "NOT") => match tokens.next()?.ok_or_else(incomplete)? {
             token if word(&token, "IN") => Op::NotIn,
@@ -495,7 +556,8 @@ fn value(rule: &Rule, what: &str, op: Op, tokens: &mut Tokens<'_>) -> Result<Tes
         (ValueKind::Number, _) => Err(Error::invalid(format!("Expected numeric value type for {what}. Found {found}"))),
         (ValueKind::Any, _) if numeric => Err(Error::invalid(format!("Expected a numeric value for {what}. Got value {found}"))),
         (_, Some(Token::Quoted { text, .. })) => Ok(match op {
-            Op::Like | Op::Ilike => Test::Like(Pattern::new(text, op == Op::Ilike)),
+            Op::Like | Op::Ilike => Test::Like(Pattern::new(text, op == Op::Ilike)?),
+            Op::Rlike => Test::Found(Expression::new(text)?),
             _ => Test::Equal(text.to_owned(), op == Op::Eq),
         }),
         (_, Some(Token::Name { .. })) => Err(Error::invalid(format!(

@@ -12,7 +12,7 @@
 //! every run of its experiments, which for a hundred thousand of them takes milliseconds.
 
 use std::cmp::Ordering;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering as Atomic};
 use std::time::{Duration, Instant};
@@ -36,6 +36,11 @@ use crate::platform::Platform;
 pub const RUNS_PAGE_MAX: u32 = 50_000;
 /// Runs in one answer when nothing is asked for.
 pub const RUNS_PAGE_DEFAULT: u32 = 1000;
+/// Data sets in one answer, and experiments that they are asked of, at most: MLflow's.
+const DATASETS_MAX: usize = 1000;
+const DATASET_EXPERIMENTS_MAX: usize = 20;
+/// The tag of an input that says what it was used for.
+const CONTEXT_TAG: &str = "mlflow.data.context";
 /// Most experiments of one search.
 const EXPERIMENTS_MAX: usize = 10_000;
 /// Memory of one tenant's index, in bytes.
@@ -48,13 +53,13 @@ const DIRTY_RUNS_MAX: usize = 20_000;
 const READ_ITEMS: u32 = 1000;
 /// Schema and profile of a data set that are kept in memory, in bytes; longer ones are read when they are shown.
 const DATASET_HELD_BYTES_MAX: usize = 2048;
-/// Runs for which a search is not worth another thread.
+/// Runs, for each comparison, for which a search is not worth another thread.
 const INLINE_RUNS_MAX: usize = 2000;
 /// Memory of the runs of one answer, in bytes; what does not fit is on the next page.
 const ANSWER_BYTES_MAX: usize = 32 << 20;
 /// Longest time that one search may compute.
 const SEARCH_TIME_MAX: Duration = Duration::from_secs(10);
-/// Runs between two looks at the clock.
+/// Runs, for each comparison, between two looks at the clock.
 const CLOCK_EVERY: usize = 1024;
 
 /// Which runs are asked for.
@@ -72,6 +77,19 @@ pub struct RunSearch {
     pub limit: Option<u32>,
     /// Where the answer before ended.
     pub page_token: Option<String>,
+}
+
+/// A data set that runs of an experiment used.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DatasetSummary {
+    /// The experiment.
+    pub experiment_id: String,
+    /// Its name.
+    pub name: String,
+    /// Says which bytes.
+    pub digest: String,
+    /// What for, as in `training`.
+    pub context: Option<String>,
 }
 
 const GRAMMAR: Grammar = Grammar {
@@ -206,14 +224,9 @@ impl Platform {
         let shape = PageToken::shape(&(&search.experiment_ids, &search.filter, &search.order_by, format!("{:?}", search.view)));
         let skip = PageToken::open(permit, search.page_token.as_deref(), "runs", &shape)?;
         let experiments = experiments(permit, &search.experiment_ids).await?;
-        let slot = self.tracking().slot(permit.island());
-        let mut index = Arc::clone(&slot.index).lock_owned().await;
-        let ready = index.refresh(&permit.rows(), &slot).await;
-        slot.bytes.store(index.bytes, Atomic::Relaxed);
-        self.tracking().trim();
-        ready?;
+        let index = self.index(permit).await?;
         let query = Query { experiments, view: search.view, clauses, order, skip, limit, until: Instant::now() + SEARCH_TIME_MAX };
-        let found = if index.entries.len() <= INLINE_RUNS_MAX {
+        let found = if query.is_quick(index.entries.len()) {
             index.search(&query)?
         } else {
             let searched = tokio::task::spawn_blocking(move || index.search(&query)).await;
@@ -229,6 +242,36 @@ impl Platform {
         }
         let next = more.then(|| PageToken::seal(permit, "runs", &shape, skip + runs.len())).transpose()?;
         Ok((runs, next))
+    }
+
+    /// The data sets that runs of these experiments used, each once for what it was used for; at most [`DATASETS_MAX`].
+    ///
+    /// # Errors
+    /// No experiment, or too many; more runs than this node can hold.
+    pub async fn tracking_datasets(&self, permit: &Permit<RunRead>, ids: &[String]) -> Result<Vec<DatasetSummary>> {
+        if ids.is_empty() {
+            return Err(Error::invalid("SearchDatasets request must specify at least one experiment_id."));
+        }
+        if ids.len() > DATASET_EXPERIMENTS_MAX {
+            return Err(Error::invalid(format!(
+                "SearchDatasets request cannot specify more than {DATASET_EXPERIMENTS_MAX} experiment_ids. Received {} experiment_ids.",
+                ids.len()
+            )));
+        }
+        let seen: Vec<String> = experiments(permit, ids).await?.into_iter().map(|(id, _)| id).collect();
+        let index = self.index(permit).await?;
+        tokio::task::spawn_blocking(move || index.datasets(&seen)).await.map_err(|error| tenancy::Error::internal(error).into())
+    }
+
+    /// The tenant's index, with everything that was acknowledged.
+    async fn index(&self, permit: &Permit<RunRead>) -> Result<tokio::sync::OwnedMutexGuard<Index>> {
+        let slot = self.tracking().slot(permit.island());
+        let mut index = Arc::clone(&slot.index).lock_owned().await;
+        let ready = index.refresh(&permit.rows(), &slot).await;
+        slot.bytes.store(index.bytes, Atomic::Relaxed);
+        self.tracking().trim();
+        ready?;
+        Ok(index)
     }
 }
 
@@ -255,6 +298,18 @@ struct Query {
     skip: usize,
     limit: usize,
     until: Instant,
+}
+
+impl Query {
+    /// Whether it is not worth another thread.
+    fn is_quick(&self, runs: usize) -> bool {
+        runs * (1 + self.clauses.len()) <= INLINE_RUNS_MAX && !self.clauses.iter().any(Clause::is_costly)
+    }
+
+    /// Runs between two looks at the clock.
+    fn clock_every(&self) -> usize {
+        if self.clauses.iter().any(Clause::is_costly) { 1 } else { (CLOCK_EVERY / (1 + self.clauses.len())).max(1) }
+    }
 }
 
 /// What it found.
@@ -447,6 +502,22 @@ impl Index {
         }
     }
 
+    fn datasets(&self, experiments: &[String]) -> Vec<DatasetSummary> {
+        let wanted: HashSet<u32> = experiments.iter().filter_map(|id| self.names.numbers.get(id.as_str()).copied()).collect();
+        let mut found = BTreeSet::new();
+        for entry in self.entries.iter().filter(|entry| wanted.contains(&entry.experiment)) {
+            for input in entry.inputs.iter().flat_map(|inputs| &inputs.datasets) {
+                let context = input.tags.iter().find(|tag| tag.key == CONTEXT_TAG).map(|tag| tag.value.clone());
+                let (name, digest) = (input.dataset.name.clone(), input.dataset.digest.clone());
+                found.insert(DatasetSummary { experiment_id: entry.run.experiment_id.clone(), name, digest, context });
+            }
+            if found.len() >= DATASETS_MAX {
+                break;
+            }
+        }
+        found.into_iter().take(DATASETS_MAX).collect()
+    }
+
     fn search(&self, query: &Query) -> Result<Found> {
         let mut lifecycles: Vec<Option<Lifecycle>> = vec![None; self.names.names.len()];
         for (id, lifecycle) in &query.experiments {
@@ -458,8 +529,9 @@ impl Index {
         let order: Vec<_> = query.order.iter().map(|order| (Field::new(order.entity, &order.key, &self.names), order.ascending)).collect();
         let first = order.first().map(|(field, _)| *field);
         let mut found: Vec<(SortKey<'_>, &Entry)> = Vec::new();
+        let clock_every = query.clock_every();
         for (at, entry) in self.entries.iter().enumerate() {
-            if at % CLOCK_EVERY == 0 && Instant::now() > query.until {
+            if at % clock_every == 0 && Instant::now() > query.until {
                 return Err(Error::DeadlineExceeded { seconds: SEARCH_TIME_MAX.as_secs() });
             }
             let Some(lifecycle) = lifecycles.get(entry.experiment as usize).copied().flatten() else { continue };
@@ -566,7 +638,7 @@ impl Entry {
                 datasets.iter().any(|input| match clause.key.as_str() {
                     "name" => test.text(Some(&input.dataset.name)),
                     "digest" => test.text(Some(&input.dataset.digest)),
-                    _ => input.tags.iter().any(|tag| tag.key == "mlflow.data.context" && test.text(Some(&tag.value))),
+                    _ => input.tags.iter().any(|tag| tag.key == CONTEXT_TAG && test.text(Some(&tag.value))),
                 })
             }
         }

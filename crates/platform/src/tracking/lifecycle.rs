@@ -7,7 +7,8 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tenancy::{Record, Tx};
+use tenancy::act::{Act, Writes};
+use tenancy::{Permit, Record, Tx};
 
 use crate::error::Result;
 use crate::page::Timestamp;
@@ -96,11 +97,11 @@ impl Retention {
     /// The key of the one there is.
     pub(crate) const KEY: &'static str = "retention";
 
-    /// What was deleted before this can no longer be restored, in microseconds since 1970.
-    pub(crate) async fn horizon(tx: &mut Tx<'_>) -> Result<i64> {
+    /// For how long what is deleted can be restored, in microseconds.
+    pub(crate) async fn micros(tx: &mut Tx<'_>) -> Result<i64> {
         let days = tx.get::<Self>(Self::KEY).await?.map_or(RETENTION_DAYS_DEFAULT, |set| set.days);
         let retention = Duration::from_secs(u64::from(days) * 24 * 60 * 60);
-        Ok(Timestamp::now().micros().saturating_sub(i64::try_from(retention.as_micros()).unwrap_or(i64::MAX)))
+        Ok(i64::try_from(retention.as_micros()).unwrap_or(i64::MAX))
     }
 }
 
@@ -109,6 +110,14 @@ impl Retention {
 pub(crate) struct Trash {
     pub(crate) at: i64,
     pub(crate) what: Deleted,
+}
+
+impl Trash {
+    /// Notes that it was deleted now, and sees to it that it goes for good when it can no longer be restored.
+    pub(crate) async fn put<A: Act<Mode = Writes>>(self, permit: &Permit<A>, tx: &mut Tx<'_>) -> Result<()> {
+        permit.sweep_at(self.at.saturating_add(Retention::micros(tx).await?)).await?;
+        Ok(tx.put(&self).await?)
+    }
 }
 
 /// What was deleted.

@@ -30,10 +30,16 @@ const PAGE_DEFAULT: usize = 100;
 const SEARCHED_MAX: usize = 100_000;
 /// Records looked up in one step.
 const BATCH: u32 = 1000;
-/// Most parameters and tags of a logged model, and most metrics that are shown.
+/// Most parameters and tags of a logged model.
 const PARAMS_MAX: usize = 1000;
 const TAGS_MAX: usize = 500;
-const METRICS_MAX: u32 = 1000;
+/// Points of a model that are shown as they are; of more, the newest of each metric on each data set in each run.
+const METRICS_MAX: usize = 1000;
+/// Most points of a model that are looked at.
+const METRICS_READ_MAX: usize = 200_000;
+/// Models, and points, that one search holds: in bytes of what is stored, and in points.
+const SEARCHED_BYTES_MAX: u64 = 256 << 20;
+const SEARCHED_METRICS_MAX: usize = 500_000;
 /// Longest name and model type.
 const NAME_CHARS_MAX: usize = 500;
 /// What a logged model counts of the tenant's stored bytes beside its texts.
@@ -129,6 +135,13 @@ pub struct LoggedMetric {
     pub dataset_digest: Option<String>,
 }
 
+impl LoggedMetric {
+    /// What one point replaces another of.
+    fn kind(&self) -> (&str, &str, Option<&str>, Option<&str>) {
+        (&self.name, &self.run_id, self.dataset_name.as_deref(), self.dataset_digest.as_deref())
+    }
+}
+
 impl From<ModelMetric> for LoggedMetric {
     fn from(metric: ModelMetric) -> Self {
         let ModelMetric { key, point, link, run_id, .. } = metric;
@@ -179,6 +192,15 @@ impl LoggedModel {
             return Err(Error::invalid(format!("a logged model has at most {TAGS_MAX} tags")));
         }
         Ok(())
+    }
+
+    /// Adds points, which come in no order. When there are too many to show, only the newest of each kind stay.
+    fn measured(&mut self, points: Vec<ModelMetric>) {
+        self.metrics.extend(points.into_iter().map(LoggedMetric::from));
+        if self.metrics.len() > METRICS_MAX {
+            self.metrics.sort_by(|a, b| a.kind().cmp(&b.kind()).then((b.step, b.timestamp_ms).cmp(&(a.step, a.timestamp_ms))));
+            self.metrics.dedup_by(|later, first| later.kind() == first.kind());
+        }
     }
 
     /// The newest value of a metric on the data sets asked for; on any when none is.
@@ -413,8 +435,7 @@ impl Platform {
         let at = Timestamp::now().micros();
         (model.deleted_ms, model.updated_ms) = (Some(at / 1000), at / 1000);
         tx.put(&model).await?;
-        tx.put(&Trash { at, what: Deleted::LoggedModel(model.id) }).await?;
-        let _swept = self.tracking_sweep(permit, &mut tx).await?;
+        Trash { at, what: Deleted::LoggedModel(model.id) }.put(permit, &mut tx).await?;
         tx.commit().await?;
         Ok(())
     }
@@ -437,8 +458,13 @@ impl Platform {
         // Metrics are records of their own: read for all only where all are asked.
         let early = !measured.is_empty() || !search.datasets.is_empty() || order.iter().any(|key| matches!(key.key, OrderKey::Metric(..)));
         if early {
+            let mut points = 0;
             for model in &mut found {
                 measure(&permit.rows(), model).await?;
+                points += model.metrics.len();
+                if points > SEARCHED_METRICS_MAX {
+                    return Err(too_many());
+                }
             }
             found.retain(|model| measures(model, &measured, &search.datasets));
         }
@@ -465,7 +491,7 @@ impl Platform {
         wanted: impl Fn(&LoggedModel) -> bool,
     ) -> Result<Vec<LoggedModel>> {
         let rows = permit.rows();
-        let (mut found, mut looked_at) = (Vec::new(), 0);
+        let (mut found, mut looked_at, mut bytes) = (Vec::new(), 0, 0);
         let mut experiments: Vec<&String> = experiments.iter().collect();
         experiments.sort_unstable();
         experiments.dedup();
@@ -476,11 +502,10 @@ impl Platform {
                 let more = page.len() == BATCH as usize;
                 after = page.last().map(Record::key);
                 looked_at += page.len();
-                found.extend(page.into_iter().filter(|model| model.deleted_ms.is_none() && wanted(model)));
-                if looked_at > SEARCHED_MAX {
-                    return Err(Error::invalid(format!(
-                        "there are more than {SEARCHED_MAX} logged models: search fewer experiments at once"
-                    )));
+                let passed = page.into_iter().filter(|model| model.deleted_ms.is_none() && wanted(model));
+                found.extend(passed.inspect(|model| bytes += model.stored_bytes()));
+                if looked_at > SEARCHED_MAX || bytes > SEARCHED_BYTES_MAX {
+                    return Err(too_many());
                 }
                 if !more {
                     break;
@@ -589,10 +614,24 @@ fn measures(model: &LoggedModel, clauses: &[Clause], datasets: &[DatasetWanted])
     any && clauses.iter().all(|clause| clause.test.real(model.metric(&clause.key, datasets)))
 }
 
+fn too_many() -> Error {
+    Error::invalid(format!(
+        "there are more than {SEARCHED_MAX} logged models, or more of them than one search can hold: search fewer experiments at once"
+    ))
+}
+
 /// Adds what was measured of it.
 async fn measure(rows: &Rows<'_>, model: &mut LoggedModel) -> Result<()> {
-    let metrics = rows.list::<ModelMetric>(None, METRICS_MAX, Some(&format!("{}/", model.id))).await?;
-    model.metrics = metrics.into_iter().map(LoggedMetric::from).collect();
+    let (prefix, mut read, mut after) = (format!("{}/", model.id), 0, None);
+    while read < METRICS_READ_MAX {
+        let page = rows.list::<ModelMetric>(after.as_deref(), BATCH, Some(&prefix)).await?;
+        let last = page.len() < BATCH as usize;
+        (read, after) = (read + page.len(), page.last().map(Record::key));
+        model.measured(page);
+        if last {
+            break;
+        }
+    }
     Ok(())
 }
 
@@ -611,8 +650,16 @@ pub(crate) async fn stored_in(rows: &Rows<'_>, experiment: &str, id: &str) -> Re
 /// The newest value of a metric of a model, on whatever data set.
 pub(crate) async fn measured(tx: &mut Tx<'_>, id: &str, metric: &str) -> Result<Option<f64>> {
     let Some(mut model) = tx.get::<LoggedModel>(id).await? else { return Ok(None) };
-    let metrics = tx.list::<ModelMetric>(None, METRICS_MAX, Some(&format!("{id}/"))).await?;
-    model.metrics = metrics.into_iter().map(LoggedMetric::from).collect();
+    let (prefix, mut read, mut after) = (format!("{id}/"), 0, None);
+    while read < METRICS_READ_MAX {
+        let page = tx.list::<ModelMetric>(after.as_deref(), BATCH, Some(&prefix)).await?;
+        let last = page.len() < BATCH as usize;
+        (read, after) = (read + page.len(), page.last().map(Record::key));
+        model.measured(page);
+        if last {
+            break;
+        }
+    }
     Ok(model.metric(metric, &[]))
 }
 
@@ -638,39 +685,46 @@ pub(crate) async fn registered(tx: &mut Tx<'_>, id: &str, name: &str, version: u
     Ok(())
 }
 
-/// Really deletes a model that was deleted at `at` (microseconds since 1970); the number of records that went.
-pub(crate) async fn sweep(tx: &mut Tx<'_>, id: &str, at: i64) -> Result<u32> {
+/// Really deletes a model that was deleted at `at` (microseconds since 1970), at most about `most` records; how many went, and whether
+/// all did.
+pub(crate) async fn sweep(tx: &mut Tx<'_>, id: &str, at: i64, most: u32) -> Result<(u32, bool)> {
     match tx.get::<LoggedModel>(id).await? {
-        Some(model) if model.deleted_ms == Some(at / 1000) => remove(tx, &model).await,
-        _ => Ok(0),
+        Some(model) if model.deleted_ms == Some(at / 1000) => remove(tx, &model, most).await,
+        _ => Ok((0, true)),
     }
 }
 
-/// Really deletes the models of an experiment, at most about `limit` records; how many went, and whether all did.
-pub(crate) async fn sweep_in(tx: &mut Tx<'_>, experiment: &str, limit: u32) -> Result<(u32, bool)> {
+/// The same with the models of an experiment.
+pub(crate) async fn sweep_in(tx: &mut Tx<'_>, experiment: &str, most: u32) -> Result<(u32, bool)> {
     let mut removed = 0;
-    while removed < limit {
+    while removed < most {
         let Some(model) = tx.find::<LoggedModel>("experiment", experiment, None, 1).await?.pop() else { return Ok((removed, true)) };
-        removed += remove(tx, &model).await?;
+        removed += remove(tx, &model, most - removed).await?.0;
     }
     Ok((removed, false))
 }
 
-async fn remove(tx: &mut Tx<'_>, model: &LoggedModel) -> Result<u32> {
-    let mut removed = u32::try_from(artifact::remove_all(tx, &model.root()).await?).unwrap_or(u32::MAX);
-    loop {
-        let metrics = tx.list::<ModelMetric>(None, BATCH, Some(&format!("{}/", model.id))).await?;
-        if metrics.is_empty() {
-            break;
-        }
-        for metric in metrics {
-            tx.delete::<ModelMetric>(&metric.key()).await?;
-            removed += 1;
-        }
+/// Its own record last: what is left is found by it.
+async fn remove(tx: &mut Tx<'_>, model: &LoggedModel, most: u32) -> Result<(u32, bool)> {
+    let mut removed = artifact::remove_some(tx, &model.root(), most).await?;
+    let metrics = match most.saturating_sub(removed) {
+        0 => return Ok((removed, false)),
+        left => tx.list::<ModelMetric>(None, left, Some(&format!("{}/", model.id))).await?,
+    };
+    let mut balance = Balance::default();
+    for metric in &metrics {
+        tx.delete::<ModelMetric>(&metric.key()).await?;
+        balance.removed += metric.stored_bytes();
     }
-    tx.delete::<LoggedModel>(&model.id).await?;
-    Balance { added: 0, removed: model.stored_bytes() }.settle(tx).await?;
-    Ok(removed.saturating_add(1))
+    removed += u32::try_from(metrics.len()).unwrap_or(most);
+    let all = removed < most;
+    if all {
+        tx.delete::<LoggedModel>(&model.id).await?;
+        balance.removed += model.stored_bytes();
+        removed += 1;
+    }
+    balance.settle(tx).await?;
+    Ok((removed, all))
 }
 
 /// `m-` and 128 random bits.
@@ -696,64 +750,4 @@ fn text_checked(what: &str, text: &str, chars_max: usize) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn model() -> LoggedModel {
-        let metric = |value, step, dataset: Option<&str>| LoggedMetric {
-            name: "accuracy".to_owned(),
-            value: Real(value),
-            timestamp_ms: 1,
-            step,
-            run_id: "r".to_owned(),
-            dataset_name: dataset.map(str::to_owned),
-            dataset_digest: None,
-        };
-        LoggedModel {
-            id: "m-1".to_owned(),
-            experiment_id: "0".to_owned(),
-            name: "elastic".to_owned(),
-            created_ms: 5,
-            updated_ms: 6,
-            model_type: None,
-            status: LoggedModelStatus::Ready,
-            source_run_id: Some("r".to_owned()),
-            params: BTreeMap::from([("alpha".to_owned(), "0.5".to_owned())]),
-            tags: BTreeMap::new(),
-            metrics: vec![metric(0.5, 1, None), metric(0.9, 2, Some("test")), metric(f64::NAN, 1, Some("odd"))],
-            deleted_ms: None,
-            created_by: "ada".to_owned(),
-        }
-    }
-
-    #[test]
-    fn filters() {
-        let table = [
-            ("", true),
-            ("name = 'elastic' AND status = 'READY'", true),
-            ("status IN ('PENDING', 'FAILED')", false),
-            ("metrics.accuracy > 0.8", true),
-            ("metrics.accuracy > 0.95", false),
-            ("params.alpha = '0.5'", true),
-            ("params.beta = '0.5'", false),
-            ("creation_time >= 5", true),
-            ("source_run_id = 'r'", true),
-        ];
-        for (text, expected) in table {
-            let clauses = filter::parse(&GRAMMAR, text).unwrap();
-            let (measured, plain): (Vec<Clause>, Vec<Clause>) = clauses.into_iter().partition(|clause| clause.entity == Entity::Metric);
-            assert_eq!(matches(&model(), &plain) && measures(&model(), &measured, &[]), expected, "{text}");
-        }
-        let on = |name: &str| vec![DatasetWanted { dataset_name: name.to_owned(), dataset_digest: None }];
-        assert!(measures(&model(), &[], &on("test")) && !measures(&model(), &[], &on("train")));
-    }
-
-    #[test]
-    fn parameters_are_written_once() {
-        let mut model = model();
-        assert!(model.params_add(vec![("alpha".to_owned(), "0.5".to_owned())]).is_ok());
-        assert!(model.params_add(vec![("alpha".to_owned(), "0.6".to_owned())]).is_err());
-        assert_eq!(LoggedModelStatus::parse("LOGGED_MODEL_UPLOAD_FAILED"), Some(LoggedModelStatus::Failed));
-        assert_eq!(LoggedModelStatus::parse("LOGGED_MODEL_READY"), Some(LoggedModelStatus::Ready));
-    }
-}
+mod tests;

@@ -14,6 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tenancy::{Record, Rows};
 
 use super::check::{KEY_CHARS_MAX, entity_name, length, name_hash};
+use super::item::RECORD_BYTES;
 use crate::error::{Error, Result};
 
 /// Points of a block, and most of a tail.
@@ -336,6 +337,15 @@ pub(crate) struct ModelMetric {
     pub(crate) link: ModelLink,
     pub(crate) run_id: String,
     pub(crate) experiment_id: String,
+}
+
+impl ModelMetric {
+    /// What it counts of the tenant's stored bytes.
+    pub(crate) fn stored_bytes(&self) -> u64 {
+        let ModelLink { model_id, dataset_name, dataset_digest } = &self.link;
+        let optional = [dataset_name, dataset_digest].into_iter().flatten().map(String::len).sum::<usize>();
+        RECORD_BYTES + (self.key.len() + model_id.len() + optional) as u64
+    }
 }
 
 impl Record for ModelMetric {

@@ -19,18 +19,13 @@ pub(crate) mod webhook;
 
 pub use experiment::{EXPERIMENTS_PAGE_DEFAULT, EXPERIMENTS_PAGE_MAX, Experiment, ExperimentRequest, ExperimentSearch};
 pub use history::{HISTORY_RUNS_MAX, History};
-pub use index::{RUNS_PAGE_DEFAULT, RUNS_PAGE_MAX, RunSearch};
+pub use index::{DatasetSummary, RUNS_PAGE_DEFAULT, RUNS_PAGE_MAX, RunSearch};
 pub use item::{DatasetInfo, DatasetInput, ModelInput, ModelOutput, Text};
 pub use lifecycle::{Lifecycle, RETENTION_DAYS_DEFAULT, RETENTION_DAYS_MAX, ViewType};
 pub use metric::{HISTORY_POINTS_MAX, MetricPoint, ModelLink, Point, Real};
 pub use run::{
     Batch, INPUTS_PER_BATCH_MAX, METRICS_PER_BATCH_MAX, RunRequest, RunStatus, RunUpdate, RunView, TEXTS_PER_BATCH_MAX, TrackedRun,
 };
-
-/// Takes all artifacts under a root away.
-async fn artifacts_remove(tx: &mut tenancy::Tx<'_>, root: &str) -> crate::error::Result<()> {
-    artifact::remove_all(tx, root).await.map(drop)
-}
 
 /// The latest value of a metric of a run.
 pub(crate) async fn run_metric(tx: &mut tenancy::Tx<'_>, run: &str, name: &str) -> crate::error::Result<Option<f64>> {

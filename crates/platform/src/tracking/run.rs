@@ -3,6 +3,8 @@
 //! Every write asks the policy once more for the experiment that the run turns out to be in, refuses what is deleted, and tells the
 //! search index after its commit which run it touched.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use tenancy::act::{ResourceKind, RunDelete, RunRead, RunWrite};
 use tenancy::{Permit, Record, Tx};
@@ -224,7 +226,7 @@ impl Platform {
         };
         permit.detail("run", &id);
         permit.detail("experiment", experiment_id);
-        let touched = self.tracking().touch(permit, &id);
+        let _touched = self.tracking().touch(permit, &id);
         let (experiment_id, user, start_ms) = (request.experiment_id, request.user, request.start_ms);
         let mut parts: Vec<_> = tags.into_iter().filter(|tag| tag.key != NAME_TAG).collect();
         parts.push(Text { key: NAME_TAG.to_owned(), value: name.clone() });
@@ -251,12 +253,7 @@ impl Platform {
                 Ok(RunView::new(run, parts.into_iter().map(Part::Tag)))
             })
         });
-        let view = work.await;
-        drop(touched);
-        if view.is_ok() {
-            self.tracking_swept(permit).await;
-        }
-        view
+        work.await
     }
 
     /// The run that the permit is about, with everything that was recorded.
@@ -315,10 +312,9 @@ impl Platform {
         run.lifecycle = Lifecycle::now(deleted, &[run.lifecycle, experiment.lifecycle]);
         tx.put(&run).await?;
         if deleted {
-            tx.put(&Trash { at: run.lifecycle.at, what: Deleted::Run { id: run.id.clone(), experiment: run.experiment_id.clone() } })
-                .await?;
+            let what = Deleted::Run { id: run.id, experiment: run.experiment_id };
+            Trash { at: run.lifecycle.at, what }.put(permit, &mut tx).await?;
         }
-        let _swept = self.tracking_sweep(permit, &mut tx).await?;
         Ok(tx.commit().await?)
     }
 
@@ -340,9 +336,9 @@ impl Platform {
                     run.name.clone_from(&name.value);
                     tx.put(&run).await?;
                 }
+                model_metrics(tx, &run, metrics, &mut balance).await?;
                 balance.settle(tx).await?;
-                tags_put(tx, &run.id, tags).await?;
-                model_metrics(tx, &run, metrics).await
+                tags_put(tx, &run.id, tags).await
             })
         });
         work.await
@@ -590,19 +586,25 @@ async fn metrics_put(tx: &mut Tx<'_>, run: &str, points: &[MetricPoint], balance
     Ok(())
 }
 
-/// Points that say something about a logged model are kept for it too.
-async fn model_metrics(tx: &mut Tx<'_>, run: &TrackedRun, metrics: Vec<MetricPoint>) -> Result<()> {
-    let records: Vec<_> = metrics
-        .into_iter()
-        .filter_map(|MetricPoint { key, point, model }| {
-            let link = model?;
-            Some(ModelMetric { key, point, link, run_id: run.id.clone(), experiment_id: run.experiment_id.clone() })
-        })
-        .collect();
-    if !records.is_empty() {
-        tx.put_all(&records).await?;
+/// Points that say something about a logged model are kept for it too; those that are there already count once.
+async fn model_metrics(tx: &mut Tx<'_>, run: &TrackedRun, metrics: Vec<MetricPoint>, balance: &mut Balance) -> Result<()> {
+    let mut records: BTreeMap<String, ModelMetric> = BTreeMap::new();
+    for MetricPoint { key, point, model } in metrics {
+        if let Some(link) = model {
+            let metric = ModelMetric { key, point, link, run_id: run.id.clone(), experiment_id: run.experiment_id.clone() };
+            records.insert(metric.key(), metric);
+        }
     }
-    Ok(())
+    if records.is_empty() {
+        return Ok(());
+    }
+    let keys: Vec<_> = records.keys().cloned().collect();
+    for known in tx.get_all::<ModelMetric>(&keys).await?.into_iter().flatten() {
+        records.remove(&known.key());
+    }
+    let fresh: Vec<_> = records.into_values().collect();
+    balance.added += fresh.iter().map(ModelMetric::stored_bytes).sum::<u64>();
+    Ok(tx.put_all(&fresh).await?)
 }
 
 /// Within MLflow's bounds.

@@ -1,11 +1,19 @@
 //! What was deleted goes for good once its retention time has passed: records, artifacts, their bytes and keys, and the space they took.
 //!
-//! Nobody may open a tenant in nobody's name, so there is no sweeper on its own: whoever makes or deletes runs and experiments takes some of
-//! the old away, a bounded amount each time: in the same transaction where little else waits for it, after a new run in one of its own.
+//! ```text
+//! delete ─► trash record, and the tenant's sweep is due when the retention time is over
+//! a round of the tenant's home ─► claims the sweep ─► Permit<RetentionSweep> ─► some of the trash, a transaction each ─► due again, or done
+//! ```
+//! Whoever deletes sees to it that the tenant's sweep is due in time; nobody has to write anything for it to happen. Each step takes a
+//! bounded part away in a transaction of its own and with an entry of its own, so one that is cut is gone on with by the next. The trash is
+//! the truth: what was restored meanwhile stays behind in it and is passed over.
 
-use tenancy::act::{Act, Writes};
-use tenancy::{Permit, Resource, Tx};
+use std::time::Duration;
 
+use tenancy::act::RetentionSweep;
+use tenancy::{Lease, Permit, Record, Resource, Tx};
+
+use super::artifact;
 use super::experiment::{self, DEFAULT_ID, Experiment};
 use super::index::Touch;
 use super::item;
@@ -16,14 +24,20 @@ use super::trace;
 use crate::error::Result;
 use crate::platform::Platform;
 
-/// Most records that one request takes away beside its own work.
+/// Most records that one step takes away.
 const SWEPT_RECORDS_MAX: u32 = 500;
 /// Most deleted things that are looked at for it.
 const SWEPT_THINGS_MAX: u32 = 8;
+/// Most steps for one tenant before it is another's turn.
+const STEPS_MAX: u32 = 20;
+/// Most turns of one round; the next one goes on.
+const TURNS_MAX: u32 = 1000;
+/// Pause before a sweep that failed is tried again.
+const AGAIN_AFTER: Duration = Duration::from_secs(600);
 
 /// Runs that went; hold it beyond the commit.
 #[must_use = "the runs are marked when this is dropped, which has to be after the commit"]
-pub(crate) struct Swept {
+struct Swept {
     runs: Vec<Touch>,
     records: u32,
 }
@@ -35,53 +49,85 @@ impl Swept {
 }
 
 impl Platform {
-    /// The same in a transaction of its own, after the caller's work is done: what goes wrong is tried again by the next one.
-    pub(crate) async fn tracking_swept<A: Act<Mode = Writes>>(&self, permit: &Permit<A>) {
-        let sweep = async {
-            if permit.rows().list::<Trash>(None, 1, None).await?.is_empty() {
-                return Ok(());
+    /// One round: every sweep that is due at `now`, in microseconds since 1970, of tenants whose home is here. How many turns that took.
+    ///
+    /// # Errors
+    /// The control store's; what goes wrong inside a tenant is tried again later.
+    pub async fn retention_round(&self, now: i64) -> Result<u32> {
+        let mut turns = 0;
+        while turns < TURNS_MAX
+            && !self.is_closed()
+            && let Some(lease) = self.kernel().claim_sweep(&self.config().node, now).await?
+        {
+            turns += 1;
+            match self.retention_turn(&lease, now).await {
+                Ok(Some(due)) => self.kernel().postpone_sweep(lease, due).await?,
+                Ok(None) => self.kernel().release(lease).await?,
+                Err(error) => {
+                    tracing::warn!(%error, private = error.private(), "what was deleted long ago is not cleared away yet");
+                    let pause = i64::try_from(AGAIN_AFTER.as_micros()).unwrap_or(i64::MAX);
+                    self.kernel().postpone_sweep(lease, now.saturating_add(pause)).await?;
+                }
             }
-            let mut tx = permit.tx().await?;
-            let _swept = self.tracking_sweep(permit, &mut tx).await?;
-            Ok::<_, crate::Error>(tx.commit().await?)
-        };
-        if let Err(error) = sweep.await {
-            tracing::warn!(%error, "what was deleted long ago is not cleared away yet");
         }
+        Ok(turns)
     }
 
-    /// Takes away some of what is past its retention time.
-    pub(crate) async fn tracking_sweep<A: Act<Mode = Writes>>(&self, permit: &Permit<A>, tx: &mut Tx<'_>) -> Result<Swept> {
-        let mut swept = Swept { runs: Vec::new(), records: 0 };
-        let oldest = tx.list::<Trash>(None, SWEPT_THINGS_MAX, None).await?;
-        if oldest.is_empty() {
-            return Ok(swept);
+    /// One tenant's turn; when it is due again, if there is anything left.
+    async fn retention_turn(&self, lease: &Lease, now: i64) -> Result<Option<i64>> {
+        let tenant = self.kernel().resume_sweep(lease).await?;
+        for _ in 0..STEPS_MAX {
+            let permit = tenant.allow::<RetentionSweep>("")?;
+            match self.retention_step(&permit, now).await {
+                Ok(due) => {
+                    let _ = permit.finish()?;
+                    if due.is_none_or(|due| due > now) {
+                        return Ok(due);
+                    }
+                }
+                Err(error) => {
+                    let _ = permit.failed(error.code())?;
+                    return Err(error);
+                }
+            }
         }
-        let horizon = Retention::horizon(tx).await?;
-        for trash in oldest.into_iter().take_while(|trash| trash.at <= horizon) {
+        // Behind the others that are due.
+        Ok(Some(now))
+    }
+
+    /// Takes away some of what is past its retention time. When the rest is due, if there is any.
+    async fn retention_step(&self, permit: &Permit<RetentionSweep>, now: i64) -> Result<Option<i64>> {
+        let mut tx = permit.tx().await?;
+        let retention = Retention::micros(&mut tx).await?;
+        let mut swept = Swept { runs: Vec::new(), records: 0 };
+        for trash in tx.list::<Trash>(None, SWEPT_THINGS_MAX, None).await? {
+            if trash.at.saturating_add(retention) > now || swept.left() == 0 {
+                break;
+            }
             let done = match &trash.what {
-                Deleted::Run { id, experiment } => self.run_sweep(permit, tx, id, experiment, trash.at, &mut swept).await?,
-                Deleted::Experiment(id) => self.experiment_sweep(permit, tx, id, trash.at, &mut swept).await?,
+                Deleted::Run { id, experiment } => self.run_sweep(permit, &mut tx, id, experiment, trash.at, &mut swept).await?,
+                Deleted::Experiment(id) => self.experiment_sweep(permit, &mut tx, id, trash.at, &mut swept).await?,
                 Deleted::LoggedModel(id) => {
-                    swept.records += logged_model::sweep(tx, id, trash.at).await?;
-                    true
+                    let (removed, all) = logged_model::sweep(&mut tx, id, trash.at, swept.left()).await?;
+                    swept.records += removed;
+                    all
                 }
             };
             if !done {
                 break;
             }
-            tx.delete::<Trash>(&tenancy::Record::key(&trash)).await?;
+            tx.delete::<Trash>(&trash.key()).await?;
         }
-        if swept.records > 0 {
-            permit.detail("swept_records", swept.records);
-        }
-        Ok(swept)
+        permit.detail("swept_records", swept.records);
+        let rest = tx.list::<Trash>(None, 1, None).await?.pop();
+        tx.commit().await?;
+        Ok(rest.map(|trash| trash.at.saturating_add(retention)))
     }
 
     /// Whether all of a run is gone, or it was restored.
-    async fn run_sweep<A: Act<Mode = Writes>>(
+    async fn run_sweep(
         &self,
-        permit: &Permit<A>,
+        permit: &Permit<RetentionSweep>,
         tx: &mut Tx<'_>,
         id: &str,
         experiment: &str,
@@ -98,9 +144,9 @@ impl Platform {
     }
 
     /// Removes a run; the record first, so that it cannot come back in part. Whether all of it is gone.
-    async fn run_remove<A: Act<Mode = Writes>>(
+    async fn run_remove(
         &self,
-        permit: &Permit<A>,
+        permit: &Permit<RetentionSweep>,
         tx: &mut Tx<'_>,
         id: &str,
         experiment: &str,
@@ -111,21 +157,20 @@ impl Platform {
         if tx.delete::<TrackedRun>(id).await? {
             tx.refund(Resource::StorageBytes, RUN_BYTES).await?;
         }
-        let removed = item::remove(tx, id, swept.left()).await?;
-        swept.records += removed + 1;
+        swept.records += item::remove(tx, id, swept.left()).await? + 1;
+        swept.records += artifact::remove_some(tx, &artifact::run_root(experiment, id), swept.left()).await?;
         if swept.left() == 0 {
             // Its record is gone: what is left of it is found again by this alone.
             tx.put(&Trash { at, what: Deleted::Run { id: id.to_owned(), experiment: experiment.to_owned() } }).await?;
             return Ok(false);
         }
-        super::artifacts_remove(tx, &format!("{experiment}/{id}/artifacts")).await?;
         Ok(true)
     }
 
     /// Whether all of an experiment is gone, or it was restored.
-    async fn experiment_sweep<A: Act<Mode = Writes>>(
+    async fn experiment_sweep(
         &self,
-        permit: &Permit<A>,
+        permit: &Permit<RetentionSweep>,
         tx: &mut Tx<'_>,
         id: &str,
         at: i64,
@@ -157,6 +202,10 @@ impl Platform {
         }
         let (removed, all) = logged_model::sweep_in(tx, id, swept.left()).await?;
         swept.records += removed;
-        Ok(all)
+        if all && id != DEFAULT_ID {
+            // Of what nobody made a record for.
+            swept.records += artifact::remove_some_in(tx, id, swept.left()).await?;
+        }
+        Ok(all && swept.left() > 0)
     }
 }

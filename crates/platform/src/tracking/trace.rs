@@ -26,6 +26,7 @@ pub use assessment::{Assessment, AssessmentUpdate, Verdict};
 pub use search::TraceSearch;
 pub use span::{SPAN_BYTES_MAX, Span};
 
+use super::artifact;
 use super::check::{KEY_CHARS_MAX, TAG_CHARS_MAX, truncated};
 use super::experiment;
 use super::item::{Balance, RECORD_BYTES};
@@ -180,7 +181,7 @@ pub struct TraceDeletion {
 
 impl Trace {
     fn new(id: &str, experiment_id: &str) -> Self {
-        let location = format!("mlflow-artifacts:/{experiment_id}/traces/{id}/artifacts");
+        let location = format!("mlflow-artifacts:/{}", artifact::trace_root(experiment_id, id));
         let tags = BTreeMap::from([(TAG_ARTIFACTS.to_owned(), location)]);
         Self { id: id.to_owned(), experiment_id: experiment_id.to_owned(), tags, ..Self::default() }
     }
@@ -426,6 +427,9 @@ pub(crate) async fn remove_some(tx: &mut Tx<'_>, experiment_id: &str, most: u32)
         let Some(slot) = tx.list::<Slot>(None, 1, Some(&prefix)).await?.pop() else { break };
         removed += span::remove_some(tx, &slot.trace_id, most - removed).await?;
         if removed < most {
+            removed += artifact::remove_some(tx, &artifact::trace_root(experiment_id, &slot.trace_id), most - removed).await?;
+        }
+        if removed < most {
             if let Some(trace) = tx.get::<Trace>(&slot.trace_id).await? {
                 remove(tx, &trace).await?;
             }
@@ -458,9 +462,10 @@ async fn put(tx: &mut Tx<'_>, before: Option<&Trace>, trace: &Trace) -> Result<(
     Balance { added: trace.stored_bytes()?, removed }.settle(tx).await
 }
 
-/// Removes a trace with its spans.
+/// Removes a trace with its spans and artifacts.
 async fn remove(tx: &mut Tx<'_>, trace: &Trace) -> Result<()> {
     while span::remove_some(tx, &trace.id, READ_ITEMS).await? == READ_ITEMS {}
+    artifact::remove_all(tx, &artifact::trace_root(&trace.experiment_id, &trace.id)).await?;
     tx.delete::<Slot>(&trace.slot().key()).await?;
     tx.delete::<Trace>(&trace.id).await?;
     Balance { added: 0, removed: trace.stored_bytes()? }.settle(tx).await

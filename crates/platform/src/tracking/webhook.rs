@@ -1,14 +1,16 @@
 //! Webhooks: where a tenant wants to be told about its registry. Here is only what is kept; what is sent goes out through the server's one
 //! way out. A secret is written and never shown.
 
+use std::pin::Pin;
+
 use serde::{Deserialize, Serialize};
-use tenancy::act::{Act, WebhookRead, WebhookWrite};
+use tenancy::act::{Act, TrainingRun, WebhookRead, WebhookWrite};
 use tenancy::{Permit, Record};
 
 use super::run::random_id;
 use super::token::PageToken;
 use crate::error::{Error, Result};
-use crate::model::Model;
+use crate::model::{MadeVersion, Model};
 use crate::page::Timestamp;
 use crate::platform::Platform;
 
@@ -16,6 +18,7 @@ use crate::platform::Platform;
 const WEBHOOKS_MAX: usize = 64;
 const NAME_CHARS_MAX: usize = 62;
 const DESCRIPTION_CHARS_MAX: usize = 1000;
+const URL_BYTES_MAX: usize = 2048;
 const SECRET_BYTES_MAX: usize = 1024;
 /// Marks a registered model as a prompt.
 const PROMPT_TAG: &str = "mlflow.prompt.is_prompt";
@@ -199,6 +202,9 @@ impl StoredWebhook {
         if webhook.events.len() > WEBHOOK_EVENTS.len() {
             return Err(Error::invalid("a webhook names each event once"));
         }
+        if webhook.url.len() > URL_BYTES_MAX {
+            return Err(Error::invalid(format!("Invalid webhook URL: it is longer than {URL_BYTES_MAX} bytes")));
+        }
         if webhook.description.as_ref().is_some_and(|text| text.chars().count() > DESCRIPTION_CHARS_MAX) {
             return Err(Error::invalid(format!("a webhook's description has at most {DESCRIPTION_CHARS_MAX} characters")));
         }
@@ -211,6 +217,17 @@ impl StoredWebhook {
     fn target(self) -> WebhookTarget {
         WebhookTarget { url: self.webhook.url, secret: self.secret }
     }
+}
+
+/// Is told what trainings have registered: no request waits for them whose handler could tell it.
+pub trait Registrations: Send + Sync {
+    /// A training has made a version.
+    fn trained<'a>(
+        &'a self,
+        platform: &'a Platform,
+        permit: &'a Permit<TrainingRun>,
+        made: &'a MadeVersion,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 }
 
 impl Platform {
@@ -295,14 +312,14 @@ impl Platform {
         Ok((stored.webhook.clone(), stored.target()))
     }
 
-    /// Who wants to be told about what an act has done to the registered model that it is about, and what the protocol calls it. None when
-    /// nobody does.
+    /// Who wants to be told about what an act has done to a registered model, and what the protocol calls it. None when nobody does.
     ///
     /// # Errors
     /// The kernel's.
     pub async fn webhook_targets<A: Act>(
         &self,
         permit: &Permit<A>,
+        model: &str,
         what: Registered,
         action: &str,
     ) -> Result<Option<(&'static str, Vec<WebhookTarget>)>> {
@@ -311,7 +328,7 @@ impl Platform {
         if all.is_empty() {
             return Ok(None);
         }
-        let model = permit.rows().get::<Model>(permit.resource()).await?;
+        let model = permit.rows().get::<Model>(model).await?;
         let prompt = model.is_some_and(|model| model.tags.get(PROMPT_TAG).is_some_and(|value| value == "true"));
         let Some(entity) = what.entity(prompt) else { return Ok(None) };
         all.retain(|stored| stored.webhook.events.iter().any(|event| event.entity == entity && event.action == action));

@@ -11,7 +11,7 @@ use super::{Failure, LIST_ITEMS_MAX, LogChunk, Run, Training, TrainingState};
 use crate::cells::{Event, Source, line};
 use crate::dataset::{StoredVersion, hex, stored_version};
 use crate::error::{CellFailure, Error, Result};
-use crate::model::{Lineage, Origin, TrainingLineage, version_insert};
+use crate::model::{Lineage, MadeVersion, Origin, TrainingLineage, version_insert};
 use crate::page::Timestamp;
 use crate::platform::Platform;
 use crate::stats::bump;
@@ -173,11 +173,14 @@ async fn attempt(
     permit.meter().count_training(begun.elapsed());
     let stop = match product {
         Ok(product) => match register(platform, permit, &training, product, &live).await {
-            Ok(true) => {
+            Ok(Some(made)) => {
                 bump(&platform.counters().trainings_succeeded);
+                if let Some(told) = &platform.config().registrations {
+                    told.trained(platform, permit, &made).await;
+                }
                 return Ok(if scheduler.stops_at(JobStep::Registered) { Verdict::Vanish } else { Verdict::Release });
             }
-            Ok(false) => Stop::Cancelled,
+            Ok(None) => Stop::Cancelled,
             Err(error) => error.into(),
         },
         Err(stop) => stop,
@@ -321,8 +324,14 @@ async fn train(
     Ok((trained, upload.finish().await?))
 }
 
-/// The one transaction that makes run, version and end of the job; `false` when it was cancelled meanwhile.
-async fn register(platform: &Platform, permit: &Permit<TrainingRun>, training: &Training, product: Product, live: &Live) -> Result<bool> {
+/// The one transaction that makes run, version and end of the job; `None` when it was cancelled meanwhile.
+async fn register(
+    platform: &Platform,
+    permit: &Permit<TrainingRun>,
+    training: &Training,
+    product: Product,
+    live: &Live,
+) -> Result<Option<MadeVersion>> {
     let Product { dataset, trained, sealed, info } = product;
     let finished_at = Timestamp::now();
     let run_id = super::fresh_id(finished_at);
@@ -330,7 +339,7 @@ async fn register(platform: &Platform, permit: &Permit<TrainingRun>, training: &
     let mut tx = permit.tx().await?;
     let now = tx.get::<Training>(&training.id).await?;
     if now.is_none_or(|now| now.state != TrainingState::Running || now.attempts != training.attempts) {
-        return Ok(false);
+        return Ok(None);
     }
     let recipe = super::Recipe { parameters: trained.parameters, ..training.recipe.clone() };
     let lineage = Lineage::Training(TrainingLineage {
@@ -341,7 +350,7 @@ async fn register(platform: &Platform, permit: &Permit<TrainingRun>, training: &
         recipe: recipe.clone(),
     });
     let origin = Origin { run_id: Some(run_id.clone()), ..Origin::new(lineage, &training.created_by) };
-    let stored = version_insert(&mut tx, training.name.clone().into(), Some((&sealed, info)), origin).await?;
+    let (stored, new_model) = version_insert(&mut tx, training.name.clone().into(), Some((&sealed, info)), origin).await?;
     let model_sha256 = hex(&sealed.sha256());
     tx.attach(sealed).await?;
     let run = Run {
@@ -376,7 +385,7 @@ async fn register(platform: &Platform, permit: &Permit<TrainingRun>, training: &
     tx.put(&done).await?;
     store_lines(&mut tx, training, live).await?;
     tx.commit().await?;
-    Ok(true)
+    Ok(Some(MadeVersion { version: stored.version, new_model }))
 }
 
 /// The log becomes part of the tenant's records when the job ends.

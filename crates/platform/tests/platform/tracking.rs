@@ -1,12 +1,31 @@
 //! Experiments and runs on a real kernel: what was acknowledged is found, what was written is read back, what is deleted goes.
 
-use platform::tenancy::act::{ExperimentRead, ExperimentWrite, PermissionWrite, QuotaRead, RunDelete, RunRead, RunWrite};
-use platform::{Batch, ExperimentRequest, MetricPoint, Point, RunRequest, RunSearch, RunView, Text, ViewType};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use platform::tenancy::act::{
+    ArtifactWrite, ExperimentDelete, ExperimentRead, ExperimentWrite, LedgerRead, LoggedModelDelete, LoggedModelWrite, PermissionWrite,
+    QuotaRead, RunDelete, RunRead, RunWrite,
+};
+use platform::tenancy::{Entry, Filter};
+use platform::{
+    Batch, ExperimentRequest, LoggedModelRequest, MetricPoint, ModelLink, Point, RunRequest, RunSearch, RunView, Text, ViewType,
+};
 
 use crate::world::{World, close, code};
 
 fn point(key: &str, value: f64, step: i64) -> MetricPoint {
     MetricPoint { key: key.to_owned(), point: Point { value, timestamp: 1000 + step, step }, model: None }
+}
+
+/// The same as a measurement of a logged model.
+fn about(model: &str, point: MetricPoint) -> MetricPoint {
+    MetricPoint { model: Some(ModelLink { model_id: model.to_owned(), dataset_name: None, dataset_digest: None }), ..point }
+}
+
+/// In so many days, in microseconds since 1970.
+fn later(days: i64) -> i64 {
+    i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros()).unwrap() + days * 86_400_000_000
 }
 
 fn text(key: &str, value: &str) -> Text {
@@ -50,6 +69,34 @@ impl World {
         let permit = self.allow::<RunRead>(key, "").await;
         let records = self.platform.tracking_records(&permit).await;
         close(permit, records).unwrap()
+    }
+
+    async fn artifact(&self, key: &str, path: &str) -> platform::Result<()> {
+        let permit = self.allow::<ArtifactWrite>(key, path.split('/').next().unwrap()).await;
+        let put = self.platform.artifact_put(&permit, path, futures_util::stream::iter([Ok(Bytes::from_static(b"content"))])).await;
+        close(permit, put)
+    }
+
+    async fn logged_model(&self, key: &str, experiment: &str) -> String {
+        let permit = self.allow::<LoggedModelWrite>(key, "").await;
+        let request = LoggedModelRequest { experiment_id: experiment.to_owned(), ..Default::default() };
+        let made = self.platform.logged_model_create(&permit, request).await;
+        close(permit, made).unwrap().id
+    }
+
+    /// What the ledger has about sweeps.
+    async fn sweeps(&self, key: &str) -> Vec<Entry> {
+        let permit = self.allow::<LedgerRead>(key, "").await;
+        let filter = Filter { act: Some("RetentionSweep".to_owned()), ..Filter::default() };
+        let found = permit.ledger().search(&filter, 100).unwrap();
+        let _ = permit.finish().unwrap();
+        found.entries.into_iter().map(|entry| entry.entry.unwrap()).collect()
+    }
+
+    async fn objects(&self, key: &str) -> i64 {
+        let permit = self.allow::<QuotaRead>(key, "").await;
+        let objects = permit.rows().usage("objects").await;
+        close(permit, objects.map_err(Into::into)).unwrap()
     }
 
     /// Stored bytes as the tenant's quota counts them.
@@ -140,31 +187,22 @@ async fn long_histories_are_whole_and_go_with_their_run() {
     }
     assert_eq!(read, (0..50_000).collect::<Vec<i64>>());
     let _ = permit.finish().unwrap();
-    // Deleted, past its retention, and taken away bit by bit by whoever comes next.
-    let permit = world.allow::<PermissionWrite>(&key, "").await;
-    let set = world.platform.tracking_retention_set(&permit, 0).await;
-    close(permit, set).unwrap();
     let permit = world.allow::<RunDelete>(&key, &run).await;
     let deleted = world.platform.tracking_run_delete(&permit).await;
     close(permit, deleted).unwrap();
-    let mut others = 0;
-    while world.records(&key).await.2 > 0 {
-        let other = world.begin(&key, &experiment).await;
-        let permit = world.allow::<RunDelete>(&key, &other).await;
-        close(permit, Ok(())).unwrap();
-        others += 1;
-        assert!(others < 20, "it does not end");
-    }
-    assert!(others > 0, "a bounded part at a time");
+    assert_eq!(world.platform.retention_round(later(29)).await.unwrap(), 0, "it can still be restored");
+    assert_eq!(world.records(&key).await.2, 781);
+    // Nobody of the tenant does anything any more; the service was started anew since.
+    let world = world.restart(|_| ()).await;
+    world.platform.retention_round(later(31)).await.unwrap();
     let permit = world.allow::<RunRead>(&key, &run).await;
     let gone = world.platform.tracking_run_get(&permit).await;
     assert_eq!(code(close(permit, gone)), "not_found");
-    assert_eq!(world.search(&key, &experiment, "").await.len(), others, "nor found");
-    // The others are all that is left, each with its record and the tag of its name.
-    let (runs, items, blocks) = world.records(&key).await;
-    assert_eq!((runs, items, blocks), (others as u64, others as u64, 0));
-    let each = (world.stored(&key).await - before.1) / i64::try_from(others).unwrap();
-    assert!((1024..2048).contains(&each), "the bytes are given back: {each}");
+    assert_eq!(world.search(&key, &experiment, "").await.len(), 0, "nor found");
+    assert_eq!((world.records(&key).await, world.stored(&key).await), before, "the bytes are given back");
+    assert_eq!(world.platform.retention_round(later(60)).await.unwrap(), 0, "nothing is left to be done");
+    let entries = world.sweeps(&key).await;
+    assert!(entries.len() > 1 && entries.iter().all(|entry| entry.actor == "ada" && entry.via == "lease deleted"), "{entries:?}");
     world.stop().await;
 }
 
@@ -179,28 +217,98 @@ async fn an_experiment_goes_with_everything_in_it() {
         let metrics = (0..300).map(|step| point(&format!("m{}", step % 3), 1.0, step)).collect();
         let params = (0..40).map(|at| text(&format!("p{at}"), "value")).collect();
         world.log(&key, &run, Batch { metrics, params, tags: vec![text("t", "1"), text("t", "22")] }).await.unwrap();
+        world.artifact(&key, &format!("{experiment}/{run}/artifacts/a/b.txt")).await.unwrap();
     }
-    let permit = world.allow::<PermissionWrite>(&key, "").await;
-    let set = world.platform.tracking_retention_set(&permit, 0).await;
-    close(permit, set).unwrap();
-    let permit = world.allow::<platform::tenancy::act::ExperimentDelete>(&key, &experiment).await;
+    // Of a trace that never comes, and of a model with more points than one step takes.
+    world.artifact(&key, &format!("{experiment}/traces/tr-1/artifacts/data.json")).await.unwrap();
+    let (model, run) = (world.logged_model(&key, &experiment).await, world.begin(&key, &experiment).await);
+    for batch in 0..2 {
+        let metrics = (0..600).map(|step| about(&model, point("m", 1.0, batch * 600 + step))).collect();
+        world.log(&key, &run, Batch { metrics, ..Default::default() }).await.unwrap();
+    }
+    let permit = world.allow::<ExperimentDelete>(&key, &experiment).await;
     let deleted = world.platform.experiment_delete(&permit).await;
     close(permit, deleted).unwrap();
-    for round in 0.. {
-        if world.records(&key).await == (0, 0, 0) {
-            break;
-        }
-        assert!(round < 40, "it does not end: {:?}", world.records(&key).await);
-        // What sweeps is any change of the settings, too.
-        let permit = world.allow::<PermissionWrite>(&key, "").await;
-        let set = world.platform.tracking_retention_set(&permit, 0).await;
-        close(permit, set).unwrap();
-    }
-    assert_eq!(world.stored(&key).await, stored, "every byte is given back");
+    // A shorter time counts for what was deleted before.
+    assert_eq!(world.platform.retention_round(later(3)).await.unwrap(), 0);
+    let permit = world.allow::<PermissionWrite>(&key, "").await;
+    let set = world.platform.tracking_retention_set(&permit, 2).await;
+    close(permit, set).unwrap();
+    world.platform.retention_round(later(0)).await.unwrap();
+    assert_ne!(world.stored(&key).await, stored, "not yet");
+    world.platform.retention_round(later(3)).await.unwrap();
+    assert_eq!((world.records(&key).await, world.stored(&key).await), ((0, 0, 0), stored), "every byte is given back");
+    assert_eq!(world.objects(&key).await, 0);
     let permit = world.allow::<ExperimentRead>(&key, &experiment).await;
     let gone = world.platform.experiment_get(&permit).await;
     assert_eq!(code(close(permit, gone)), "not_found");
     world.experiment(&key, "doomed").await;
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_restored_stays_and_what_is_deleted_later_goes_later() {
+    let Some(world) = World::start(|_| ()).await else { return };
+    let key = world.tenant("alpha", |_| ()).await;
+    let (one, other) = (world.begin(&key, "0").await, world.begin(&key, "0").await);
+    for run in [&one, &other] {
+        let permit = world.allow::<RunDelete>(&key, run).await;
+        let deleted = world.platform.tracking_run_delete(&permit).await;
+        close(permit, deleted).unwrap();
+    }
+    let permit = world.allow::<RunDelete>(&key, &one).await;
+    let restored = world.platform.tracking_run_restore(&permit).await;
+    close(permit, restored).unwrap();
+    world.platform.retention_round(later(31)).await.unwrap();
+    assert_eq!(world.search(&key, "0", "").await.iter().map(|view| view.run.id.as_str()).collect::<Vec<_>>(), [one.as_str()]);
+    // The sweep is over, and a new deletion makes a new one.
+    let permit = world.allow::<RunDelete>(&key, &one).await;
+    let deleted = world.platform.tracking_run_delete(&permit).await;
+    close(permit, deleted).unwrap();
+    assert_eq!(world.platform.retention_round(later(29)).await.unwrap(), 0);
+    // Who sweeps may do nothing else.
+    let lease = world.kernel.claim_sweep("here", later(31)).await.unwrap().unwrap();
+    let sweeper = world.kernel.resume_sweep(&lease).await.unwrap();
+    assert!(sweeper.allow::<RunRead>(&one).is_err() && sweeper.allow::<ExperimentDelete>("0").is_err());
+    drop(sweeper);
+    world.kernel.postpone_sweep(lease, 0).await.unwrap();
+    assert_eq!(world.platform.retention_round(later(31)).await.unwrap(), 1);
+    assert!(world.search(&key, "0", "").await.is_empty());
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn points_of_a_model_count_once_and_are_given_back() {
+    let Some(world) = World::start(|_| ()).await else { return };
+    let key = world.tenant("alpha", |limits| limits.storage_bytes = 1 << 20).await;
+    let (model, run) = (world.logged_model(&key, "0").await, world.begin(&key, "0").await);
+    let log = async |steps: std::ops::Range<i64>| {
+        let metrics = steps.map(|step| about(&model, point("m", 1.0, step))).collect();
+        world.log(&key, &run, Batch { metrics, ..Default::default() }).await
+    };
+    let before = world.stored(&key).await;
+    // As many as a run's metric remembers without another record.
+    log(0..50).await.unwrap();
+    let of_fifty = world.stored(&key).await - before;
+    assert!(of_fifty >= 50 * 256, "{of_fifty} bytes");
+    let before = world.stored(&key).await;
+    log(0..50).await.unwrap();
+    assert_eq!(world.stored(&key).await, before, "what is there already counts once");
+    let mut step = 50;
+    let refused = loop {
+        match log(step..step + 1000).await {
+            Ok(()) => step += 1000,
+            refused => break code(refused),
+        }
+        assert!(step < 10_000, "it does not end");
+    };
+    assert_eq!(refused, "quota_exceeded");
+    let permit = world.allow::<LoggedModelDelete>(&key, &model).await;
+    let deleted = world.platform.logged_model_delete(&permit).await;
+    close(permit, deleted).unwrap();
+    let full = world.stored(&key).await;
+    world.platform.retention_round(later(31)).await.unwrap();
+    assert!(full - world.stored(&key).await > step * 256, "given back");
     world.stop().await;
 }
 

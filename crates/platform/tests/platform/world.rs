@@ -124,7 +124,7 @@ impl World {
     pub(crate) async fn model(&self, key: &str, name: &str, onnx: Vec<u8>) -> Result<ModelVersion> {
         let permit = self.allow::<ModelWrite>(key, name).await;
         let version = self.platform.model_version_upload(&permit, futures_util::stream::iter([Ok(Bytes::from(onnx))])).await;
-        close(permit, version)
+        close(permit, version.map(|made| made.version))
     }
 
     pub(crate) async fn deploy(&self, key: &str, name: &str, request: serde_json::Value) -> Result<Deployment> {

@@ -134,7 +134,8 @@ impl Decoder {
                 8 => end_ns = field.fixed64()?,
                 9 => {
                     let (key, value) = self.attribute(field.message()?, 0)?;
-                    attributes.insert(key, unwrapped(value));
+                    let value = self.unwrapped(value);
+                    attributes.insert(key, value);
                 }
                 11 => events.push(self.event(field.message()?)?),
                 13 => links.push(self.link(field.message()?)?),
@@ -172,6 +173,25 @@ impl Decoder {
             body: Value::Object(body),
             resource: resource.clone(),
         })
+    }
+
+    /// MLflow's clients, and some others, send structures as JSON text: they are read back as structures, unless they would become more
+    /// objects in memory than one export may. Bare numbers stay texts.
+    fn unwrapped(&mut self, value: Value) -> Value {
+        if let Value::String(text) = &value
+            && text.starts_with(['{', '[', '"'])
+        {
+            // Each value but the first follows one of these.
+            let nodes = text.bytes().filter(|byte| matches!(byte, b',' | b'[' | b'{' | b':')).count();
+            if self.nodes + nodes <= NODES_MAX
+                && let Ok(inner) = serde_json::from_str::<Value>(text)
+                && depth_fits(&inner, DEPTH_MAX)
+            {
+                self.nodes += nodes;
+                return inner;
+            }
+        }
+        value
     }
 
     fn event(&mut self, mut message: Message<'_>) -> Result<Value> {
@@ -286,18 +306,6 @@ fn real(number: f64) -> Value {
         },
         Value::Number,
     )
-}
-
-/// MLflow's clients, and some others, send structures as JSON text: they are read back as structures. Bare numbers stay texts.
-fn unwrapped(value: Value) -> Value {
-    if let Value::String(text) = &value
-        && text.starts_with(['{', '[', '"'])
-        && let Ok(inner) = serde_json::from_str::<Value>(text)
-        && depth_fits(&inner, DEPTH_MAX)
-    {
-        return inner;
-    }
-    value
 }
 
 fn depth_fits(value: &Value, left: usize) -> bool {
@@ -518,6 +526,20 @@ mod tests {
             assert_eq!(spans(&bytes).err().map(|fail| fail.code()), Some("invalid"), "{what}");
         }
         assert!(spans(&export(&ids())).is_ok());
+    }
+
+    #[test]
+    fn json_in_a_text_counts_as_what_it_becomes() {
+        let said = |items: usize| format!("[{}0]", "0,".repeat(items));
+        let sent = |texts: &[String]| {
+            let attributes = texts.iter().enumerate().map(|(at, text)| field(9, &attribute(&at.to_string(), &field(1, text.as_bytes()))));
+            let span = [ids(), attributes.flatten().collect()].concat();
+            spans(&export(&span)).unwrap().remove(0).attributes
+        };
+        assert_eq!(sent(&[said(10)])["0"].as_array().unwrap().len(), 11);
+        assert!(sent(&[said(NODES_MAX)])["0"].is_string(), "it stays the text that it is");
+        let both = sent(&[said(NODES_MAX / 2), said(NODES_MAX / 2)]);
+        assert!(both["0"].is_array() && both["1"].is_string(), "all of an export together");
     }
 
     #[test]

@@ -369,7 +369,7 @@ async fn version_create(permit: &Permit<ModelWrite>, mut ask: Ask) -> Result<Rep
         tags: pairs(asked.tags).into_iter().collect(),
     };
     let version = ask.service.platform.model_version_register(permit, request).await?;
-    webhooks::version_made(permit, &ask.service, &version, &source_shown(&version)).await;
+    webhooks::version_made(permit, ask.service.teller(), &version, &source_shown(&version)).await;
     version_answer(&version)
 }
 

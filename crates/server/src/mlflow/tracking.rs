@@ -7,8 +7,8 @@ use http::Method;
 use platform::tenancy::Permit;
 use platform::tenancy::act::{RunDelete, RunRead, RunWrite, TenantRead};
 use platform::{
-    Batch, DatasetInfo, DatasetInput, HISTORY_POINTS_MAX, MetricPoint, ModelInput, ModelLink, ModelOutput, Point, Real, RunRequest,
-    RunSearch, RunStatus, RunUpdate, RunView, Text, TrackedRun, ViewType,
+    Batch, DatasetInfo, DatasetInput, DatasetSummary, HISTORY_POINTS_MAX, MetricPoint, ModelInput, ModelLink, ModelOutput, Point, Real,
+    RunRequest, RunSearch, RunStatus, RunUpdate, RunView, Text, TrackedRun, ViewType,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -47,6 +47,8 @@ fn runs(api: &mut Api) {
     api.mlflow_route(post.clone(), "/api/2.0/mlflow/runs/create", doc("mlflow_run_create", "Begin a run"), "", run_create);
     api.mlflow_route(Method::GET, "/api/2.0/mlflow/runs/get", doc("mlflow_run_get", "One run with everything in it"), id, run_get);
     api.mlflow_route(post.clone(), "/api/2.0/mlflow/runs/search", doc("mlflow_run_search", "Runs that pass a filter"), "", run_search);
+    let datasets = "/api/2.0/mlflow/experiments/search-datasets";
+    api.mlflow_route(post.clone(), datasets, doc("mlflow_dataset_search", "Data sets that runs used"), "", dataset_search);
     api.mlflow_route(
         post.clone(),
         "/api/2.0/mlflow/runs/update",
@@ -511,6 +513,26 @@ async fn log_outputs(permit: &Permit<RunWrite>, mut ask: Ask) -> Result<Reply> {
     let models = models.map(|ModelForm { model_id, step }| ModelOutput { model_id, step: step.unwrap_or_default().0 }).collect();
     ask.service.platform.tracking_outputs_log(permit, models).await?;
     Reply::json(&json!({}))
+}
+
+async fn dataset_search(permit: &Permit<RunRead>, mut ask: Ask) -> Result<Reply> {
+    #[derive(Deserialize)]
+    struct Asked {
+        experiment_ids: Option<Texts>,
+    }
+    #[derive(Serialize)]
+    struct Summary {
+        experiment_id: String,
+        name: String,
+        digest: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        context: Option<String>,
+    }
+    let ids = ask.fields::<Asked>()?.experiment_ids.unwrap_or_default().0;
+    let found = ask.service.platform.tracking_datasets(permit, &ids).await?.into_iter();
+    let summaries: Vec<_> =
+        found.map(|DatasetSummary { experiment_id, name, digest, context }| Summary { experiment_id, name, digest, context }).collect();
+    Reply::json(&json!({"dataset_summaries": summaries}))
 }
 
 // Histories

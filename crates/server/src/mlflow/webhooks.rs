@@ -2,6 +2,8 @@
 //! is close to Standard Webhooks: HMAC-SHA256 over `id.timestamp.body`.
 
 use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
 
 use aws_lc_rs::{hmac, rand};
 use base64::Engine;
@@ -9,8 +11,11 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use http::header::{CONTENT_TYPE, HeaderName};
 use http::{HeaderMap, HeaderValue, Method};
 use platform::tenancy::Permit;
-use platform::tenancy::act::{Act, ModelWrite, WebhookRead, WebhookWrite};
-use platform::{Model, ModelVersion, Registered, Webhook, WebhookEvent, WebhookRequest, WebhookSecret, WebhookTarget};
+use platform::tenancy::act::{Act, ModelWrite, TrainingRun, WebhookRead, WebhookWrite};
+use platform::{
+    MadeVersion, Model, ModelVersion, Platform, Registered, Registrations, Webhook, WebhookEvent, WebhookRequest, WebhookSecret,
+    WebhookTarget,
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -18,7 +23,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::wire::{self, Int};
 use crate::api::{Api, Ask, Reply};
-use crate::egress::{EgressError, Message};
+use crate::egress::{Egress, EgressError, Message};
 use crate::error::{Fail, Result};
 use crate::openapi::Doc;
 use crate::service::Service;
@@ -44,20 +49,41 @@ pub(crate) fn register(api: &mut Api) {
     api.tenant_route(Method::POST, test, Doc::new("mlflow_webhook_test", "Send an example to a webhook"), try_out);
 }
 
-/// Tells the tenant's webhooks, in the background, what an act has done to the registered model that it is about. A failure here is not the
-/// act's, which is done. `data` has what the event says beside the model's name.
-async fn tell<A: Act>(permit: &Permit<A>, service: &Service, what: Registered, action: &str, mut data: Value) {
-    let (entity, targets) = match service.platform.webhook_targets(permit, what, action).await {
+/// Who tells webhooks: what they are, and the way out to them.
+#[derive(Clone, Copy)]
+pub(crate) struct Teller<'a> {
+    pub(crate) platform: &'a Platform,
+    pub(crate) egress: &'a Arc<Egress>,
+}
+
+/// Tells webhooks what trainings register.
+pub(crate) struct Trainings(pub(crate) Arc<Egress>);
+
+impl Registrations for Trainings {
+    fn trained<'a>(
+        &'a self,
+        platform: &'a Platform,
+        permit: &'a Permit<TrainingRun>,
+        made: &'a MadeVersion,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+        Box::pin(uploaded(permit, Teller { platform, egress: &self.0 }, made))
+    }
+}
+
+/// Tells the tenant's webhooks, in the background, what an act has done to a registered model. A failure here is not the act's, which is
+/// done. `data` has what the event says beside the model's name.
+async fn tell<A: Act>(permit: &Permit<A>, teller: Teller<'_>, model: &str, what: Registered, action: &str, mut data: Value) {
+    let (entity, targets) = match teller.platform.webhook_targets(permit, model, what, action).await {
         Ok(None) => return,
         Ok(Some(found)) => found,
         Err(error) => return tracing::warn!(code = error.code(), "webhooks could not be read"),
     };
     if let Some(data) = data.as_object_mut() {
-        data.insert("name".to_owned(), permit.resource().into());
+        data.insert("name".to_owned(), model.into());
     }
     for target in targets {
         let message = message(permit, &target, entity, action, &data);
-        if !message.is_ok_and(|message| service.egress.queue(permit.island(), message)) {
+        if !message.is_ok_and(|message| teller.egress.queue(permit.island(), message)) {
             tracing::warn!("a webhook's message was dropped: too many are waiting");
         }
     }
@@ -66,11 +92,20 @@ async fn tell<A: Act>(permit: &Permit<A>, service: &Service, what: Registered, a
 /// A model, or a prompt, was registered.
 pub(crate) async fn model_made(permit: &Permit<ModelWrite>, service: &Service, model: &Model) {
     let data = json!({"tags": shown_tags(&model.tags), "description": model.description});
-    tell(permit, service, Registered::Model, "CREATED", data).await;
+    tell(permit, service.teller(), model.name.as_str(), Registered::Model, "CREATED", data).await;
+}
+
+/// A version came in as a file or out of a training, perhaps with a new model.
+pub(crate) async fn uploaded<A: Act>(permit: &Permit<A>, teller: Teller<'_>, made: &MadeVersion) {
+    let MadeVersion { version, new_model } = made;
+    if *new_model {
+        tell(permit, teller, version.model.as_str(), Registered::Model, "CREATED", json!({"tags": {}, "description": ""})).await;
+    }
+    version_made(permit, teller, version, &format!("models:/{}/{}", version.model, version.version)).await;
 }
 
 /// A version was made.
-pub(crate) async fn version_made(permit: &Permit<ModelWrite>, service: &Service, version: &ModelVersion, source: &str) {
+pub(crate) async fn version_made<A: Act>(permit: &Permit<A>, teller: Teller<'_>, version: &ModelVersion, source: &str) {
     let mut data = json!({
         "version": version.version.to_string(),
         "source": source,
@@ -81,7 +116,7 @@ pub(crate) async fn version_made(permit: &Permit<ModelWrite>, service: &Service,
     if let (Some(data), Some(template)) = (data.as_object_mut(), version.tags.get(PROMPT_TEXT)) {
         data.insert("template".to_owned(), template.as_str().into());
     }
-    tell(permit, service, Registered::Version, "CREATED", data).await;
+    tell(permit, teller, version.model.as_str(), Registered::Version, "CREATED", data).await;
 }
 
 /// A tag of the model, or of one version, was set, or removed when it has no value any more.
@@ -90,14 +125,15 @@ pub(crate) async fn tag_changed(permit: &Permit<ModelWrite>, service: &Service, 
     let mut data = json!({"key": key});
     put(&mut data, "version", version.map(|version| version.to_string()));
     put(&mut data, "value", value);
-    tell(permit, service, what, if value.is_some() { "SET" } else { "DELETED" }, data).await;
+    tell(permit, service.teller(), permit.resource(), what, if value.is_some() { "SET" } else { "DELETED" }, data).await;
 }
 
 /// An alias was pointed at a version, or removed.
 pub(crate) async fn alias_changed(permit: &Permit<ModelWrite>, service: &Service, alias: &str, version: Option<u64>) {
     let mut data = json!({"alias": alias});
     put(&mut data, "version", version.map(|version| version.to_string()));
-    tell(permit, service, Registered::Alias, if version.is_some() { "CREATED" } else { "DELETED" }, data).await;
+    let action = if version.is_some() { "CREATED" } else { "DELETED" };
+    tell(permit, service.teller(), permit.resource(), Registered::Alias, action, data).await;
 }
 
 /// Tags without those by which clients mark prompts.

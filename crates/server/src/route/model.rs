@@ -133,7 +133,11 @@ async fn get(permit: &Permit<ModelRead>, ask: Ask) -> Result<Reply> {
 async fn put(permit: &Permit<ModelWrite>, ask: Ask) -> Result<Reply> {
     let service = ask.service.clone();
     let request: ModelRequest = ask.json().await?;
-    Reply::json(&service.platform.model_put(permit, request).await?)
+    let (model, is_new) = service.platform.model_put(permit, request).await?;
+    if is_new {
+        webhooks::model_made(permit, &service, &model).await;
+    }
+    Reply::json(&model)
 }
 
 async fn delete(permit: &Permit<ModelDelete>, ask: Ask) -> Result<Reply> {
@@ -150,10 +154,11 @@ async fn versions(permit: &Permit<ModelRead>, ask: Ask) -> Result<Reply> {
 async fn upload(permit: &Permit<ModelWrite>, ask: Ask) -> Result<Reply> {
     let service = ask.service.clone();
     let stream = ask.body.stream(service.model_bytes_max);
-    let version = service.platform.model_version_upload(permit, stream).await?;
+    let made = service.platform.model_version_upload(permit, stream).await?;
+    webhooks::uploaded(permit, service.teller(), &made).await;
+    let version = &made.version;
     let location = format!("/v1/models/{}/versions/{}", version.model, version.version);
-    webhooks::version_made(permit, &service, &version, &format!("models:/{}/{}", version.model, version.version)).await;
-    Ok(Reply::json(&version)?.created(&location))
+    Ok(Reply::json(version)?.created(&location))
 }
 
 async fn version(permit: &Permit<ModelRead>, ask: Ask) -> Result<Reply> {

@@ -114,14 +114,20 @@ struct Importing {
     placement: Placement,
 }
 
-/// Removes what an import left that did not come to its end. Under the lock of imports, or at start.
-pub(crate) async fn sweep(kernel: &Kernel) -> Result<()> {
-    let Some(note) = kernel.0.control.meta(IMPORTING).await?.filter(|note| !note.is_empty()) else { return Ok(()) };
+/// What an import has noted that is under way, or died.
+async fn noted(kernel: &Kernel) -> Result<Option<(TenantId, Placement)>> {
+    let Some(note) = kernel.0.control.meta(IMPORTING).await?.filter(|note| !note.is_empty()) else { return Ok(None) };
     let note: Importing = serde_json::from_slice(&note).map_err(Error::integrity)?;
     let id = TenantId::parse(&note.id).ok_or_else(|| Error::integrity("an import of no tenant"))?;
+    Ok(Some((id, note.placement)))
+}
+
+/// Removes what an import left that did not come to its end. Under the lock of imports, or at start.
+pub(crate) async fn sweep(kernel: &Kernel) -> Result<()> {
+    let Some((id, placement)) = noted(kernel).await? else { return Ok(()) };
     if kernel.0.control.tenant_by_id(id).await?.is_none() {
-        kernel.rows_place_destroy(id, &note.placement).await?;
-        kernel.objects_place_destroy(id, &note.placement.objects).await?;
+        kernel.rows_place_destroy(id, &placement).await?;
+        kernel.objects_place_destroy(id, &placement.objects).await?;
         kernel.0.control.tickets_destroy(id).await?;
         let dir = kernel.tenant_dir(id);
         blocking(move || remove_folder(&dir)).await?;
@@ -129,10 +135,29 @@ pub(crate) async fn sweep(kernel: &Kernel) -> Result<()> {
     kernel.0.control.meta_set(IMPORTING, &[]).await
 }
 
-/// As if an import had died now.
+/// The same for the leader among several nodes, now and then. An import is not swept that is under way here, or on a node that lives:
+/// that is home to the tenant to be.
+pub(crate) async fn sweep_dead(kernel: &Kernel) -> Result<()> {
+    let Ok(_one) = kernel.0.importing.try_lock() else { return Ok(()) };
+    let Some((id, _)) = noted(kernel).await? else { return Ok(()) };
+    if kernel.0.control.tenant_by_id(id).await?.is_some() {
+        return sweep(kernel).await;
+    }
+    let hold = match kernel.home(id).await {
+        Err(Error::Elsewhere(_)) => return Ok(()),
+        hold => hold?,
+    };
+    let swept = sweep(kernel).await;
+    if let Some(hold) = &hold {
+        kernel.let_go(hold).await;
+    }
+    swept
+}
+
+/// As if an import had died now, with what it had made in `placement`.
 #[cfg(test)]
-pub(super) async fn died(kernel: &Kernel, id: TenantId) {
-    let note = serde_json::to_vec(&Importing { id: id.hex(), placement: Placement::default() }).unwrap();
+pub(crate) async fn died(kernel: &Kernel, id: TenantId, placement: Placement) {
+    let note = serde_json::to_vec(&Importing { id: id.hex(), placement }).unwrap();
     kernel.0.control.meta_set(IMPORTING, &note).await.unwrap();
 }
 
@@ -310,6 +335,10 @@ async fn make(
     let (admin_key, credential) =
         kernel.key_made(Some(id), verified.admin.as_str(), "operator", "first administrator", Scope::all(), Some(expires_at))?;
     let _shared = kernel.0.epoch_gate.read().await;
+    if let Some(hold) = &hold {
+        // Whoever has taken over has swept what was made.
+        hold.check()?;
+    }
     // The root key may have a new epoch since.
     let keys = keyring.stored_anew(&kernel.0.root, now_micros())?;
     let row = kernel.0.control.tenant_insert(&row, &keys, Some(&credential)).await?;

@@ -287,7 +287,7 @@ async fn an_import_that_died_is_swept() {
     let id = crate::name::TenantId::random().unwrap();
     let dir = to.kernel.tenant_dir(id);
     std::fs::create_dir_all(dir.join("blobs")).unwrap();
-    super::import::died(&to.kernel, id).await;
+    super::died(&to.kernel, id, crate::place::Placement::default()).await;
     assert_ne!(to.traces(), before);
     super::sweep(&to.kernel).await.unwrap();
     assert_eq!(to.traces(), before);

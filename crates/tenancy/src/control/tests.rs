@@ -36,6 +36,7 @@ on_both! {
     tenants_come_and_go
     credentials_are_issued_used_and_revoked
     tickets_are_claimed_once
+    a_sweep_is_due_once_and_is_not_lost
     erasures_certificates_and_small_values
     keys_under_an_older_epoch_are_not_stored
     edited_rows_are_refused
@@ -163,6 +164,36 @@ async fn credentials_are_issued_used_and_revoked(house: &House) {
     assert_eq!(control.credentials_destroy(red.id).await.unwrap(), 2);
     assert!(control.credential_by_id("second-red").await.unwrap().is_none());
     assert!(house.reopened(control).await.is_ok(), "the sum follows every change");
+}
+
+async fn a_sweep_is_due_once_and_is_not_lost(house: &House) {
+    let control = house.control().await;
+    let (blue, _) = insert(house, &control, "blue").await;
+    let at = |due| TicketRow {
+        id: "blue/deleted".into(),
+        tenant: blue.id,
+        kind: SWEEP.into(),
+        principal: "ann".into(),
+        created_at: due,
+        claimed_by: None,
+        attempts: 0,
+    };
+    for due in [50, 70, 30] {
+        control.sweep_put(&at(due)).await.unwrap();
+    }
+    assert!(control.sweeps_due(29, 9).await.unwrap().is_empty(), "not before its time");
+    assert!(control.tickets_waiting(9).await.unwrap().is_empty(), "it is no job");
+    assert_eq!(control.sweeps_due(30, 9).await.unwrap().len(), 1, "one of each tenant, at the earliest time");
+    let claimed = control.ticket_claim("blue/deleted", "here").await.unwrap().unwrap();
+    assert!(control.sweeps_due(99, 9).await.unwrap().is_empty());
+    // Something is deleted while it is swept: what the sweeper says about its end does not count any more.
+    control.sweep_put(&at(100)).await.unwrap();
+    assert!(!control.ticket_delete(&claimed.id, "here").await.unwrap());
+    control.sweep_postpone(&claimed.id, "here", 500).await.unwrap();
+    assert_eq!(control.sweeps_due(99, 9).await.unwrap().len(), 1);
+    control.ticket_claim("blue/deleted", "there").await.unwrap().unwrap();
+    control.sweep_postpone(&claimed.id, "there", 500).await.unwrap();
+    assert_eq!((control.sweeps_due(499, 9).await.unwrap().len(), control.sweeps_due(500, 9).await.unwrap().len()), (0, 1));
 }
 
 async fn tickets_are_claimed_once(house: &House) {

@@ -210,7 +210,7 @@ impl Kernel {
     }
 
     /// Lets go of a tenant that is closed here.
-    pub(super) async fn let_go(&self, hold: &Arc<Hold>) {
+    pub(crate) async fn let_go(&self, hold: &Arc<Hold>) {
         let Some(home) = &self.0.home else { return };
         if let Some(compute) = self.0.compute() {
             compute.stop(IslandToken::new(hold.tenant())).await;
@@ -342,6 +342,10 @@ impl Kernel {
 
     async fn leader_duties(&self) -> Result<()> {
         let Some(home) = &self.0.home else { return Ok(()) };
+        if let Err(error) = bundle::sweep_dead(self).await {
+            // The next round tries again; the other duties do not wait for it.
+            tracing::warn!(%error, context = error.private(), "what an import left that died could not be removed yet");
+        }
         if home.cluster.tickets_free().await? > 0 {
             self.0.tickets.notify_one();
         }

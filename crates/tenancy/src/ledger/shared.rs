@@ -14,14 +14,12 @@
 
 use std::sync::Arc;
 
-use sqlx::Postgres;
-
 use super::Ledger;
 use super::catch_up::CatchUp;
 use super::shipping::{Mark, SEGMENT_ENTRIES, Segment, Shipment};
 use crate::error::{Error, Result};
 use crate::rows::db::{Db, Reading, TAKEN_OVER, Txn, as_i64, blocking};
-use crate::rows::postgres::PgRows;
+use crate::rows::postgres::{PgRows, PgTxn};
 use crate::rows::sql::{ANSWER_MAX, Asked, Prepared, Row, Sql};
 
 /// Everything that is read comes from one moment.
@@ -175,7 +173,7 @@ impl SharedCopy<'_> {
 /// A transaction that ships. Dropped, it never happened.
 pub(super) enum Shipping<'a> {
     Rows(Txn<'a>),
-    Place(sqlx::Transaction<'static, Postgres>, Prepared),
+    Place(PgTxn, Prepared),
 }
 
 impl Shipping<'_> {

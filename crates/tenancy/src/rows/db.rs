@@ -7,11 +7,10 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use sqlx::Postgres;
 use sqlx::postgres::PgConnection;
 use tokio::sync::{Mutex, MutexGuard};
 
-use super::postgres::PgRows;
+use super::postgres::{PgRows, PgTxn};
 use super::sql::{ANSWER_MAX, Asked, Prepared, Sql};
 
 use super::sqlite::{Held, SqliteDb};
@@ -123,7 +122,7 @@ pub(crate) struct PostgresDb {
     was_clean: bool,
 }
 
-type Transaction = sqlx::Transaction<'static, Postgres>;
+type Transaction = PgTxn;
 
 impl PostgresDb {
     /// Takes the place over, unless somebody with a newer lease has.

@@ -30,11 +30,12 @@ mod server;
 pub(crate) mod tests;
 
 use std::collections::HashSet;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, Transaction, query_scalar};
 use tokio::time::timeout;
 
@@ -42,7 +43,7 @@ use super::sql::{ANSWER_MAX, Asked, Prepared};
 use crate::error::{Error, Result};
 use crate::name::TenantId;
 use crate::place::{PostgresConfig, Secret, Tier};
-use dedicated::Dedicated;
+use dedicated::{Dedicated, Turn};
 use ident::{Ident, Own, built};
 
 /// Where pooled tenants' tables lie, and a tenant's in a database of its own.
@@ -227,20 +228,56 @@ enum Source {
     Own(Arc<Dedicated>, Arc<(Own, PgConnectOptions)>),
 }
 
+/// A transaction, with its turn where tenants wait for each other.
+pub(crate) struct PgTxn {
+    // Ends before the turn does.
+    transaction: Transaction<'static, sqlx::Postgres>,
+    _turn: Option<Turn>,
+}
+
+impl PgTxn {
+    /// Makes it durable.
+    ///
+    /// # Errors
+    /// The server's.
+    pub(crate) async fn commit(self) -> sqlx::Result<()> {
+        self.transaction.commit().await
+    }
+}
+
+impl Deref for PgTxn {
+    type Target = PgConnection;
+    fn deref(&self) -> &PgConnection {
+        &self.transaction
+    }
+}
+
+impl DerefMut for PgTxn {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.transaction
+    }
+}
+
 impl PgRows {
     /// Begins a transaction in the place, and in no other. Dropped without a commit, it is rolled back.
     ///
     /// # Errors
     /// [`Error::Unavailable`] if the server does not answer or all connections stay in use.
-    pub(crate) async fn begin(&self) -> Result<Transaction<'static, sqlx::Postgres>> {
+    pub(crate) async fn begin(&self) -> Result<PgTxn> {
         let mut tries = 0;
         loop {
-            let pool = self.pool().await?;
+            let (pool, turn) = match &self.source {
+                Source::Shared(pool) => (pool.clone(), None),
+                Source::Own(pools, own) => {
+                    let turn = pools.turn(&own.0, &own.1).await?;
+                    (turn.pool().clone(), Some(turn))
+                }
+            };
             tries += 1;
             match self.begin_on(&pool).await {
                 // A server that was restarted leaves dead connections: they are passed over, all of them if need be.
                 Err(Error::Unavailable(DEAD)) if tries <= pool.options().get_max_connections() => {}
-                result => return result,
+                result => return result.map(|transaction| PgTxn { transaction, _turn: turn }),
             }
         }
     }
@@ -254,13 +291,6 @@ impl PgRows {
     /// Whether statements stay prepared.
     pub(crate) fn prepared(&self) -> Prepared {
         self.prepared
-    }
-
-    async fn pool(&self) -> Result<PgPool> {
-        match &self.source {
-            Source::Shared(pool) => Ok(pool.clone()),
-            Source::Own(pools, own) => pools.pool(&own.0, &own.1).await,
-        }
     }
 
     async fn begin_on(&self, pool: &PgPool) -> Result<Transaction<'static, sqlx::Postgres>> {

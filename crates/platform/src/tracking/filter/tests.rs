@@ -169,6 +169,41 @@ fn what_is_given_is_bounded() {
     let backslashes = format!("params.a = '{}", "\\'".repeat(20_000));
     let _ = parse(&RUNS, &backslashes);
     assert!(order(&RUNS, &vec!["metrics.a".to_owned(); ORDER_ITEMS_MAX + 1]).is_err());
+    assert!(refused(&format!("params.a LIKE '%{}%'", "_".repeat(WILD_CHARS_MAX + 1))).contains("at most 256 characters"));
+    assert!(!one(&format!("params.a LIKE '%{}%'", "x".repeat(WILD_CHARS_MAX + 1))).is_costly());
+    assert!(one(&format!("params.a LIKE '%{}%'", "_".repeat(WILD_CHARS_MAX))).is_costly());
+}
+
+/// As MLflow's, which looks with Python's `re.search`, but for what makes a reader go back.
+#[test]
+fn regular_expressions_are_found_anywhere_and_bounded() {
+    for (expression, text, found) in [
+        ("^ab.*z$", "abcz", true),
+        ("b.z", "abcz", true),
+        ("^b", "ab", false),
+        ("(?i)AB", "ab", true),
+        ("ä+", "xää", true),
+        ("^.$", "🦀", true),
+        ("", "anything", true),
+        ("a{2}", "a a", false),
+    ] {
+        assert_eq!(Expression::new(expression).unwrap().0.is_match(text), found, "{expression}");
+    }
+    for (bad, says) in [
+        ("(", "Invalid regular expression '('"),
+        ("(?=a)b", "no look-arounds"),
+        (r"(a)\1", "no backreferences"),
+        (r"\w{1000}{1000}", "is too large"),
+        (&"(".repeat(60), "Invalid regular expression"),
+        (&"a".repeat(EXPRESSION_BYTES_MAX + 1), "at most 1024 bytes"),
+    ] {
+        let message = Expression::new(bad).unwrap_err().to_string();
+        assert!(message.contains(says), "{bad}: {message}");
+    }
+    // What takes a reader that goes back longer than the universe has.
+    let evil = Expression::new("^(a+)+$").unwrap();
+    assert!(!evil.0.is_match(&format!("{}b", "a".repeat(100_000))));
+    assert!(refused("params.a RLIKE 'x'").contains("Invalid comparator 'RLIKE'"), "runs have none");
 }
 
 /// Every beginning of good filters, with characters of two and four bytes, is taken or refused, and nothing else.
@@ -218,8 +253,8 @@ fn patterns_are_sqls() {
         ("xaay", "%a_y%", true, true),
         ("xaaay", "%a_y%", true, true),
     ] {
-        assert_eq!(Pattern::new(pattern, false).matches(text), like, "{text} LIKE {pattern}");
-        assert_eq!(Pattern::new(pattern, true).matches(text), ilike, "{text} ILIKE {pattern}");
+        assert_eq!(Pattern::new(pattern, false).unwrap().matches(text), like, "{text} LIKE {pattern}");
+        assert_eq!(Pattern::new(pattern, true).unwrap().matches(text), ilike, "{text} ILIKE {pattern}");
     }
 }
 
@@ -244,7 +279,7 @@ fn patterns_agree_with_a_slow_matcher() {
     };
     let texts = words(&['a', 'ß'], 5);
     for pattern in words(&['a', 'ß', '%', '_'], 4) {
-        let compiled = Pattern::new(&pattern.iter().collect::<String>(), false);
+        let compiled = Pattern::new(&pattern.iter().collect::<String>(), false).unwrap();
         for text in &texts {
             let written: String = text.iter().collect();
             assert_eq!(compiled.matches(&written), slow(text, &pattern), "{written} LIKE {pattern:?}");

@@ -270,3 +270,30 @@ fn a_hundred_thousand_runs() {
         println!("{:?} for {filter:?} by {order:?}: {} runs", started.elapsed(), found.runs.len());
     }
 }
+
+/// Patterns whose cost multiplies with the text are looked at one run at a time, and not where others wait.
+#[test]
+fn a_costly_filter_is_cut_in_time() {
+    let mut index = Index::default();
+    for id in 1..200 {
+        index.put(run(id, "1", 10), vec![Part::Tag(text("t", &"x".repeat(8000)))]);
+    }
+    let pattern = vec![format!("tags.t LIKE '%{}y%'", "_".repeat(200)); 40].join(" AND ");
+    let cheap = query("tags.t LIKE '%x%'", &[], 0, 10);
+    assert!(cheap.is_quick(200) && cheap.clock_every() > 1);
+    let costly = query(&pattern, &[], 0, 10);
+    assert!(!costly.is_quick(1) && costly.clock_every() == 1);
+    let late = Query { until: Instant::now(), ..query(&pattern, &[], 0, 10) };
+    std::thread::sleep(Duration::from_millis(1));
+    assert_eq!(index.search(&late).map(|found| found.runs.len()).unwrap_err().code(), "deadline_exceeded");
+    assert!(!query("tags.t = 'x'", &[], 0, 10).is_quick(INLINE_RUNS_MAX), "more runs than that, for each comparison");
+}
+
+#[test]
+fn data_sets_are_summed_up() {
+    let mut index = small();
+    index.put(run(6, "1", 10), vec![dataset("iris", 10)]);
+    index.put(run(7, "3", 10), vec![dataset("wine", 10)]);
+    let found = index.datasets(&["1".to_owned(), "2".to_owned()]);
+    assert_eq!(found.iter().map(|one| (one.experiment_id.as_str(), one.name.as_str())).collect::<Vec<_>>(), [("1", "iris")]);
+}

@@ -75,6 +75,13 @@ pub struct AssessmentUpdate {
     pub valid: Option<bool>,
 }
 
+impl Assessment {
+    /// About what it takes in memory.
+    pub(super) fn held_bytes(&self) -> usize {
+        500 + serde_json::to_vec(self).map_or(ASSESSMENT_BYTES_MAX, |json| json.len())
+    }
+}
+
 impl Verdict {
     /// The bare value.
     pub(super) fn value(&self) -> Option<Value> {

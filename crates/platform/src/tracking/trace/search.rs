@@ -3,20 +3,21 @@
 
 use std::cmp::Ordering;
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tenancy::act::{Act, ResourceKind, TraceRead};
 use tenancy::{Permit, Record};
 
+use super::assessment::Assessment;
 use super::span::Seen;
 use super::{METADATA_RUN, READ_ITEMS, Slot, TAG_NAME, TAG_PROMPTS, Trace};
 use crate::error::{Error, Result};
 use crate::platform::Platform;
 use crate::tracking::check::name_hash;
-use crate::tracking::filter::{
-    self, Attribute, Clause, Entity, Grammar, ID_LIST, NUMBER, Op, Order, Rule, TEXT, TEXT_LIST, TEXT_NULL, ValueKind,
-};
+use crate::tracking::filter::{self, Attribute, Clause, Entity, Grammar, ID_LIST, NUMBER, Op, Order, Rule, ValueKind};
 
 /// Traces in one answer at most.
 const PAGE_MAX: u32 = 500;
@@ -28,6 +29,14 @@ const EXPERIMENTS_MAX: usize = 1000;
 const LOOKED_AT_MAX: usize = 20_000;
 /// Traces that can be brought into another order than that of time.
 const SORTED_MAX: usize = 100_000;
+/// Memory of the traces of one answer, in bytes; what does not fit is on the next page.
+const ANSWER_BYTES_MAX: usize = 32 << 20;
+/// Memory of the traces that are brought into another order, in bytes.
+const SORTED_BYTES_MAX: usize = 256 << 20;
+/// Longest time that one search may look.
+const SEARCH_TIME_MAX: Duration = Duration::from_secs(20);
+/// Spans that are looked through where they were read, in bytes: more of them get a thread that nobody else waits for.
+const INLINE_BYTES_MAX: u64 = 64 << 10;
 /// Traces read at once.
 const LOOK_ITEMS: usize = 64;
 /// Slots that are chosen from when traces are deleted.
@@ -50,9 +59,14 @@ pub struct TraceSearch {
     pub page_token: Option<String>,
 }
 
-const PATTERN: Rule = Rule { ops: &[Op::Like, Op::Ilike], value: ValueKind::Text };
-const SAID: Rule =
-    Rule { ops: &[Op::Eq, Op::Ne, Op::Gt, Op::Ge, Op::Lt, Op::Le, Op::Like, Op::Ilike, Op::IsNull, Op::IsNotNull], value: ValueKind::Any };
+const PATTERN: Rule = Rule { ops: &[Op::Like, Op::Ilike, Op::Rlike], value: ValueKind::Text };
+const TEXT: Rule = Rule { ops: &[Op::Eq, Op::Ne, Op::Like, Op::Ilike, Op::Rlike], value: ValueKind::Text };
+const TEXT_LIST: Rule = Rule { ops: &[Op::Eq, Op::Ne, Op::Like, Op::Ilike, Op::Rlike, Op::In, Op::NotIn], value: ValueKind::Text };
+const TEXT_NULL: Rule = Rule { ops: &[Op::Eq, Op::Ne, Op::Like, Op::Ilike, Op::Rlike, Op::IsNull, Op::IsNotNull], value: ValueKind::Text };
+const SAID: Rule = Rule {
+    ops: &[Op::Eq, Op::Ne, Op::Gt, Op::Ge, Op::Lt, Op::Le, Op::Like, Op::Ilike, Op::Rlike, Op::IsNull, Op::IsNotNull],
+    value: ValueKind::Any,
+};
 
 const GRAMMAR: Grammar = Grammar {
     prefixes: &[
@@ -132,15 +146,27 @@ impl Platform {
         let seen: BTreeSet<&String> = search.experiment_ids.iter().collect();
         let experiments =
             seen.into_iter().filter(|id| is_experiment_id(id) && permit.may(ResourceKind::Experiment, id)).map(String::as_str);
+        let query_of = Query::new(clauses);
         let (found, place) = match (by_time(&order), place) {
             (true, Some(Place::Skip(_))) | (false, Some(Place::After(..))) => return Err(wrong_token()),
-            (true, place) => self.newest(permit, Feed::new(permit, experiments, place.as_ref()), &clauses, limit).await?,
+            (true, place) => self.newest(permit, Feed::new(permit, experiments, place.as_ref()), &query_of, limit).await?,
             (false, place) => {
                 let skip = if let Some(Place::Skip(skip)) = place { skip } else { 0 };
-                let mut found = self.sorted(permit, Feed::new(permit, experiments, None), &clauses, &order).await?;
-                let more = found.len() > skip.saturating_add(limit);
-                found = found.into_iter().skip(skip).take(limit).collect();
-                (found, more.then_some(Place::Skip(skip + limit)))
+                let found = self.sorted(permit, Feed::new(permit, experiments, None), &query_of, &order).await?;
+                let all = found.len();
+                let mut bytes = 0;
+                let found: Vec<Trace> = found
+                    .into_iter()
+                    .skip(skip)
+                    .take(limit)
+                    .take_while(|trace| {
+                        let first = bytes == 0;
+                        bytes += trace.held_bytes();
+                        first || bytes <= ANSWER_BYTES_MAX
+                    })
+                    .collect();
+                let end = skip.saturating_add(found.len());
+                (found, (all > end).then_some(Place::Skip(end)))
             }
         };
         let token = place.map(|place| {
@@ -155,10 +181,10 @@ impl Platform {
         &self,
         permit: &Permit<TraceRead>,
         mut feed: Feed<'_, TraceRead>,
-        clauses: &[Clause],
+        query: &Query,
         limit: usize,
     ) -> Result<(Vec<Trace>, Option<Place>)> {
-        let (mut found, mut looked_at) = (Vec::<Trace>::new(), 0);
+        let (mut found, mut looked_at, mut bytes) = (Vec::<Trace>::new(), 0, 0);
         loop {
             let slots = feed.next(LOOK_ITEMS).await?;
             if slots.is_empty() {
@@ -167,10 +193,11 @@ impl Platform {
             looked_at += slots.len();
             let ids: Vec<String> = slots.iter().map(|slot| slot.trace_id.clone()).collect();
             for trace in permit.rows().get_all::<Trace>(&ids).await?.into_iter().flatten() {
-                if !self.passes(permit, &trace, clauses).await? {
+                if !self.passes(permit, &trace, query).await? {
                     continue;
                 }
-                if found.len() == limit {
+                bytes += trace.held_bytes();
+                if found.len() == limit || (bytes > ANSWER_BYTES_MAX && !found.is_empty()) {
                     let place = found.last().map(|last| Place::After(last.request_ms, last.id.clone()));
                     return Ok((found, place));
                 }
@@ -187,20 +214,22 @@ impl Platform {
         &self,
         permit: &Permit<TraceRead>,
         mut feed: Feed<'_, TraceRead>,
-        clauses: &[Clause],
+        query: &Query,
         order: &[Order],
     ) -> Result<Vec<Trace>> {
-        let mut found = Vec::new();
+        let (mut found, mut bytes) = (Vec::new(), 0);
         loop {
             let ids: Vec<String> = feed.next(LOOK_ITEMS).await?.into_iter().map(|slot| slot.trace_id).collect();
             if ids.is_empty() {
                 break;
             }
             for mut trace in permit.rows().get_all::<Trace>(&ids).await?.into_iter().flatten() {
-                if self.passes(permit, &trace, clauses).await? {
-                    if found.len() == SORTED_MAX {
+                if self.passes(permit, &trace, query).await? {
+                    bytes += trace.held_bytes();
+                    if found.len() == SORTED_MAX || bytes > SORTED_BYTES_MAX {
                         return Err(Error::invalid(format!(
-                            "more than {SORTED_MAX} traces would have to be sorted: order by `timestamp_ms DESC`, or narrow the filter"
+                            "more than {SORTED_MAX} traces, or {SORTED_BYTES_MAX} bytes of them, would have to be sorted: order by \
+                             `timestamp_ms DESC`, or narrow the filter"
                         )));
                     }
                     trace.assessments.shrink_to_fit();
@@ -216,16 +245,52 @@ impl Platform {
     }
 
     /// Whether a trace passes. Its spans are read only when the rest of it does.
-    async fn passes(&self, permit: &Permit<TraceRead>, trace: &Trace, clauses: &[Clause]) -> Result<bool> {
+    async fn passes(&self, permit: &Permit<TraceRead>, trace: &Trace, query: &Query) -> Result<bool> {
+        query.in_time()?;
+        let own = if query.is_costly {
+            let (trace, clauses) = (trace.clone(), Arc::clone(&query.own));
+            aside(move || clauses.iter().all(|clause| holds(&trace, clause))).await?
+        } else {
+            query.own.iter().all(|clause| holds(trace, clause))
+        };
+        if !own || query.spans.is_empty() {
+            return Ok(own);
+        }
+        let (clauses, spans) = (Arc::clone(&query.spans), self.trace_spans(permit, trace, true).await?.unwrap_or_default());
+        let until = query.until;
+        let look = move || {
+            // A clause may turn every span into a text.
+            let found = |clause: &Clause| spans.iter().take_while(|_| Instant::now() <= until).any(|span| span_holds(span, clause));
+            clauses.iter().all(found)
+        };
+        let found = if query.is_costly || trace.span_bytes > INLINE_BYTES_MAX { aside(look).await? } else { look() };
+        query.in_time().map(|()| found)
+    }
+}
+
+/// On a thread that nobody else waits for.
+async fn aside(work: impl FnOnce() -> bool + Send + 'static) -> Result<bool> {
+    Ok(tokio::task::spawn_blocking(work).await.map_err(tenancy::Error::internal)?)
+}
+
+/// A filter, taken apart: what looks at a trace's record, and what looks at its spans.
+struct Query {
+    own: Arc<[Clause]>,
+    spans: Arc<[Clause]>,
+    is_costly: bool,
+    until: Instant,
+}
+
+impl Query {
+    fn new(clauses: Vec<Clause>) -> Self {
         let about_spans = |clause: &Clause| clause.entity == Entity::Span || (clause.entity == Entity::Attribute && clause.key == "text");
-        if !clauses.iter().filter(|clause| !about_spans(clause)).all(|clause| holds(trace, clause)) {
-            return Ok(false);
-        }
-        if !clauses.iter().any(about_spans) {
-            return Ok(true);
-        }
-        let spans = self.trace_spans(permit, trace, true).await?.unwrap_or_default();
-        Ok(clauses.iter().filter(|clause| about_spans(clause)).all(|clause| spans.iter().any(|span| span_holds(span, clause))))
+        let is_costly = clauses.iter().any(Clause::is_costly);
+        let (spans, own): (Vec<_>, Vec<_>) = clauses.into_iter().partition(about_spans);
+        Self { own: own.into(), spans: spans.into(), is_costly, until: Instant::now() + SEARCH_TIME_MAX }
+    }
+
+    fn in_time(&self) -> Result<()> {
+        if Instant::now() > self.until { Err(Error::DeadlineExceeded { seconds: SEARCH_TIME_MAX.as_secs() }) } else { Ok(()) }
     }
 }
 
@@ -335,6 +400,14 @@ fn compared(a: &Trace, b: &Trace, order: &Order) -> Ordering {
 }
 
 impl Trace {
+    /// About what it takes in memory.
+    fn held_bytes(&self) -> usize {
+        let labels = self.metadata.iter().chain(&self.tags).map(|(key, value)| key.len() + value.len() + 100).sum::<usize>();
+        let previews = [&self.request_preview, &self.response_preview].into_iter().flatten().map(String::len).sum::<usize>();
+        let said = self.assessments.iter().map(Assessment::held_bytes).sum::<usize>();
+        500 + labels + previews + said
+    }
+
     fn ended_ms(&self) -> Option<i64> {
         Some(self.request_ms.saturating_add(self.duration_ms?))
     }
@@ -427,7 +500,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::tracking::trace::{Assessment, TraceState, Verdict};
+    use crate::tracking::trace::{TraceState, Verdict};
 
     fn trace() -> Trace {
         let assessment = |name: &str, verdict| Assessment {
@@ -489,6 +562,11 @@ mod tests {
             ("feedback.none IS NULL AND feedback.good IS NOT NULL", true),
             ("expectation.answer = '42'", true),
             ("feedback.answer = '42'", false),
+            ("name RLIKE '^pre.*t$' AND tags.team RLIKE 'or'", true),
+            ("name RLIKE '^PRE'", false),
+            ("metadata.`mlflow.sourceRun` RLIKE '^r[0-9]$'", true),
+            ("expectation.answer RLIKE '4|5'", true),
+            ("tags.absent RLIKE ''", false),
         ];
         for (text, expected) in table {
             let clauses = filter::parse(&GRAMMAR, text).unwrap();
@@ -507,6 +585,8 @@ mod tests {
             ("span.attributes.a = 'x'", false),
             ("span.content ILIKE '%X Y%'", true),
             ("trace.text LIKE '%nothing%'", false),
+            ("span.name RLIKE 'st.p' AND span.attributes.a.b RLIKE '^x\\s'", true),
+            ("span.content RLIKE 'a\\.b'", true),
         ];
         for (text, expected) in table {
             let clauses = filter::parse(&GRAMMAR, text).unwrap();

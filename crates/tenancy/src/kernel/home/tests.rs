@@ -536,3 +536,33 @@ async fn without_the_database_nothing_is_served_and_with_it_all_is_again() {
     drop(handle);
     town.gone([a, b]).await;
 }
+
+#[tokio::test]
+async fn what_a_dead_import_left_goes_by_itself_and_what_a_living_one_makes_stays() {
+    let Some(town) = Town::new().await else { return };
+    let ([a, b], _) = town.nodes().await;
+    let living = TenantId([7; 16]);
+    let placement = a.placement_new(living, Tier::Schema).unwrap();
+    let is_there = async |id: TenantId| {
+        let there = format!("SELECT count(*) FROM pg_namespace WHERE nspname = 't_{}'", id.hex());
+        town.scratch.ask(&there).await > 0
+    };
+    // Node b is at it, and lives: it is home to the tenant to be.
+    let hold = b.home(living).await.unwrap().unwrap();
+    b.rows_place_make(living, &placement).await.unwrap();
+    bundle::died(&b, living, placement.clone()).await;
+    for _ in 0..3 {
+        bundle::sweep_dead(&a).await.unwrap();
+        assert!(is_there(living).await, "who lives is not swept");
+    }
+    // It dies, and nobody imports anything again.
+    let began = Instant::now();
+    drop(hold);
+    kill(b);
+    while is_there(living).await || a.0.control.meta("importing").await.unwrap().is_some_and(|note| !note.is_empty()) {
+        assert!(began.elapsed() < AFTER_EXPIRY * 2, "what it left is still there");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(began.elapsed() > Duration::from_secs(2), "not before its lease ran out");
+    town.gone([a]).await;
+}

@@ -362,6 +362,11 @@ pub(crate) async fn onnx_in(rows: &Rows<'_>, place: &Place) -> Result<Option<Art
     Ok(found)
 }
 
+/// Whether anything lies below a root.
+pub(crate) async fn any(tx: &mut Tx<'_>, root: &str) -> Result<bool> {
+    Ok(!tx.find::<Artifact>("root", &key(root, ""), None, 1).await?.is_empty())
+}
+
 /// Removes everything below a root; the number of files and folders. For runs and models that are really deleted.
 pub(crate) async fn remove_all(tx: &mut Tx<'_>, root: &str) -> Result<u64> {
     let mut removed = 0;

@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::world::Service;
 
 /// A Python with the stock client. None, with a printed reason, where it is missing and nobody demands it.
-fn python() -> Option<PathBuf> {
+pub(crate) fn python() -> Option<PathBuf> {
     let python = std::env::var_os("INSULA_MLFLOW_PY").map(PathBuf::from);
     if python.is_none() {
         assert!(std::env::var_os("INSULA_REQUIRE").is_none(), "INSULA_MLFLOW_PY is demanded");

@@ -77,7 +77,13 @@ struct Import<'a> {
     output: &'a Output,
 }
 
-pub(crate) async fn run(command: ImportCommand, client: &Client, settings: &Settings, environment: &MlflowEnvironment, output: &Output) -> Result<()> {
+pub(crate) async fn run(
+    command: ImportCommand,
+    client: &Client,
+    settings: &Settings,
+    environment: &MlflowEnvironment,
+    output: &Output,
+) -> Result<()> {
     let ImportCommand::Mlflow(args) = command;
     tenant_checked(&args.tenant, client).await?;
     let timeout = Duration::from_secs(settings.timeout_seconds);
@@ -120,7 +126,7 @@ impl Import<'_> {
         for moved in &experiments {
             self.logged_models(moved).await?;
         }
-        self.registry().await?;
+        self.registry(&experiments).await?;
         // Last, because nothing can be added to what is deleted.
         for moved in experiments.iter().filter(|_| !self.dry) {
             self.deletions(moved).await?;
@@ -140,7 +146,9 @@ impl Import<'_> {
     fn must<T>(&self, answer: Answer<T>) -> Result<T> {
         answer.map_err(|trouble| match trouble {
             Trouble::Failed(failure) | Trouble::Broken(failure) => failure,
-            Trouble::Refused(refusal) => Failure::new(Class::Failed, format!("the source refuses to list what it has: {}", refusal.message)),
+            Trouble::Refused(refusal) => {
+                Failure::new(Class::Failed, format!("the source refuses to list what it has: {}", refusal.message))
+            }
             Trouble::Busy(_) => Failure::new(Class::Quota, "the source's rate is used up"),
         })
     }

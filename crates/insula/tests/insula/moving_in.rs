@@ -112,7 +112,12 @@ impl Stage {
 
     fn environment(&self, token: &str) -> Vec<(&'static str, OsString)> {
         let path = "/usr/bin:/bin".into();
-        vec![("INSULA_TOKEN", token.into()), ("INSULA_CACERT", self.service.cacert.clone().into()), ("PATH", path), ("TMPDIR", self.tmp().into())]
+        vec![
+            ("INSULA_TOKEN", token.into()),
+            ("INSULA_CACERT", self.service.cacert.clone().into()),
+            ("PATH", path),
+            ("TMPDIR", self.tmp().into()),
+        ]
     }
 
     /// Where the importer's private server keeps its things.
@@ -143,7 +148,9 @@ impl Stage {
         let servers: Vec<u32> = family(child.id()).into_iter().skip(1).collect();
         child.kill().unwrap();
         child.wait().unwrap();
-        until("what the importer started has ended too", || servers.iter().all(|pid| !Path::new(&format!("/proc/{pid}")).exists()).then_some(()));
+        until("what the importer started has ended too", || {
+            servers.iter().all(|pid| !Path::new(&format!("/proc/{pid}")).exists()).then_some(())
+        });
         assert_eq!(fs::read_dir(self.tmp()).unwrap().count(), 0, "the private server's folder is gone");
     }
 
@@ -152,8 +159,10 @@ impl Stage {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let post = |path: &'static str, body: Value| self.service.ask(Method::POST, path, token, body);
-            let found = post("/api/2.0/mlflow/experiments/search", json!({"max_results": 1000, "view_type": "ALL"})).await.expect(200).json();
-            let ids: Vec<_> = found["experiments"].as_array().unwrap().iter().map(|experiment| experiment["experiment_id"].clone()).collect();
+            let found =
+                post("/api/2.0/mlflow/experiments/search", json!({"max_results": 1000, "view_type": "ALL"})).await.expect(200).json();
+            let ids: Vec<_> =
+                found["experiments"].as_array().unwrap().iter().map(|experiment| experiment["experiment_id"].clone()).collect();
             let asked = json!({"experiment_ids": ids, "run_view_type": "ALL", "max_results": 1000});
             post("/api/2.0/mlflow/runs/search", asked).await.expect(200).json()["runs"].as_array().map_or(0, Vec::len)
         })
@@ -221,7 +230,8 @@ fn a_server_moves_in_cut_off_and_again_and_every_difference_is_told() {
         let report: Value = serde_json::from_str(&found.output).unwrap();
         let told = report["differences"].as_array().unwrap();
         for [kind, name, what] in &planted {
-            let is = |found: &Value| found["kind"] == **kind && found["name"] == **name && found["what"].as_str().unwrap().contains(&**what);
+            let is =
+                |found: &Value| found["kind"] == **kind && found["name"] == **name && found["what"].as_str().unwrap().contains(&**what);
             assert!(told.iter().any(is), "{kind} {name} {what}: {report:#}");
         }
         assert_eq!((told.len(), written(&report)), (planted.len(), 0), "{report:#}");
@@ -256,7 +266,10 @@ fn a_folder_moves_in_and_what_cannot_be_read_is_said() {
     stage.service.tenant("clinic", &small);
     // A rate of the tenant's is waited for.
     let report = stage.imports(&origin, "clinic", &stage.service.key_of("clinic"), &[]).json();
-    assert_eq!((&report["counts"]["metric points"], &report["differences_total"]), (&json!({"source": 70, "target": 70, "written": 70}), &json!(0)));
+    assert_eq!(
+        (&report["counts"]["metric points"], &report["differences_total"]),
+        (&json!({"source": 70, "target": 70, "written": 70}), &json!(0))
+    );
     assert_eq!(tree(&origin.folder), before, "the folder is what it was");
 
     let token = stage.service.key_of("clinic");
@@ -281,7 +294,8 @@ async fn what_is_brought_along_is_given_once() {
         (answer.status, code)
     };
     let post = async |path: &str, token: &str, body: Value| ask(Method::POST, &format!("/api/2.0/mlflow/{path}"), token, body).await;
-    let (fine, taken, wrong) = ((200, String::new()), (400, "RESOURCE_ALREADY_EXISTS".to_owned()), (400, "INVALID_PARAMETER_VALUE".to_owned()));
+    let (fine, taken, wrong) =
+        ((200, String::new()), (400, "RESOURCE_ALREADY_EXISTS".to_owned()), (400, "INVALID_PARAMETER_VALUE".to_owned()));
 
     let id = "0123456789abcdef".repeat(2);
     let run = |id: &str| json!({"experiment_id": "0", "run_id": id});

@@ -97,6 +97,10 @@ def inputs(run):
     return sorted(shown)
 
 
+def outputs(run):
+    return sorted((model.model_id, model.step) for model in run.outputs.model_outputs)
+
+
 counts = {"runs": 0, "points": 0, "files": 0, "versions": 0}
 experiments = [{e.name: e for e in everything(lambda token: c.search_experiments(ViewType.ALL, page_token=token))} for c in (left, right)]
 same("experiments", sorted(experiments[0]), sorted(experiments[1]))
@@ -116,7 +120,7 @@ for name, source in experiments[0].items():
         same(f"params of {run_id}", a.data.params, b.data.params)
         same(f"tags of {run_id}", a.data.tags, b.data.tags)
         same(f"inputs of {run_id}", inputs(a), inputs(b))
-        same(f"outputs of {run_id}", [o.model_id for o in a.outputs.model_outputs], [o.model_id for o in b.outputs.model_outputs])
+        same(f"outputs of {run_id}", outputs(a), outputs(b))
         same(f"latest of {run_id}", {k: repr(v) for k, v in a.data.metrics.items()}, {k: repr(v) for k, v in b.data.metrics.items()})
         for key in a.data.metrics:
             one, two = (sorted(map(point, c.get_metric_history(run_id, key))) for c in (left, right))
@@ -133,7 +137,7 @@ def logged(client, experiments):
     for model in everything(lambda token: client.search_logged_models([e.experiment_id for e in experiments.values()], page_token=token)):
         tags = {key: value for key, value in ours(model.tags).items() if key != "mlflow.modelVersions"}
         metrics = sorted((m.key, m.value, m.step, m.timestamp, m.run_id) for m in model.metrics or [])
-        found[model.model_id] = (model.name, model.model_type, model.source_run_id, str(model.status), tags, model.params, metrics)
+        found[model.model_id] = (model.name, model.model_type or "", model.source_run_id, str(model.status), tags, model.params, metrics)
     return found
 
 
@@ -141,19 +145,29 @@ def registry(client):
     found = {}
     for filter_ in (None, "tags.`mlflow.prompt.is_prompt` = 'true'"):
         for model in everything(lambda token: client.search_registered_models(filter_, page_token=token)):
-            # Aliases and stages come whole with one model, and without its versions in a search.
-            model = client.get_registered_model(model.name)
+            # Aliases come whole with one model alone.
+            model = model if filter_ else client.get_registered_model(model.name)
             quoted = f"name=\"{model.name}\"" if "'" in model.name else f"name='{model.name}'"
             versions, quoted = {}, f"{quoted} AND {filter_}" if filter_ else quoted
             for version in everything(lambda token: client.search_model_versions(quoted, page_token=token)):
-                shown = (version.description or "", version.current_stage, ours(version.tags), version.run_id, sorted(version.aliases))
+                shown = (version.description or "", version.current_stage, ours(version.tags), version.run_id or "")
                 versions[int(version.version)] = shown
                 counts["versions"] += client is right
-            found[model.name] = (model.description or "", ours(model.tags), {a: int(v) for a, v in model.aliases.items()}, versions)
+            tags = ours(model.tags)
+            if numbers := tags.get("_mlflow_experiment_ids"):
+                # By name: the numbers are others.
+                tags["_mlflow_experiment_ids"] = [client.get_experiment(number).name for number in numbers.strip(",").split(",")]
+            found[model.name] = (model.description or "", tags, {a: int(v) for a, v in model.aliases.items()}, versions)
     return found
 
 
-same("logged models", logged(left, experiments[0]), logged(right, experiments[1]))
+loose = {model_id for model_id, facts_ in logged(right, experiments[1]).items() if facts_[0] == "elsewhere-1"}
+target_models = {model_id: facts_ for model_id, facts_ in logged(right, experiments[1]).items() if model_id not in loose}
+same("logged models", logged(left, experiments[0]), target_models)
+if loose:
+    uri = right.get_model_version_download_uri("elsewhere", "1").removeprefix("mlflow-artifacts:/")
+    same("files of no run", hashlib.sha256(b"loose").hexdigest(), target_file(f"{uri}/weights.bin"))
 same("registered models", registry(left), registry(right))
 assert counts["runs"] and counts["points"], counts
+assert bool(loose) == ("elsewhere" in registry(left)), loose
 print(counts)

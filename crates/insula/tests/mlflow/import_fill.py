@@ -112,6 +112,14 @@ def models():
     client.transition_model_version_stage("wald 'ü'", "2", "Production")
     client.transition_model_version_stage("wald 'ü'", "5", "Staging")
     client.create_registered_model("leer")
+    if not os.environ["MLFLOW_TRACKING_URI"].startswith("http"):
+        # Files that belong to no run; a server takes no such version.
+        source = os.path.abspath("loose/model")
+        os.makedirs(source)
+        with open(source + "/weights.bin", "wb") as file:
+            file.write(b"loose")
+        client.create_registered_model("elsewhere")
+        client.create_model_version("elsewhere", source)
     mlflow.genai.register_prompt(name="gruss", template="Hallo {{ name }}")
 
 

@@ -22,7 +22,7 @@ const ANSWER_BYTES_MAX: usize = 256 << 20;
 /// Longest excerpt of an answer in an error, in characters.
 const EXCERPT_CHARS_MAX: usize = 200;
 /// How often something that broke is tried.
-const TRIES_MAX: u32 = 6;
+pub(crate) const TRIES_MAX: u32 = 6;
 /// Wait before the second try; it doubles.
 const RETRY_WAIT: Duration = Duration::from_millis(500);
 /// Longest wait that a side may ask for at once.
@@ -100,7 +100,8 @@ pub(crate) async fn patient<T, F: Future<Output = Answer<T>>>(mut attempt: impl 
                 tokio::time::sleep(wait).await;
             }
             Err(Trouble::Busy(_)) => {
-                let help = "raise the tenant's rate (`insula tenant limit`), and start the same command again: it goes on where it stopped";
+                let help =
+                    "raise the tenant's rate (`insula tenant limits`), and start the same command again: it goes on where it stopped";
                 return Err(Failure::new(Class::Quota, "the rate of the tenant is used up, and stays so").help(help).into());
             }
             Err(Trouble::Broken(_)) if tries < TRIES_MAX => {
@@ -156,6 +157,18 @@ impl Api {
     /// `POST` whose answer says nothing.
     pub(crate) async fn post(&self, path: &str, body: &Value) -> Answer<()> {
         self.send::<Value>(Method::POST, path, body).await.map(drop)
+    }
+
+    /// The same for what must not be done twice: whether an answer came. Without one it may be done or not.
+    pub(crate) async fn post_once(&self, path: &str, body: &Value) -> Answer<bool> {
+        let attempt = || async {
+            let request = self.request(Method::POST, &format!("api/2.0/mlflow/{path}"), "")?.json(body).timeout(self.timeout);
+            match self.answer(request).await {
+                Err(Trouble::Broken(_)) => Ok(false),
+                answer => answer.map(|_| true),
+            }
+        };
+        patient(attempt).await
     }
 
     /// One page of a list that is asked for with `POST`.
@@ -263,13 +276,14 @@ impl Api {
         match (status.as_u16(), seconds) {
             (429, Some(wait)) => Trouble::Busy(wait),
             (429, None) => {
-                let help = "free or raise the tenant's limits (`insula quota`), and start the same command again: it goes on where it stopped";
+                let help =
+                    "free or raise the tenant's limits (`insula quota`), and start the same command again: it goes on where it stopped";
                 failed(Class::Quota).help(help).into()
             }
             (401, _) => failed(Class::Unauthenticated).help("is the credential of that side valid?").into(),
-            (300..=399, _) => failed(Class::Usage)
-                .help(format!("redirects are not followed; it points to `{}`", location.unwrap_or_default()))
-                .into(),
+            (300..=399, _) => {
+                failed(Class::Usage).help(format!("redirects are not followed; it points to `{}`", location.unwrap_or_default())).into()
+            }
             (408 | 502..=504, _) => Trouble::Broken(failed(Class::Unavailable)),
             (status, _) => {
                 let message = if message.is_empty() { format!("status {status}") } else { message };
@@ -283,7 +297,9 @@ impl Api {
         while let Some(piece) = pieces.next().await {
             bytes.extend_from_slice(&piece.map_err(|error| Trouble::Broken(Failure::unreachable(&self.name, &error)))?);
             if bytes.len() > ANSWER_BYTES_MAX {
-                return Err(Failure::new(Class::Failed, format!("an answer of {} has more than {ANSWER_BYTES_MAX} bytes", self.name)).into());
+                return Err(
+                    Failure::new(Class::Failed, format!("an answer of {} has more than {ANSWER_BYTES_MAX} bytes", self.name)).into()
+                );
             }
         }
         Ok(bytes)
@@ -331,7 +347,8 @@ mod tests {
             timeout: Duration::from_secs(1),
             name: "h".to_owned(),
         };
-        let said = |status: u16, retry: Option<&str>, body: &str| api.trouble(StatusCode::from_u16(status).unwrap(), retry, None, body.as_bytes());
+        let said =
+            |status: u16, retry: Option<&str>, body: &str| api.trouble(StatusCode::from_u16(status).unwrap(), retry, None, body.as_bytes());
         assert!(matches!(said(429, Some("3"), ""), Trouble::Busy(wait) if wait == Duration::from_secs(3)));
         assert!(matches!(said(429, None, "{}"), Trouble::Failed(failure) if failure.class() == Class::Quota));
         assert!(matches!(said(503, Some("1"), "{}"), Trouble::Broken(_)));

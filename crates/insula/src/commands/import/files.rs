@@ -94,7 +94,12 @@ impl Import<'_> {
             }
             for name in there.keys() {
                 self.report.borrow_mut().target(Kind::Artifact, 1);
-                self.differs(Kind::Artifact, &of, &if folder.is_empty() { name.clone() } else { format!("{folder}/{name}") }, "not in the source");
+                self.differs(
+                    Kind::Artifact,
+                    &of,
+                    &if folder.is_empty() { name.clone() } else { format!("{folder}/{name}") },
+                    "not in the source",
+                );
             }
         }
         Ok(files)
@@ -161,7 +166,9 @@ impl Source {
 
     async fn file(&self, from: &Origin, path: &str) -> Answer<Incoming> {
         let api = &self.api;
-        if matches!(from, Origin::Run(_) | Origin::Proxy(_)) && changed_by_decoding(path) || !matches!(from, Origin::Path(_)) && path.contains('#') {
+        if matches!(from, Origin::Run(_) | Origin::Proxy(_)) && changed_by_decoding(path)
+            || !matches!(from, Origin::Path(_)) && path.contains('#')
+        {
             return Err(Refusal::ours(
                 "an MLflow server gives no file whose name has `#`, or `%` before two digits: import from the database or folder itself",
             ));
@@ -280,7 +287,8 @@ mod tests {
 
     #[test]
     fn names_that_mlflow_would_change_are_known() {
-        for (path, changed) in [("50%.png", false), ("a%20b", true), ("%", false), ("x/%4", false), ("x/%4F", true), ("größe %c3", true)] {
+        for (path, changed) in [("50%.png", false), ("a%20b", true), ("%", false), ("x/%4", false), ("x/%4F", true), ("größe %c3", true)]
+        {
             assert_eq!(changed_by_decoding(path), changed, "{path}");
         }
     }

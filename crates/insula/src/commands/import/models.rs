@@ -67,7 +67,8 @@ impl Import<'_> {
         let mut wrote = fresh;
         if fresh {
             let note = json!({"creation_timestamp_ms": info.creation_timestamp_ms}).to_string();
-            let mut asked = json!({"model_id": id, "experiment_id": experiment, "name": info.name, "tags": [{"key": IMPORTED, "value": note}]});
+            let mut asked =
+                json!({"model_id": id, "experiment_id": experiment, "name": info.name, "tags": [{"key": IMPORTED, "value": note}]});
             let text = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
             with(&mut asked, "model_type", text(&info.model_type));
             with(&mut asked, "source_run_id", text(&info.source_run_id));
@@ -85,7 +86,8 @@ impl Import<'_> {
         };
         wrote |= self.logged_texts(source, &before).await?;
         wrote |= self.logged_points(source, &before).await?;
-        let files = self.files(&from, &Holder::Model { experiment: before.info.experiment_id.clone(), id: id.to_owned() }, fresh, true).await?;
+        let files =
+            self.files(&from, &Holder::Model { experiment: before.info.experiment_id.clone(), id: id.to_owned() }, fresh, true).await?;
         if files == 0 && info.status == "LOGGED_MODEL_READY" {
             self.differs(Kind::Artifact, &of, "", "complete, and without a file in the source: were its artifacts moved?");
         }
@@ -109,10 +111,9 @@ impl Import<'_> {
         let id = &source.info.model_id;
         let mut wrote = false;
         let tags = tags_of(source);
-        for (field, method, source, there) in [
-            ("params", Method::POST, &source.data.params, &there.data.params),
-            ("tags", Method::PATCH, &tags, &there.info.tags),
-        ] {
+        for (field, method, source, there) in
+            [("params", Method::POST, &source.data.params, &there.data.params), ("tags", Method::PATCH, &tags, &there.info.tags)]
+        {
             for (key, value) in source.iter().filter(|(key, _)| !there.contains_key(*key)) {
                 let asked = json!({field: [{"key": key, "value": value}]});
                 let sent = self.target.send::<Value>(method.clone(), &format!("logged-models/{id}/{field}"), &asked).await;

@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 
 use super::api::{found, made};
 use super::files::{Holder, Origin, hex};
-use super::forms::{Model, OneModel, OneVersion, Version};
+use super::forms::{Model, OneModel, OneVersion, Texts, Version};
 use super::models::model_of;
 use super::report::Kind;
-use super::runs::{run_of, with, without};
+use super::runs::{Moved, run_of, with, without};
 use super::{IMPORTED, Import};
 use crate::failure::Result;
 use crate::progress;
@@ -22,13 +22,17 @@ const VERSIONS_PAGE: &str = "1000";
 /// Prompts are registered models that a search leaves out.
 const PROMPTS: &str = "tags.`mlflow.prompt.is_prompt` = 'true'";
 const PROMPT_TAG: &str = "mlflow.prompt.is_prompt";
+/// Names experiments by their numbers, which are others here.
+const EXPERIMENTS_TAG: &str = "_mlflow_experiment_ids";
 /// The experiment that is always there.
 const DEFAULT_EXPERIMENT: &str = "0";
 const NO_STAGE: &str = "None";
 
 impl Import<'_> {
     /// All registered models, prompts among them.
-    pub(crate) async fn registry(&self) -> Result<()> {
+    pub(crate) async fn registry(&self, experiments: &[Moved]) -> Result<()> {
+        let numbers: Texts =
+            experiments.iter().filter_map(|moved| Some((moved.source.experiment_id.clone(), moved.target.clone()?))).collect();
         let bar = progress::steps(self.output, "registered models");
         for filter in ["", PROMPTS] {
             let mut token = None::<String>;
@@ -40,7 +44,7 @@ impl Import<'_> {
                 let page = self.must(page)?;
                 bar.inc_length(page.items.len() as u64);
                 for model in page.items {
-                    self.model(&model.name).await?;
+                    self.model(&model.name, &numbers).await?;
                     bar.inc(1);
                 }
                 token = page.next;
@@ -53,10 +57,13 @@ impl Import<'_> {
         Ok(())
     }
 
-    async fn model(&self, name: &str) -> Result<()> {
+    async fn model(&self, name: &str, numbers: &Texts) -> Result<()> {
         let of = format!("registered model {name}");
         let one = self.source.api.get::<OneModel>("registered-models/get", &[("name", name)]).await;
-        let Some(OneModel { registered_model: source }) = self.settled(Kind::Model, &of, "", one)? else { return Ok(()) };
+        let Some(OneModel { registered_model: mut source }) = self.settled(Kind::Model, &of, "", one)? else { return Ok(()) };
+        if let Some(named) = source.tags.get_mut(EXPERIMENTS_TAG) {
+            *named = renumbered(named, numbers);
+        }
         let filter = filter(name, source.tags.contains_key(PROMPT_TAG));
         let query = [("filter", filter.as_str()), ("max_results", VERSIONS_PAGE)];
         let versions = self.source.api.all::<Version>("model-versions/search", "model_versions", &query).await;
@@ -70,8 +77,13 @@ impl Import<'_> {
                 report.source(Kind::ModelTag, source.tags.len());
                 report.source(Kind::Alias, source.aliases().len());
                 versions.iter().for_each(|version| report.source(Kind::VersionTag, version.tags.len()));
-                return Ok(());
             }
+        }
+        if self.dry {
+            for version in versions.iter().filter(|version| !is_prompt(&source, version)) {
+                self.place(name, version, &of).await?;
+            }
+            return Ok(());
         }
         let Some(before) = self.model_made(&source).await? else { return Ok(()) };
         let mut wrote = false;
@@ -131,8 +143,8 @@ impl Import<'_> {
     async fn version(&self, name: &str, model: &Model, source: &Version) -> Result<()> {
         let number = source.version.unwrap_or_default().to_string();
         let of = format!("version {number} of {name}");
-        let prompt = model.tags.contains_key(PROMPT_TAG) || source.tags.contains_key(PROMPT_TAG);
-        let place = if prompt { Some(source.source.clone()) } else { self.place(name, &number, source, &of).await? };
+        let prompt = is_prompt(model, source);
+        let place = if prompt { Some(source.source.clone()) } else { self.place(name, source, &of).await? };
         let there = self.version_there(name, &number, &of).await?;
         let before = match (there, place.clone()) {
             (Some(there), _) => there,
@@ -172,7 +184,15 @@ impl Import<'_> {
         Ok(self.settled(Kind::Version, of, "", there)?.flatten().map(|one| one.model_version))
     }
 
-    async fn version_made(&self, name: &str, number: &str, source: &Version, place: String, prompt: bool, of: &str) -> Result<Option<Version>> {
+    async fn version_made(
+        &self,
+        name: &str,
+        number: &str,
+        source: &Version,
+        place: String,
+        prompt: bool,
+        of: &str,
+    ) -> Result<Option<Version>> {
         let note = json!({"creation_timestamp": source.creation_timestamp, "user_id": source.user_id, "source": source.source}).to_string();
         let mut tags = vec![json!({"key": IMPORTED, "value": note})];
         tags.extend(source.tags.iter().filter(|_| prompt).map(|(key, value)| json!({"key": key, "value": value})));
@@ -209,7 +229,7 @@ impl Import<'_> {
     }
 
     /// Where the files of a version are in the target.
-    async fn place(&self, name: &str, number: &str, source: &Version, of: &str) -> Result<Option<String>> {
+    async fn place(&self, name: &str, source: &Version, of: &str) -> Result<Option<String>> {
         #[derive(Deserialize)]
         struct Uri {
             artifact_uri: String,
@@ -217,7 +237,8 @@ impl Import<'_> {
         if source.source.strip_prefix("models:/").is_some_and(|rest| rest.starts_with("m-")) {
             return Ok(Some(source.source.trim_end_matches('/').to_owned()));
         }
-        let uri = self.source.api.get::<Uri>("model-versions/get-download-uri", &[("name", name), ("version", number)]).await;
+        let number = source.version.unwrap_or_default().to_string();
+        let uri = self.source.api.get::<Uri>("model-versions/get-download-uri", &[("name", name), ("version", &number)]).await;
         let Some(Uri { artifact_uri: uri }) = self.settled(Kind::Version, of, "artifacts", uri)? else { return Ok(None) };
         if uri.starts_with("runs:/") {
             return Ok(Some(uri));
@@ -232,7 +253,7 @@ impl Import<'_> {
         if let Some(id) = root.rsplit('/').nth(1).filter(|id| id.starts_with("m-") && root.ends_with("/artifacts")) {
             return Ok(Some(format!("models:/{id}/{rest}").trim_end_matches('/').to_owned()));
         }
-        self.own_model(name, number, source, &uri, of).await
+        self.own_model(name, &number, source, &uri, of).await
     }
 
     /// Files that belong to nothing that came over, under an id that is the same at every try.
@@ -248,6 +269,10 @@ impl Import<'_> {
                 return Ok(None);
             }
         };
+        let to = Holder::Model { experiment: DEFAULT_EXPERIMENT.to_owned(), id: id.clone() };
+        if self.dry {
+            return self.files(&from, &to, true, false).await.map(|_| None);
+        }
         let there = self.settled(Kind::Artifact, of, "", model_of(self.target, &id).await)?.flatten();
         let fresh = there.is_none();
         if fresh {
@@ -258,7 +283,6 @@ impl Import<'_> {
                 return Ok(None);
             }
         }
-        let to = Holder::Model { experiment: DEFAULT_EXPERIMENT.to_owned(), id: id.clone() };
         if self.files(&from, &to, fresh, true).await? == 0 {
             self.differs(Kind::Artifact, of, "", format!("there is no file at `{uri}`"));
         }
@@ -269,6 +293,16 @@ impl Import<'_> {
         }
         Ok(Some(format!("models:/{id}")))
     }
+}
+
+fn is_prompt(model: &Model, version: &Version) -> bool {
+    model.tags.contains_key(PROMPT_TAG) || version.tags.contains_key(PROMPT_TAG)
+}
+
+/// `,3,7,`: the experiments that a prompt is shown in, by the numbers that they have now.
+fn renumbered(named: &str, numbers: &Texts) -> String {
+    let number = |number: &str| numbers.get(number).cloned().unwrap_or_else(|| number.to_owned());
+    named.split(',').map(number).collect::<Vec<_>>().join(",")
 }
 
 /// Whether a place is in this logged model.
@@ -319,6 +353,12 @@ mod tests {
         }
         assert_eq!(model_in("/m/1/models/m-7/artifacts/x/y"), Some(("/m/1/models/m-7/artifacts", "x/y")));
         assert_eq!(model_in("/m/1/r/artifacts"), None);
+    }
+
+    #[test]
+    fn prompts_name_experiments_by_their_new_numbers() {
+        let numbers = Texts::from([("3".to_owned(), "8".to_owned()), ("7".to_owned(), "3".to_owned())]);
+        assert_eq!(renumbered(",3,7,9,", &numbers), ",8,3,9,");
     }
 
     #[test]

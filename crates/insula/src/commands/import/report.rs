@@ -166,7 +166,8 @@ impl Report {
                 .iter()
                 .map(|kind| {
                     let Count { source, target, written } = counted(kind);
-                    let shown = if dry { json!({"source": source}) } else { json!({"source": source, "target": target, "written": written}) };
+                    let shown =
+                        if dry { json!({"source": source}) } else { json!({"source": source, "target": target, "written": written}) };
                     (kind.word().to_owned(), shown)
                 })
                 .collect();

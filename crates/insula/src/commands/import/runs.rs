@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 
-use super::api::{Answer, Api, Page, Trouble, found, made};
+use super::api::{Answer, Api, Page, TRIES_MAX, Trouble, found, made};
 use super::files::{Holder, Origin};
 use super::forms::{Experiment, Link, Metric, OneExperiment, OneRun, Point, Run, Texts};
 use super::report::Kind;
@@ -131,7 +131,8 @@ impl Import<'_> {
         loop {
             let (ids, next) = self.run_ids(moved, "ALL", token).await?;
             bar.inc_length(ids.len() as u64);
-            let mut working = futures_util::stream::iter(ids).map(|id| async move { self.run(&id, moved).await }).buffer_unordered(RUNS_AT_ONCE);
+            let mut working =
+                futures_util::stream::iter(ids).map(|id| async move { self.run(&id, moved).await }).buffer_unordered(RUNS_AT_ONCE);
             while let Some(done) = working.next().await {
                 done?;
                 bar.inc(1);
@@ -293,27 +294,41 @@ impl Import<'_> {
             waiting.extend(missing.iter().map(|point| point.json(key)));
             sent.push((key, source));
             if waiting.len() >= BATCH_ITEMS_MAX {
-                self.points(id, &mut waiting).await?;
-                self.read_back(id, &mut sent).await?;
+                self.points_settled(id, &mut waiting, &mut sent).await?;
             }
         }
-        self.points(id, &mut waiting).await?;
-        self.read_back(id, &mut sent).await
+        self.points_settled(id, &mut waiting, &mut sent).await
     }
 
-    async fn points(&self, id: &str, waiting: &mut Vec<Value>) -> Result<()> {
+    /// Sends what waits. Whether every answer came.
+    async fn points(&self, id: &str, waiting: &mut Vec<Value>) -> Result<bool> {
+        let mut answered = true;
         for portion in portions(waiting.drain(..), BATCH_ITEMS_MAX) {
-            let sent = self.target.post("runs/log-batch", &json!({"run_id": id, "metrics": &portion})).await;
+            let sent = self.target.post_once("runs/log-batch", &json!({"run_id": id, "metrics": &portion})).await;
             let sent = self.settled(Kind::Point, &format!("run {id}"), "", sent)?;
-            self.report.borrow_mut().written(Kind::Point, if sent.is_some() { portion.len() } else { 0 });
+            answered &= sent != Some(false);
+            self.report.borrow_mut().written(Kind::Point, if sent == Some(true) { portion.len() } else { 0 });
         }
-        Ok(())
+        Ok(answered)
     }
 
-    async fn read_back(&self, id: &str, sent: &mut Vec<(&str, Vec<Point>)>) -> Result<()> {
+    /// Sends what waits, reads the histories back and compares them. Where an answer was lost, what was read says what to send again:
+    /// a point is not sent twice on suspicion.
+    async fn points_settled(&self, id: &str, waiting: &mut Vec<Value>, sent: &mut Vec<(&str, Vec<Point>)>) -> Result<()> {
         let of = format!("run {id}");
+        let all_answered = self.points(id, waiting).await?;
         for (key, source) in sent.drain(..) {
-            if let Some(there) = self.settled(Kind::Point, &of, key, history(self.target, id, key).await)? {
+            let (mut answered, mut tries) = (all_answered, 1);
+            let there = loop {
+                let Some(there) = self.settled(Kind::Point, &of, key, history(self.target, id, key).await)? else { break None };
+                let lacking = missing(&source, &there);
+                if answered || lacking.is_empty() || tries >= TRIES_MAX {
+                    break Some(there);
+                }
+                answered = self.points(id, &mut lacking.iter().map(|point| point.json(key)).collect()).await?;
+                tries += 1;
+            };
+            if let Some(there) = there {
                 self.history_compared(&of, key, &source, &there);
             }
         }
@@ -375,7 +390,9 @@ impl Import<'_> {
         let known = if tags.contains_key(NAME_TAG) { there.data.tags.clone() } else { without(there.data.tags.clone(), NAME_TAG) };
         report.texts(Kind::Tag, &of, &tags, &known);
         let (source, there) = (source.linked(), there.linked());
-        let texts = |linked: BTreeMap<(Link, String), Value>| linked.into_iter().map(|((kind, key), value)| (format!("{kind:?} {key}"), value.to_string()));
+        let texts = |linked: BTreeMap<(Link, String), Value>| {
+            linked.into_iter().map(|((kind, key), value)| (format!("{kind:?} {key}"), value.to_string()))
+        };
         report.texts(Kind::Link, &of, &texts(source).collect(), &texts(there).collect());
     }
 
@@ -383,7 +400,9 @@ impl Import<'_> {
     async fn run_counted(&self, run: &Run) -> Result<()> {
         let of = format!("run {}", run.info.run_id);
         for metric in &run.data.metrics {
-            if let Some(points) = self.settled(Kind::Point, &of, &metric.key, history(&self.source.api, &run.info.run_id, &metric.key).await)? {
+            if let Some(points) =
+                self.settled(Kind::Point, &of, &metric.key, history(&self.source.api, &run.info.run_id, &metric.key).await)?
+            {
                 self.report.borrow_mut().source(Kind::Point, points.len());
             }
         }

@@ -95,7 +95,8 @@ impl Source {
             .stderr(Stdio::null())
             .spawn()
             .map_err(missing)?;
-        let broken = || Failure::new(Class::Failed, format!("`{}` did not start a server of MLflow's", args.python)).help("is it a Python 3?");
+        let broken =
+            || Failure::new(Class::Failed, format!("`{}` did not start a server of MLflow's", args.python)).help("is it a Python 3?");
         let mut line = String::new();
         let mut said = BufReader::new(server.stdout.take().ok_or_else(broken)?);
         match tokio::time::timeout(START_TIMEOUT, said.read_line(&mut line)).await {

@@ -189,7 +189,9 @@ impl Report {
             }));
             output.rows(&rows)?;
             for Difference { kind, of, name, what } in &self.differences {
-                output.line(&format!("{}: {of}: {name}: {what}", kind.word()))?;
+                let named: Vec<&str> =
+                    [kind.word(), of.as_str(), name.as_str(), what.as_str()].into_iter().filter(|part| !part.is_empty()).collect();
+                output.line(&named.join(": "))?;
             }
             if self.more > 0 {
                 output.line(&format!("and {} more", self.more))?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::commands::{audit, data, deploy, erase, key, keys, login, member, model, predict, quota, serve, tenant, train};
+use crate::commands::{audit, data, deploy, erase, import, key, keys, login, member, model, predict, quota, serve, tenant, train};
 
 /// What `--help` says about environment and exit status.
 const AFTER_HELP: &str = "\
@@ -94,6 +94,9 @@ pub(crate) enum Command {
     /// Deployments: which model version answers under which name.
     #[command(subcommand)]
     Deploy(deploy::DeployCommand),
+    /// Move in: bring over what an MLflow server, database or folder holds.
+    #[command(subcommand)]
+    Import(import::ImportCommand),
     /// Ask a deployment for predictions.
     Predict(predict::PredictArgs),
     /// The audit log: read, export, and verify it offline.
@@ -149,6 +152,8 @@ mod tests {
             "insula train start --dataset d --target y --task classification --name m --param trees=5 --watch",
             "insula job list",
             "insula model alias m champion 3",
+            "insula import mlflow --from http://localhost:5000 --tenant clinic",
+            "insula import mlflow --from sqlite:///mlflow.db --tenant clinic --dry-run --python python3.11 --artifacts ./a",
             "insula model alias m champion --delete",
             "insula deploy put m --model m --alias champion",
             "insula predict m --row a=1,b=2 --row a=3,b=4",
@@ -181,6 +186,8 @@ mod tests {
             "insula model alias m champion",
             "insula model alias m champion 3 --delete",
             "insula deploy put m --model m",
+            "insula import mlflow --from sqlite:///mlflow.db",
+            "insula import mlflow --tenant clinic",
             "insula deploy put m --model m --alias a --version 1",
             "insula predict m",
             "insula predict m --data f --row a=1",

@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use indicatif::ProgressBar;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
-use reqwest::{Body, Certificate, Method, RequestBuilder, Response, Url};
+use reqwest::{Body, Certificate, ClientBuilder, Method, RequestBuilder, Response, Url};
 use serde_json::Value;
 use tokio::fs::File;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -87,27 +87,34 @@ impl Outgoing {
     }
 }
 
+/// What all connections have in common: no proxy from the environment, no redirects, deadlines, and the authority that was named.
+pub(crate) fn http(cacert: Option<&Path>, timeout: Duration) -> Result<ClientBuilder> {
+    let builder = reqwest::Client::builder()
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(CONNECT_TIMEOUT.min(timeout))
+        .read_timeout(timeout)
+        .user_agent(concat!("insula/", env!("CARGO_PKG_VERSION")));
+    let Some(path) = cacert else { return Ok(builder) };
+    let pem = std::fs::read(path).map_err(|error| Failure::file("read", path, &error))?;
+    let bad = || Failure::usage(format!("`{}` holds no PEM certificate", path.display()));
+    let certificates = Certificate::from_pem_bundle(&pem).map_err(|_| bad())?;
+    if certificates.is_empty() {
+        return Err(bad());
+    }
+    Ok(builder.tls_certs_only(certificates))
+}
+
+/// The same, ready.
+pub(crate) fn built(builder: ClientBuilder) -> Result<reqwest::Client> {
+    builder.build().map_err(|error| Failure::new(Class::Failed, format!("cannot set up TLS: {error}")))
+}
+
 impl Client {
     /// Ready to ask.
     pub(crate) fn new(settings: &Settings) -> Result<Self> {
         let timeout = Duration::from_secs(settings.timeout_seconds);
-        let mut builder = reqwest::Client::builder()
-            .https_only(true)
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT.min(timeout))
-            .read_timeout(timeout)
-            .user_agent(concat!("insula/", env!("CARGO_PKG_VERSION")));
-        if let Some(path) = &settings.cacert {
-            let pem = std::fs::read(path).map_err(|error| Failure::file("read", path, &error))?;
-            let bad = || Failure::usage(format!("`{}` holds no PEM certificate", path.display()));
-            let certificates = Certificate::from_pem_bundle(&pem).map_err(|_| bad())?;
-            if certificates.is_empty() {
-                return Err(bad());
-            }
-            builder = builder.tls_certs_only(certificates);
-        }
-        let http = builder.build().map_err(|error| Failure::new(Class::Failed, format!("cannot set up TLS: {error}")))?;
+        let http = built(http(settings.cacert.as_deref(), timeout)?.https_only(true))?;
         let base =
             Url::parse(&settings.url).map_err(|error| Failure::usage(format!("the address `{}` is not valid: {error}", settings.url)))?;
         Ok(Self { http, base, token: settings.token.clone(), timeout })

@@ -4,6 +4,7 @@ pub(crate) mod audit;
 pub(crate) mod data;
 pub(crate) mod deploy;
 pub(crate) mod erase;
+pub(crate) mod import;
 pub(crate) mod key;
 pub(crate) mod keys;
 pub(crate) mod login;
@@ -35,7 +36,8 @@ pub(crate) async fn run(command: Command, globals: &Globals, output: &Output) ->
         Command::Audit(audit::AuditCommand::VerifyCertificate(args)) => return audit::verify_certificate(&args, output),
         command => command,
     };
-    let client = Client::new(&Settings::resolve(globals, &environment)?)?;
+    let settings = Settings::resolve(globals, &environment)?;
+    let client = Client::new(&settings)?;
     match command {
         Command::Tenant(command) => tenant::run(command, &client, globals, &environment, output).await,
         Command::Member(command) => member::run(command, &client, output).await,
@@ -45,6 +47,7 @@ pub(crate) async fn run(command: Command, globals: &Globals, output: &Output) ->
         Command::Train(command) => train::run(command, &client, output).await,
         Command::Model(command) => model::run(command, &client, output).await,
         Command::Deploy(command) => deploy::run(command, &client, output).await,
+        Command::Import(command) => import::run(command, &client, &settings, &environment.mlflow, output).await,
         Command::Predict(args) => predict::run(args, &client, output).await,
         Command::Audit(command) => audit::run(command, &client, output).await,
         Command::Keys(command) => keys::run(&command, &client, output).await,

@@ -22,6 +22,21 @@ pub(crate) struct Environment {
     pub(crate) config_dir: Option<PathBuf>,
     /// `XDG_STATE_HOME/insula`, or `$HOME/.local/state/insula`.
     pub(crate) state_dir: Option<PathBuf>,
+    /// What MLflow's own clients take, for the server that is imported from.
+    pub(crate) mlflow: MlflowEnvironment,
+}
+
+/// Credentials of another MLflow server.
+#[derive(Clone, Default)]
+pub(crate) struct MlflowEnvironment {
+    /// `MLFLOW_TRACKING_USERNAME`.
+    pub(crate) username: Option<String>,
+    /// `MLFLOW_TRACKING_PASSWORD`.
+    pub(crate) password: Option<String>,
+    /// `MLFLOW_TRACKING_TOKEN`.
+    pub(crate) token: Option<String>,
+    /// `MLFLOW_TRACKING_SERVER_CERT_PATH`.
+    pub(crate) cacert: Option<PathBuf>,
 }
 
 impl Environment {
@@ -33,6 +48,12 @@ impl Environment {
             cacert: text("INSULA_CACERT").map(PathBuf::from),
             config_dir: home("XDG_CONFIG_HOME", ".config").map(|dir| dir.join("insula")),
             state_dir: home("XDG_STATE_HOME", ".local/state").map(|dir| dir.join("insula")),
+            mlflow: MlflowEnvironment {
+                username: text("MLFLOW_TRACKING_USERNAME"),
+                password: text("MLFLOW_TRACKING_PASSWORD"),
+                token: text("MLFLOW_TRACKING_TOKEN"),
+                cacert: text("MLFLOW_TRACKING_SERVER_CERT_PATH").map(PathBuf::from),
+            },
         }
     }
 }
@@ -121,7 +142,7 @@ mod tests {
             token: Some("env-token".to_owned()),
             cacert: None,
             config_dir: Some(dir.to_owned()),
-            state_dir: None,
+            ..Environment::default()
         }
     }
 

@@ -452,8 +452,13 @@ impl Platform {
 /// Rows deleted in one step of a transaction.
 const DELETE_BATCH: u32 = 200;
 
+/// Largest number that a version can bring along. Those given here can go beyond, so that nobody can use them up.
+const NUMBER_KEPT_MAX: u64 = 1 << 31;
+
 /// Who and what made a version.
 pub(crate) struct Origin<'a> {
+    /// The number it had where it comes from.
+    pub(crate) version: Option<u64>,
     pub(crate) run_id: Option<String>,
     pub(crate) lineage: Lineage,
     pub(crate) created_by: &'a str,
@@ -467,7 +472,7 @@ impl<'a> Origin<'a> {
     /// Nothing but where it comes from and who brought it.
     pub(crate) fn new(lineage: Lineage, created_by: &'a str) -> Self {
         let (description, tags) = (String::new(), BTreeMap::new());
-        Self { run_id: None, lineage, created_by, description, tags, logged: None, not_deployable: None }
+        Self { version: None, run_id: None, lineage, created_by, description, tags, logged: None, not_deployable: None }
     }
 }
 
@@ -481,7 +486,8 @@ pub(crate) async fn version_insert(
 ) -> Result<(StoredModelVersion, bool)> {
     let (mut model, is_new) = model_or_new(tx, name).await?;
     let now = Timestamp::now();
-    model.latest_version += 1;
+    number_checked(&model, origin.version)?;
+    model.latest_version = origin.version.unwrap_or(model.latest_version + 1);
     model.updated_at = now;
     model.stages.insert(Stage::None, model.latest_version);
     let (mut blob, mut resident_bytes, mut onnx) = (None, 0, None);
@@ -509,6 +515,19 @@ pub(crate) async fn version_insert(
     tx.put(&model).await?;
     tx.insert(&stored).await?;
     Ok((stored, is_new))
+}
+
+/// A number is given once, also that of a version that was deleted: so one that is brought along is above all of them.
+fn number_checked(model: &Model, number: Option<u64>) -> Result<()> {
+    match number {
+        Some(number) if number <= model.latest_version => {
+            Err(Error::conflict(format!("Model Version (name={}, version={number}) already exists, or did.", model.name)))
+        }
+        Some(number) if number > NUMBER_KEPT_MAX => {
+            Err(Error::invalid(format!("a version's number is at most {NUMBER_KEPT_MAX}, not {number}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 impl Onnx {

@@ -18,6 +18,7 @@ mod crash;
 mod forwarding;
 mod injection;
 mod mlflow;
+mod moving_in;
 mod newcomer;
 mod nodes;
 mod operator;

@@ -46,6 +46,8 @@ const PROMPT_TAG: &str = "mlflow.prompt.is_prompt";
 /// What a version is made from.
 #[derive(Debug, Clone, Default)]
 pub struct ModelVersionSource {
+    /// The number it had where it comes from, above all that were given here; the next one when absent.
+    pub version: Option<u64>,
     /// Where it was logged.
     pub source: String,
     /// The run that made it.
@@ -183,12 +185,13 @@ impl Platform {
     /// Makes the next version of a model that must be there, out of what was logged.
     ///
     /// # Errors
-    /// Not found, of the model or its source; texts over their bounds; quota; what a cell can fail with.
+    /// Not found, of the model or its source; a number that was given already; texts over their bounds; quota; what a cell can fail with.
     pub async fn model_version_register(&self, permit: &Permit<ModelWrite>, request: ModelVersionSource) -> Result<ModelVersion> {
         let name: ModelName = permit.resource().parse()?;
         text_checked("description", &request.description)?;
         tags_checked(&request.tags)?;
         let model = permit.rows().get::<Model>(name.as_str()).await?.ok_or(Error::not_found("model"))?;
+        super::number_checked(&model, request.version)?;
         let prompt = is_prompt(&request.tags) || is_prompt(&model.tags);
         let Found { artifact_uri, run_id, model_id, onnx, mut reason } = match prompt {
             true => Found { artifact_uri: request.source.clone(), run_id: None, model_id: None, onnx: None, reason: None },
@@ -209,6 +212,7 @@ impl Platform {
             run_id,
             lineage: Lineage::Logged,
             created_by: permit.principal(),
+            version: request.version,
             description: request.description,
             tags: request.tags,
             not_deployable: file.is_none().then(|| reason.unwrap_or_else(|| NO_ONNX.to_owned())),

@@ -370,6 +370,11 @@ pub(crate) async fn onnx_in(rows: &Rows<'_>, place: &Place) -> Result<Option<Art
     Ok(found)
 }
 
+/// Whether anything lies below a root.
+pub(crate) async fn any(tx: &mut Tx<'_>, root: &str) -> Result<bool> {
+    Ok(!tx.find::<Artifact>("root", &key(root, ""), None, 1).await?.is_empty())
+}
+
 /// Removes what lies below a root, at most `most` files and folders; how many there were: less than `most` when none are left.
 pub(crate) async fn remove_some(tx: &mut Tx<'_>, root: &str, most: u32) -> Result<u32> {
     remove_by(tx, "root", &key(root, ""), most).await

@@ -36,6 +36,18 @@ pub(crate) fn entity_name(path: &str, name: &str) -> Result<()> {
     Ok(())
 }
 
+/// An id that a run or model had where it comes from: of the form of those that are made up here, and of no other.
+pub(crate) fn kept_id(field: &str, prefix: &str, id: String) -> Result<String> {
+    let hex = |digits: &str| digits.len() == 32 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    match id.strip_prefix(prefix).is_some_and(hex) {
+        true => Ok(id),
+        false => Err(Error::invalid(format!(
+            "Invalid value {} for parameter '{field}' supplied: an id that is kept is `{prefix}` and 32 lower-case hex digits",
+            quoted(&id)
+        ))),
+    }
+}
+
 /// At most so many characters.
 pub(crate) fn length(what: &str, chars_max: usize, text: &str) -> Result<()> {
     if text.len() > chars_max && text.chars().count() > chars_max {
@@ -73,6 +85,18 @@ mod tests {
             let message = entity_name("key", bad).unwrap_err().to_string();
             assert!(message.starts_with("Invalid value \""), "{message}");
         }
+    }
+
+    #[test]
+    fn kept_ids_look_like_those_made_here() {
+        let id = "0123456789abcdef".repeat(2);
+        assert_eq!(kept_id("run_id", "", id.clone()).unwrap(), id);
+        assert!(kept_id("model_id", "m-", format!("m-{id}")).is_ok());
+        let long = format!("{id}0");
+        for bad in ["", "models", "traces", "..", &id[1..], &long, &id.to_uppercase(), &format!("m-{id}")] {
+            assert!(kept_id("run_id", "", bad.to_owned()).is_err(), "{bad}");
+        }
+        assert!(kept_id("model_id", "m-", id).is_err());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use tenancy::act::{LoggedModelDelete, LoggedModelRead, LoggedModelWrite, Resourc
 use tenancy::{Permit, Record, Rows, Tx};
 
 use super::artifact::{self, Artifact, Place};
-use super::check::{KEY_CHARS_MAX, PARAM_CHARS_MAX, TAG_CHARS_MAX, length, quoted};
+use super::check::{KEY_CHARS_MAX, PARAM_CHARS_MAX, TAG_CHARS_MAX, kept_id, length, quoted};
 use super::filter::{self, Attribute, Clause, Entity, Grammar, ID_LIST, NUMBER, TEXT, TEXT_LIST};
 use super::item::Balance;
 use super::lifecycle::{Deleted, Trash};
@@ -224,6 +224,8 @@ impl Record for LoggedModel {
 /// What makes a logged model.
 #[derive(Debug, Clone, Default)]
 pub struct LoggedModelRequest {
+    /// The id it had where it comes from; a fresh one when absent.
+    pub id: Option<String>,
     /// Where it belongs.
     pub experiment_id: String,
     /// For people; one is made up when absent.
@@ -312,13 +314,16 @@ impl Platform {
     /// Makes a logged model, to be finalized when its artifacts are there.
     ///
     /// # Errors
-    /// An experiment that is not there; texts over their bounds.
+    /// An experiment that is not there; texts over their bounds; an id that is taken, or is none.
     pub async fn logged_model_create(&self, permit: &Permit<LoggedModelWrite>, request: LoggedModelRequest) -> Result<LoggedModel> {
         permit.within(ResourceKind::Experiment, &request.experiment_id)?;
         let now = Timestamp::now().millis();
         let mut tx = permit.tx().await?;
         super::experiment::require(&mut tx, &request.experiment_id).await?.active()?;
-        let id = fresh_id()?;
+        let id = match request.id {
+            Some(id) => id_free(&mut tx, kept_id("model_id", "m-", id)?).await?,
+            None => fresh_id()?,
+        };
         let name = match request.name.filter(|name| !name.is_empty()) {
             Some(name) => name_checked(name)?,
             None => format!("model-{}", id.get(2..10).unwrap_or_default()),
@@ -725,6 +730,14 @@ async fn remove(tx: &mut Tx<'_>, model: &LoggedModel, most: u32) -> Result<(u32,
     }
     balance.settle(tx).await?;
     Ok((removed, all))
+}
+
+/// That nobody has the id. A model goes with all that belongs to it in one step, so its record says it.
+async fn id_free(tx: &mut Tx<'_>, id: String) -> Result<String> {
+    match tx.get::<LoggedModel>(&id).await? {
+        Some(_) => Err(Error::conflict(format!("Logged model(id={id}) already exists."))),
+        None => Ok(id),
+    }
 }
 
 /// `m-` and 128 random bits.

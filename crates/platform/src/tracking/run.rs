@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tenancy::act::{ResourceKind, RunDelete, RunRead, RunWrite};
 use tenancy::{Permit, Record, Tx};
 
-use super::check::{KEY_CHARS_MAX, PARAM_CHARS_MAX, TAG_CHARS_MAX, entity_name, length, quoted, truncated};
+use super::check::{KEY_CHARS_MAX, PARAM_CHARS_MAX, TAG_CHARS_MAX, entity_name, kept_id, length, quoted, truncated};
 use super::experiment::{self, Experiment};
 use super::item::{self, Balance, DatasetInput, METRIC_BYTES, ModelInput, ModelOutput, Part, RunItem, Text, param_key, tag_key};
 use super::lifecycle::{Deleted, Lifecycle, Trash};
@@ -124,6 +124,8 @@ impl RunStatus {
 /// What begins a run.
 #[derive(Debug, Clone, Default)]
 pub struct RunRequest {
+    /// The id it had where it comes from; a fresh one when absent.
+    pub id: Option<String>,
     /// The experiment.
     pub experiment_id: String,
     /// For people; made up when absent.
@@ -206,9 +208,12 @@ impl Platform {
     /// Begins a run.
     ///
     /// # Errors
-    /// No such experiment, or one that is deleted; tags over their bounds.
+    /// No such experiment, or one that is deleted; tags over their bounds; an id that is taken, or is none.
     pub async fn tracking_run_create(&self, permit: &Permit<RunWrite>, request: RunRequest) -> Result<RunView> {
-        let id = random_id()?;
+        let (id, chosen) = match request.id {
+            Some(id) => (kept_id("run_id", "", id)?, true),
+            None => (random_id()?, false),
+        };
         let experiment_id = request.experiment_id.as_str();
         permit.within(ResourceKind::Experiment, experiment_id)?;
         let tags = tags_checked(request.tags)?;
@@ -234,6 +239,9 @@ impl Platform {
             Box::pin(async move {
                 let experiment = experiment::require(tx, &experiment_id).await?;
                 experiment.active()?;
+                if chosen {
+                    id_free(tx, &experiment_id, &id).await?;
+                }
                 let run = TrackedRun {
                     artifact_uri: format!("{}/{id}/artifacts", experiment.artifact_location.trim_end_matches('/')),
                     experiment_id: experiment.id,
@@ -695,6 +703,19 @@ fn id_checked(id: &str) -> Result<()> {
     }
     let good = id.len() <= RUN_ID_BYTES_MAX && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
     if good { Ok(()) } else { Err(Error::not_found("run")) }
+}
+
+/// That nobody has the id, and nothing is left of a run that had it: what is swept goes in steps.
+async fn id_free(tx: &mut Tx<'_>, experiment: &str, id: &str) -> Result<()> {
+    let prefix = format!("{id}/");
+    let taken = tx.get::<TrackedRun>(id).await?.is_some()
+        || !tx.list::<RunItem<MetricHead>>(None, 1, Some(&prefix)).await?.is_empty()
+        || !tx.list::<metric::MetricBlock>(None, 1, Some(&prefix)).await?.is_empty()
+        || super::artifact::any(tx, &super::artifact::run_root(experiment, id)).await?;
+    match taken {
+        true => Err(Error::conflict(format!("Run(id={id}) already exists."))),
+        false => Ok(()),
+    }
 }
 
 /// 32 hex digits by chance.

@@ -109,6 +109,8 @@ fn answer(model: &LoggedModel) -> Result<Reply> {
 
 #[derive(Deserialize)]
 struct Create {
+    /// Ours: MLflow's clients never send it.
+    model_id: Option<String>,
     experiment_id: Option<String>,
     name: Option<String>,
     model_type: Option<String>,
@@ -123,6 +125,7 @@ async fn create(permit: &Permit<LoggedModelWrite>, mut ask: Ask) -> Result<Reply
     let asked: Create = ask.fields()?;
     let experiment_id = asked.experiment_id.ok_or_else(|| Fail::new("invalid", "Missing value for required parameter 'experiment_id'."))?;
     let request = LoggedModelRequest {
+        id: asked.model_id.filter(|id| !id.is_empty()),
         experiment_id,
         name: asked.name,
         model_type: asked.model_type,

@@ -361,6 +361,8 @@ async fn version_create(permit: &Permit<ModelWrite>, mut ask: Ask) -> Result<Rep
     let asked: OfVersion = ask.fields()?;
     let given = |text: Option<String>| text.filter(|text| !text.is_empty());
     let request = ModelVersionSource {
+        // Ours: MLflow's clients never send it.
+        version: asked.version.map(|given| number(Some(given))).transpose()?,
         source: required(given(asked.source), "source")?,
         run_id: given(asked.run_id),
         run_link: given(asked.run_link),

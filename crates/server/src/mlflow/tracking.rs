@@ -333,6 +333,8 @@ struct OneRun {
 async fn run_create(permit: &Permit<RunWrite>, mut ask: Ask) -> Result<Reply> {
     #[derive(Deserialize)]
     struct Asked {
+        /// Ours: MLflow's clients never send it.
+        run_id: Option<String>,
         experiment_id: Option<String>,
         user_id: Option<String>,
         run_name: Option<String>,
@@ -341,6 +343,7 @@ async fn run_create(permit: &Permit<RunWrite>, mut ask: Ask) -> Result<Reply> {
     }
     let asked: Asked = ask.fields()?;
     let request = RunRequest {
+        id: asked.run_id.filter(|id| !id.is_empty()),
         experiment_id: asked.experiment_id.unwrap_or_default(),
         name: asked.run_name,
         user: asked.user_id,

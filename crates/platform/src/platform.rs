@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 
 use crate::cells::{Cells, Owner};
 use crate::config::PlatformConfig;
+use crate::statistics::Statistics;
 use crate::stats::{Counters, PlatformStats};
 use crate::tracking::index::Tracking;
 use crate::training::Scheduler;
@@ -45,6 +46,7 @@ struct Inner {
     cells: Cells,
     scheduler: Arc<Scheduler>,
     tracking: Arc<Tracking>,
+    statistics: Statistics,
     erasure: Notify,
     closed: AtomicBool,
     tasks: Mutex<Vec<JoinHandle<()>>>,
@@ -65,6 +67,7 @@ impl Platform {
             cells,
             scheduler,
             tracking: Arc::default(),
+            statistics: Statistics::default(),
             erasure: Notify::new(),
             closed: AtomicBool::new(false),
             tasks: Mutex::default(),
@@ -146,6 +149,10 @@ impl Platform {
 
     pub(crate) fn tracking(&self) -> &Arc<Tracking> {
         &self.0.tracking
+    }
+
+    pub(crate) fn statistics(&self) -> &Statistics {
+        &self.0.statistics
     }
 
     /// For whom cells work under this permit.

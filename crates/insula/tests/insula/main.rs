@@ -20,6 +20,7 @@ mod injection;
 mod mlflow;
 mod newcomer;
 mod nodes;
+mod oip;
 mod operator;
 mod stores;
 mod world;

@@ -289,6 +289,8 @@ pub fn parse<'a>(body: &'a Bytes, json_bytes: Option<u32>, signature: &Signature
             asked.binary = parameters(reader)?.binary_output;
             Ok(())
         }
+        // KServe's client repeats what the address says; what it says here changes nothing.
+        "model_name" | "model_version" => reader.skip().map(drop),
         other => Err(unexpected(other, "the request", "`id`, `parameters`, `inputs` and `outputs`")),
     })?;
     reader.end()?;

@@ -81,6 +81,7 @@ fn one_request_can_be_written_in_many_ways() {
         format!(
             r#"{{"parameters":{{"priority":3,"binary_data_output":false}},"inputs":[{{"name":"\u0078","parameters":{{"a":"b"}},"shape":[2,4],"datatype":"FP32","data":[1,2,3,4,5,6,7,8]}},{scale}],"outputs":[]}}"#
         ),
+        TWO.replacen('{', r#"{"model_name":"another","model_version":"9","#, 1),
     ] {
         assert_eq!(cell.infer(0, &body).unwrap(), expected, "{body}");
     }

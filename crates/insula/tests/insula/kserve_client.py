@@ -55,7 +55,7 @@ async def main():
     except httpx.HTTPStatusError as error:
         assert error.response.status_code == 404 and "deployment" in str(error), error
     await rest.close()
-    rpc = InferenceGRPCClient(ADDRESS, use_ssl=True, root_certificates=AUTHORITY, retries=1)
+    rpc = InferenceGRPCClient(ADDRESS, use_ssl=True, root_certificates=AUTHORITY)
     headers = list(BEARER.items())
     assert await rpc.is_server_live() and await rpc.is_server_ready() and await rpc.is_model_ready("negative", headers=headers)
     for binary in (True, False):

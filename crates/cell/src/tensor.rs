@@ -425,6 +425,7 @@ fn read_contents<T: Element>(contents: &[u8], elements: usize, data: &mut Vec<T>
     }
 }
 
+/// What is no protobuf message, as a refusal.
 #[cold]
 pub fn malformed(error: Malformed) -> Fail {
     invalid(error.to_string())

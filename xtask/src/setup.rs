@@ -165,7 +165,7 @@ fn bare_environment(name: &str) -> Result<PathBuf> {
 
 /// The environment with everything in requirements.txt.
 fn python_packages() -> Result<PathBuf> {
-    environment("venv", "requirements.txt", "Python packages for the tests (about 150 MB, once)")
+    environment("venv", "requirements.txt", "Python packages for the tests (about 220 MB, once)")
 }
 
 /// A Python with the stock MLflow client, in an environment of its own: its wishes about versions are not those of the other tests.

@@ -13,11 +13,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use ort::environment::Environment;
 use ort::session::{Session, SessionInputValue};
 use wire::{Fail, FailCode, Load, ModelInfo};
 
 use crate::admit;
+use crate::grpc;
 use crate::oip::{self, Signature};
 use crate::scoring;
 use crate::tensor::{self, Tensor};
@@ -75,7 +77,8 @@ impl Engine {
         let load = Load { name: "warm".into(), version: String::new(), bytes: tiny.len() as u64, nodes_max: 1 };
         let (mut model, _) = Model::load(self, &tiny, &load).map_err(fail)?;
         let mut out = Vec::new();
-        model.infer(br#"{"inputs":[{"name":"x","shape":[1],"datatype":"FP32","data":[0.5]}]}"#, &mut out).map_err(fail)
+        let body = Bytes::from_static(br#"{"inputs":[{"name":"x","shape":[1],"datatype":"FP32","data":[0.5]}]}"#);
+        model.infer(&body, None, &mut out).map(drop).map_err(fail)
     }
 
     fn session(&self, model: &[u8]) -> ort::Result<Session> {
@@ -123,21 +126,39 @@ impl Model {
         Ok((Self { session, signature, buffers }, info))
     }
 
-    /// One prediction: a request's body in, the answer's body in `out`.
+    /// One prediction: a request's body in, the answer's body in `out`. `json_bytes`: how much of it is JSON, where tensors in binary form
+    /// follow; the same of the answer comes back.
     ///
     /// # Errors
     /// [`FailCode::Invalid`] for the request, [`FailCode::ModelFailed`] for the model.
-    pub fn infer(&mut self, body: &[u8], out: &mut Vec<u8>) -> Result<(), Fail> {
-        let result = self.run(body, out);
+    pub fn infer(&mut self, body: &Bytes, json_bytes: Option<u32>, out: &mut Vec<u8>) -> Result<Option<u32>, Fail> {
+        let result = self.run(body, json_bytes, out);
         self.buffers.iter_mut().for_each(Tensor::trim);
         result
     }
 
-    fn run(&mut self, body: &[u8], out: &mut Vec<u8>) -> Result<(), Fail> {
-        let asked = oip::parse(body, &self.signature, &mut self.buffers)?;
+    fn run(&mut self, body: &Bytes, json_bytes: Option<u32>, out: &mut Vec<u8>) -> Result<Option<u32>, Fail> {
+        let asked = oip::parse(body, json_bytes, &self.signature, &mut self.buffers)?;
         let values = lend(&self.buffers)?;
         let outputs = self.session.run(values.as_slice()).map_err(|error| failed(&error))?;
         oip::write(&self.signature, &asked, &outputs, out)
+    }
+
+    /// One prediction of the gRPC service: a `ModelInferRequest` in, a `ModelInferResponse` in `out`.
+    ///
+    /// # Errors
+    /// As [`Model::infer`].
+    pub fn infer_grpc(&mut self, body: &Bytes, out: &mut Vec<u8>) -> Result<(), Fail> {
+        let result = self.run_grpc(body, out);
+        self.buffers.iter_mut().for_each(Tensor::trim);
+        result
+    }
+
+    fn run_grpc(&mut self, body: &Bytes, out: &mut Vec<u8>) -> Result<(), Fail> {
+        let asked = grpc::parse(body, &self.signature, &mut self.buffers)?;
+        let values = lend(&self.buffers)?;
+        let outputs = self.session.run(values.as_slice()).map_err(|error| failed(&error))?;
+        grpc::write(&self.signature, &asked, &outputs, out)
     }
 
     /// One prediction in MLflow's scoring protocol: a request's body in, the answer's body in `out`.

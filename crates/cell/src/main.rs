@@ -12,7 +12,7 @@
 //! | module | what |
 //! |---|---|
 //! | `link`, `serve` | the socket and the loop over requests |
-//! | `engine`, `oip`, `scoring`, `tensor`, `json`, `admit` | models: predictions in two protocols and the check of uploads |
+//! | `engine`, `oip`, `grpc`, `scoring`, `tensor`, `element`, `json`, `admit` | models: predictions in three forms and the check of uploads |
 //! | `data`, `train`, `onnx` | data sets and training |
 //!
 //! What is deliberately missing: a mode without the jail.
@@ -21,7 +21,9 @@
 
 mod admit;
 mod data;
+mod element;
 mod engine;
+mod grpc;
 mod json;
 mod link;
 mod oip;

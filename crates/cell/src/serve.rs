@@ -70,8 +70,10 @@ impl Models<'_> {
     fn serve(&mut self, link: &RefCell<Link>, request: Request) -> Result<FromCell, Fail> {
         let id = request.id;
         match request.message {
-            ToCell::Infer { slot, body } => self.infer(slot, |model, out| model.infer(&body, out)),
-            ToCell::Score { slot, body } => self.infer(slot, |model, out| model.score(&body, out)),
+            ToCell::Infer { slot, body } => self.infer(slot, |model, out| model.infer(&body, None, out)),
+            ToCell::InferBinary { slot, json_bytes, body } => self.infer(slot, |model, out| model.infer(&body, Some(json_bytes), out)),
+            ToCell::InferGrpc { slot, body } => self.infer(slot, |model, out| model.infer_grpc(&body, out).map(|()| None)),
+            ToCell::Score { slot, body } => self.infer(slot, |model, out| model.score(&body, out).map(|()| None)),
             ToCell::Ping => Ok(FromCell::Ready),
             ToCell::Load { slot, load } => self.load(slot, &load, request.file),
             ToCell::Unload { slot } => match self.models.remove(&slot) {
@@ -97,12 +99,16 @@ impl Models<'_> {
         }
     }
 
-    fn infer(&mut self, slot: u32, ask: impl FnOnce(&mut Model, &mut Vec<u8>) -> Result<(), Fail>) -> Result<FromCell, Fail> {
+    fn infer(&mut self, slot: u32, ask: impl FnOnce(&mut Model, &mut Vec<u8>) -> Result<Option<u32>, Fail>) -> Result<FromCell, Fail> {
         let model = self.models.get_mut(&slot).ok_or_else(|| no_model(slot))?;
         // What a failed answer left must not lead the next one.
         self.out.clear();
-        ask(model, &mut self.out)?;
-        Ok(FromCell::Inferred(Bytes::from(std::mem::take(&mut self.out))))
+        let json_bytes = ask(model, &mut self.out)?;
+        let body = Bytes::from(std::mem::take(&mut self.out));
+        Ok(match json_bytes {
+            None => FromCell::Inferred(body),
+            Some(json_bytes) => FromCell::InferredBinary { json_bytes, body },
+        })
     }
 
     fn load(&mut self, slot: u32, load: &Load, file: Option<OwnedFd>) -> Result<FromCell, Fail> {

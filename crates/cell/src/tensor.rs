@@ -3,12 +3,17 @@
 //! One table ties each datatype to its Rust type; reading, writing and handing to the engine follow from it. The buffers
 //! live as long as the model and are used again by the next request.
 //!
-//! What is deliberately missing: `BF16` and the smaller floats, which the protocol's JSON form does not carry either.
+//! A tensor in binary form is little endian and row-major, which is what the engine wants: where it lies aligned, the engine gets it as
+//! it came, else it is copied once, and no element is looked at but those that could be wrong (`BOOL`, `BYTES`).
+//!
+//! What is deliberately missing: floats smaller than 16 bits, which the protocol does not carry either.
 
-use half::f16;
+use bytes::Bytes;
+use half::{bf16, f16};
 use ort::session::SessionInputValue;
-use ort::value::{DynValue, Tensor as EngineTensor, TensorElementType, TensorRef, ValueRef};
+use ort::value::{DynValue, TensorElementType, ValueRef};
 use serde::Serialize;
+use wire::protobuf::{Fields, Malformed, Value};
 use wire::{BODY_BYTES_MAX, Fail, FailCode};
 
 use crate::json::{Reader, invalid};
@@ -20,8 +25,16 @@ pub const ELEMENTS_MAX: u64 = 1 << 24;
 /// Most bytes of a buffer that are kept for the next request.
 const KEPT_BYTES_MAX: usize = 1 << 20;
 
+const _: () = assert!(cfg!(target_endian = "little"), "the protocol's binary form is the machine's own");
+
 /// What one datatype can do.
 pub trait Element: Sized + Clone + Default {
+    /// Its field of `InferTensorContents`; 0 where it has none.
+    const FIELD: u32 = 0;
+    /// Bytes of one in binary form; `None` where they differ.
+    const BYTES: Option<usize>;
+    /// Digits after the point that a classification shows.
+    const DECIMALS: usize = 0;
     /// Reads one element.
     ///
     /// # Errors
@@ -39,6 +52,30 @@ pub trait Element: Sized + Clone + Default {
     /// # Errors
     /// When the engine's value is of another type, and what `f` returns.
     fn with_all(value: &ValueRef<'_>, f: impl FnOnce(&[Self]) -> Result<(), Fail>) -> Result<(), Fail>;
+    /// The elements that these bytes are, where they can be used as they lie there.
+    fn view(raw: &[u8]) -> Option<&[Self]> {
+        let _ = raw;
+        None
+    }
+    /// Reads all elements of the binary form.
+    ///
+    /// # Errors
+    /// [`FailCode::Invalid`] when number or content of the bytes do not fit.
+    fn read_raw(raw: &[u8], elements: usize, data: &mut Vec<Self>) -> Result<(), Fail>;
+    /// Appends elements in binary form.
+    fn write_raw(data: &[Self], out: &mut Vec<u8>);
+    /// Reads one or several elements of a field of `InferTensorContents`; `None` when the value is not one of this type.
+    ///
+    /// # Errors
+    /// [`Malformed`].
+    fn read_value(value: Value<'_>, data: &mut Vec<Self>) -> Result<Option<()>, Malformed> {
+        let _ = (value, data);
+        Ok(None)
+    }
+    /// As a number that classes are ranked by.
+    fn score(&self) -> Option<f64> {
+        None
+    }
     /// What stands for a missing value, where the type has something for it.
     fn missing() -> Option<Self> {
         None
@@ -80,6 +117,30 @@ macro_rules! datatypes {
                 match self { $(Self::$variant => <$rust>::with_all(value, |data| write_rows(data, row, out, ends))),* }
             }
 
+            /// Bytes of one element; `None` where they differ.
+            #[must_use]
+            pub fn element_bytes(self) -> Option<usize> {
+                match self { $(Self::$variant => <$rust>::BYTES),* }
+            }
+
+            /// Appends all elements of an output in binary form.
+            ///
+            /// # Errors
+            /// When the engine's value is of another type, or the answer gets too long.
+            pub fn write_raw(self, value: &ValueRef<'_>, out: &mut Vec<u8>) -> Result<(), Fail> {
+                match self { $(Self::$variant => <$rust>::with_all(value, |data| write_raw(data, out))),* }
+            }
+
+            /// The best classes of each row, `k` at most, as in `0.912000:2`.
+            ///
+            /// # Errors
+            /// When the elements are no numbers, or the engine's value is of another type.
+            pub fn best(self, value: &ValueRef<'_>, width: usize, k: usize) -> Result<Vec<String>, Fail> {
+                let mut best = Vec::new();
+                match self { $(Self::$variant => <$rust>::with_all(value, |data| rank(data, width, k, &mut best))),* }?;
+                Ok(best)
+            }
+
             fn buffer(self) -> Data {
                 match self { $(Self::$variant => Data::$variant(Vec::new())),* }
             }
@@ -92,6 +153,14 @@ macro_rules! datatypes {
         impl Data {
             fn read(&mut self, reader: &mut Reader<'_>, shape: &[i64], elements: usize) -> Result<(), Fail> {
                 match self { $(Self::$variant(data) => read_all(reader, shape, elements, data)),* }
+            }
+
+            fn read_raw(&mut self, raw: &[u8], elements: usize) -> Result<bool, Fail> {
+                match self { $(Self::$variant(data) => take_raw(raw, elements, data)),* }
+            }
+
+            fn read_contents(&mut self, contents: &[u8], elements: usize) -> Result<(), Fail> {
+                match self { $(Self::$variant(data) => read_contents(contents, elements, data, $name)),* }
             }
 
             fn push(&mut self, reader: &mut Reader<'_>) -> Result<(), Fail> {
@@ -110,8 +179,8 @@ macro_rules! datatypes {
                 match self { $(Self::$variant(data) => { data.clear(); data.resize(elements, Default::default()); }),* }
             }
 
-            fn lend(&self, shape: &[i64]) -> ort::Result<SessionInputValue<'_>> {
-                match self { $(Self::$variant(data) => <$rust>::lend(shape, data)),* }
+            fn lend<'t>(&'t self, shape: &[i64], raw: Option<&'t [u8]>) -> ort::Result<SessionInputValue<'t>> {
+                match self { $(Self::$variant(data) => <$rust>::lend(shape, raw.and_then(<$rust>::view).unwrap_or(data))),* }
             }
 
             fn trim(&mut self) {
@@ -135,6 +204,7 @@ datatypes! {
     Int32 i32, "INT32", Int32;
     Int64 i64, "INT64", Int64;
     Fp16 f16, "FP16", Float16;
+    Bf16 bf16, "BF16", Bfloat16;
     Fp32 f32, "FP32", Float32;
     Fp64 f64, "FP64", Float64;
     Bytes String, "BYTES", String;
@@ -145,13 +215,15 @@ datatypes! {
 pub struct Tensor {
     shape: Vec<i64>,
     data: Data,
+    /// The elements as they came, in place of `data`.
+    raw: Option<Bytes>,
 }
 
 impl Tensor {
     /// An empty buffer for this datatype.
     #[must_use]
     pub fn new(datatype: Datatype) -> Self {
-        Self { shape: Vec::new(), data: datatype.buffer() }
+        Self { shape: Vec::new(), data: datatype.buffer(), raw: None }
     }
 
     /// Reads the elements for `shape`, flat or nested as the shape says.
@@ -162,6 +234,28 @@ impl Tensor {
         self.shape.clear();
         self.shape.extend_from_slice(shape);
         self.data.read(reader, shape, elements)
+    }
+
+    /// Takes the elements for `shape` in binary form.
+    ///
+    /// # Errors
+    /// [`FailCode::Invalid`] when number or content of the bytes do not fit.
+    pub fn read_raw(&mut self, raw: Bytes, shape: &[i64], elements: usize) -> Result<(), Fail> {
+        self.shape.clear();
+        self.shape.extend_from_slice(shape);
+        let as_it_lies = self.data.read_raw(&raw, elements)?;
+        self.raw = Some(raw).filter(|_| as_it_lies);
+        Ok(())
+    }
+
+    /// Reads the elements for `shape` out of an `InferTensorContents`.
+    ///
+    /// # Errors
+    /// [`FailCode::Invalid`] when number or type of the elements do not fit.
+    pub fn read_contents(&mut self, contents: &[u8], shape: &[i64], elements: usize) -> Result<(), Fail> {
+        self.shape.clear();
+        self.shape.extend_from_slice(shape);
+        self.data.read_contents(contents, elements)
     }
 
     /// Begins a tensor whose elements come one by one.
@@ -203,11 +297,12 @@ impl Tensor {
     /// # Errors
     /// As the engine says.
     pub fn lend(&self) -> ort::Result<SessionInputValue<'_>> {
-        self.data.lend(&self.shape)
+        self.data.lend(&self.shape, self.raw.as_deref())
     }
 
     /// Forgets the content and gives back what is too large to keep.
     pub fn trim(&mut self) {
+        self.raw = None;
         self.data.trim();
     }
 }
@@ -297,6 +392,62 @@ fn push_or_missing<T: Element>(reader: &mut Reader<'_>, data: &mut Vec<T>) -> Re
     Ok(())
 }
 
+/// Whether the bytes can be used as they lie there; else they are in `data` now.
+fn take_raw<T: Element>(raw: &[u8], elements: usize, data: &mut Vec<T>) -> Result<bool, Fail> {
+    data.clear();
+    if T::view(raw).is_some_and(|view| view.len() == elements) {
+        return Ok(true);
+    }
+    T::read_raw(raw, elements, data)?;
+    Ok(false)
+}
+
+/// Reads the one field that belongs to the type, in one piece or several.
+fn read_contents<T: Element>(contents: &[u8], elements: usize, data: &mut Vec<T>, name: &str) -> Result<(), Fail> {
+    data.clear();
+    if T::FIELD == 0 {
+        return Err(invalid(format!("{name} has no typed contents: send it in `raw_input_contents`")));
+    }
+    // Bounded by the caller: each element takes at least one byte of the body.
+    data.reserve(elements);
+    let mut fields = Fields::new(contents);
+    while let Some((number, value)) = fields.next().map_err(malformed)? {
+        let read = if number == T::FIELD { T::read_value(value, data).map_err(malformed)? } else { None };
+        read.ok_or_else(|| invalid(format!("contents of another type than {name}, or out of its range")))?;
+        if data.len() > elements {
+            break;
+        }
+    }
+    match data.len() {
+        count if count == elements => Ok(()),
+        count if count > elements => Err(invalid(format!("more than the {elements} elements of its shape"))),
+        count => Err(invalid(format!("{count} elements where its shape asks for {elements}"))),
+    }
+}
+
+/// What is no protobuf message, as a refusal.
+#[cold]
+pub fn malformed(error: Malformed) -> Fail {
+    invalid(error.to_string())
+}
+
+fn write_raw<T: Element>(data: &[T], out: &mut Vec<u8>) -> Result<(), Fail> {
+    T::write_raw(data, out);
+    if out.len() > BODY_BYTES_MAX as usize { Err(too_long()) } else { Ok(()) }
+}
+
+/// Appends the best `k` of each row of `width`; of equal ones the first.
+fn rank<T: Element>(data: &[T], width: usize, k: usize, best: &mut Vec<String>) -> Result<(), Fail> {
+    for row in data.chunks(width.max(1)) {
+        let scores = row.iter().map(Element::score).collect::<Option<Vec<f64>>>();
+        let scores = scores.ok_or_else(|| invalid("its elements are no numbers, so they cannot be ranked as classes"))?;
+        let mut order: Vec<(usize, f64)> = scores.into_iter().enumerate().collect();
+        order.sort_by(|(_, a), (_, b)| b.total_cmp(a));
+        best.extend(order.into_iter().take(k).map(|(class, score)| format!("{score:.0$}:{class}", T::DECIMALS)));
+    }
+    Ok(())
+}
+
 fn write_rows<T: Element>(data: &[T], row: &[i64], out: &mut Vec<u8>, ends: &mut Vec<usize>) -> Result<(), Fail> {
     let length = elements(row).map_err(|why| Fail::new(FailCode::ModelFailed, why))?;
     if length > 0 {
@@ -359,105 +510,8 @@ pub fn too_long() -> Fail {
 
 /// What the engine said of its own values, which we asked for by their own type.
 #[cold]
-fn unreadable(error: &ort::Error) -> Fail {
+pub fn unreadable(error: &ort::Error) -> Fail {
     Fail::new(FailCode::ModelFailed, format!("the engine's output cannot be read: {}", crate::engine::words(error)))
-}
-
-/// JSON as the library writes it: shortest digits that read back as the same float.
-fn write_json<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> bool {
-    serde_json::to_writer(out, value).is_ok()
-}
-
-macro_rules! primitive {
-    ($rust:ty, $read:expr, $write:expr $(, missing $missing:expr)?) => {
-        impl Element for $rust {
-            fn read(reader: &mut Reader<'_>) -> Result<Self, Fail> {
-                $read(reader)
-            }
-            fn write(&self, out: &mut Vec<u8>) -> bool {
-                $write(*self, out)
-            }
-            fn lend<'t>(shape: &[i64], data: &'t [Self]) -> ort::Result<SessionInputValue<'t>> {
-                TensorRef::from_array_view((shape.to_vec(), data)).map(Into::into)
-            }
-            fn with_all(value: &ValueRef<'_>, f: impl FnOnce(&[Self]) -> Result<(), Fail>) -> Result<(), Fail> {
-                let (_, data) = value.try_extract_tensor::<$rust>().map_err(|e| unreadable(&e))?;
-                f(data)
-            }
-            $(fn missing() -> Option<Self> {
-                Some($missing)
-            })?
-        }
-    };
-}
-
-macro_rules! integer {
-    ($($rust:ty),*) => {$(primitive!(
-        $rust,
-        |reader: &mut Reader<'_>| {
-            let number = reader.number()?;
-            number.integer::<$rust>().ok_or_else(|| {
-                invalid(format!("`{}` is not a whole number from {} to {}", number.quote(), <$rust>::MIN, <$rust>::MAX))
-            })
-        },
-        |value: $rust, out: &mut Vec<u8>| write_json(&value, out)
-    );)*};
-}
-
-integer!(u8, u16, u32, u64, i8, i16, i32, i64);
-// An engine's BOOL tensor is read as `&[bool]`: a model that smuggles other bytes into one harms only its own cell.
-primitive!(bool, |reader: &mut Reader<'_>| reader.boolean(), |value: bool, out: &mut Vec<u8>| {
-    out.extend_from_slice(if value { b"true" } else { b"false" });
-    true
-});
-primitive!(
-    f32,
-    |reader: &mut Reader<'_>| {
-        let number = reader.number()?;
-        number.f32().ok_or_else(|| invalid(format!("`{}` is too large for FP32", number.quote())))
-    },
-    |value: f32, out: &mut Vec<u8>| value.is_finite() && write_json(&value, out),
-    missing Self::NAN
-);
-primitive!(
-    f64,
-    |reader: &mut Reader<'_>| {
-        let number = reader.number()?;
-        number.f64().ok_or_else(|| invalid(format!("`{}` is too large for FP64", number.quote())))
-    },
-    |value: f64, out: &mut Vec<u8>| value.is_finite() && write_json(&value, out),
-    missing Self::NAN
-);
-primitive!(
-    f16,
-    |reader: &mut Reader<'_>| {
-        let number = reader.number()?;
-        number
-            .f64()
-            .map(f16::from_f64)
-            .filter(|v| v.is_finite())
-            .ok_or_else(|| invalid(format!("`{}` is too large for FP16", number.quote())))
-    },
-    |value: f16, out: &mut Vec<u8>| value.is_finite() && write_json(&value.to_f32(), out),
-    missing Self::NAN
-);
-
-impl Element for String {
-    fn read(reader: &mut Reader<'_>) -> Result<Self, Fail> {
-        let text = reader.string("a string")?;
-        // The engine takes strings as C does.
-        if text.contains('\0') { Err(invalid("a string with a NUL character")) } else { Ok(text.into_owned()) }
-    }
-    fn write(&self, out: &mut Vec<u8>) -> bool {
-        write_json(self, out)
-    }
-    fn lend<'t>(shape: &[i64], data: &'t [Self]) -> ort::Result<SessionInputValue<'t>> {
-        EngineTensor::from_string_array((shape.to_vec(), data)).map(Into::into)
-    }
-    fn with_all(value: &ValueRef<'_>, f: impl FnOnce(&[Self]) -> Result<(), Fail>) -> Result<(), Fail> {
-        let (_, data) = value.try_extract_strings().map_err(|e| unreadable(&e))?;
-        f(&data)
-    }
 }
 
 /// A sequence of maps, as a classifier with ZipMap gives it, as a table.
@@ -503,6 +557,30 @@ impl Table {
             ends.push(out.len());
         }
         Ok(())
+    }
+
+    /// Appends all values in binary form.
+    ///
+    /// # Errors
+    /// When the answer gets too long.
+    pub fn write_raw(&self, out: &mut Vec<u8>) -> Result<(), Fail> {
+        write_raw(&self.values, out)
+    }
+
+    /// The best labels of each row, `k` at most, as in `0.912000:2:virginica`.
+    ///
+    /// # Errors
+    /// None that its numbers could cause.
+    pub fn best(&self, k: usize) -> Result<Vec<String>, Fail> {
+        let mut best = Vec::new();
+        rank(&self.values, self.labels.len(), k, &mut best)?;
+        for class in &mut best {
+            let label = class.rsplit_once(':').and_then(|(_, index)| self.labels.get(index.parse::<usize>().ok()?));
+            let label = label.map_or("", |label| label.trim_matches('"'));
+            class.push(':');
+            class.push_str(label);
+        }
+        Ok(best)
     }
 
     /// Appends all values as a flat JSON array.

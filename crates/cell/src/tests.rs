@@ -81,6 +81,7 @@ fn one_request_can_be_written_in_many_ways() {
         format!(
             r#"{{"parameters":{{"priority":3,"binary_data_output":false}},"inputs":[{{"name":"\u0078","parameters":{{"a":"b"}},"shape":[2,4],"datatype":"FP32","data":[1,2,3,4,5,6,7,8]}},{scale}],"outputs":[]}}"#
         ),
+        TWO.replacen('{', r#"{"model_name":"another","model_version":"9","#, 1),
     ] {
         assert_eq!(cell.infer(0, &body).unwrap(), expected, "{body}");
     }
@@ -160,16 +161,16 @@ fn wrong_requests_are_refused_in_the_users_words() {
     ] {
         refused(cell.infer(0, &body), FailCode::Invalid, words);
     }
-    refused(
-        cell.infer(0, &swap(r#"{"inputs""#, r#"{"parameters":{"binary_data_output":true},"inputs""#)),
-        FailCode::Unsupported,
-        "the binary form",
-    );
-    refused(
-        cell.infer(0, &swap(r#","data":[1,2,3,4,5,6,7,8]"#, r#","parameters":{"binary_data_size":32}"#)),
-        FailCode::Unsupported,
-        "binary_data_size",
-    );
+    let shared = r#","parameters":{"shared_memory_region":"r","shared_memory_byte_size":32}"#;
+    refused(cell.infer(0, &swap(r#","data":[1,2,3,4,5,6,7,8]"#, shared)), FailCode::Unsupported, "shared memory");
+    for (body, words) in [
+        (swap(r#","data":[1,2,3,4,5,6,7,8]"#, r#","parameters":{"binary_data_size":32}"#), "of the binary data 0 bytes are left"),
+        (swap(r#","data":[1,2,3,4,5,6,7,8]"#, r#","data":[1,2,3,4,5,6,7,8],"parameters":{"binary_data_size":32}"#), "both `data` and"),
+        (swap(r#"{"inputs""#, r#"{"parameters":{"binary_data_output":1},"inputs""#), "`binary_data_output`: expected `true` or `false`"),
+        (swap(r#"{"inputs""#, r#"{"outputs":[{"name":"y","parameters":{"classification":-1}}],"inputs""#), "give a count"),
+    ] {
+        refused(cell.infer(0, &body), FailCode::Invalid, words);
+    }
     refused(cell.infer(9, TWO), FailCode::NoModel, "slot 9 holds no model");
     // Not UTF-8.
     let answer = cell.ask(&ToCell::Infer { slot: 0, body: bytes::Bytes::from_static(b"{\"id\":\"\xff\"}") }, None).unwrap();
@@ -462,5 +463,183 @@ fn scoring_survives_any_bytes() {
             FromCell::Fail(fail) => assert!(fail.code != FailCode::Internal, "{text}: {}", fail.message),
             other => panic!("{text}: {other:?}"),
         }
+    }
+}
+
+/// Tensors in binary form: what comes back is what went in, wherever it lay in the body.
+#[test]
+fn binary_tensors_go_through_as_they_are() {
+    let Some(mut cell) = cell() else { return };
+    cell.load(0, &fixture("two.onnx")).unwrap();
+    let expected = cell.infer(0, TWO).unwrap();
+    let x: Vec<u8> = (1..=8u8).flat_map(|v| f32::from(v).to_le_bytes()).collect();
+    let scale = 2f32.to_le_bytes();
+    let json = r#"{"PAD":"","inputs":[{"name":"x","shape":[2,4],"datatype":"FP32","parameters":{"binary_data_size":32}},{"name":"scale","shape":[],"datatype":"FP32","parameters":{"binary_data_size":4}}],"outputs":[{"name":"y","parameters":{"binary_data":true}}]}"#;
+    // Each of eight places modulo the alignment of any number.
+    for pad in 0..8 {
+        let json = json.replace(r#""PAD":"""#, &format!(r#""id":"{}""#, "a".repeat(pad)));
+        let body = bytes::Bytes::from([json.as_bytes(), &x, &scale].concat());
+        let json_bytes = u32::try_from(json.len()).unwrap();
+        let answer = cell.ask(&ToCell::InferBinary { slot: 0, json_bytes, body }, None).unwrap();
+        let FromCell::InferredBinary { json_bytes, body } = answer else { panic!("{answer:?}") };
+        let (head, tensor) = body.split_at(json_bytes as usize);
+        let head: Value = serde_json::from_slice(head).unwrap();
+        assert_eq!((&head["outputs"][0]["shape"], &head["outputs"][0]["parameters"]["binary_data_size"]), (&json!([2, 3]), &json!(24)));
+        let numbers: Vec<f32> = tensor.chunks(4).map(|v| f32::from_le_bytes(v.try_into().unwrap())).collect();
+        assert_eq!(json!(numbers), expected["outputs"][0]["data"]);
+    }
+}
+
+mod hostile {
+    use bytes::Bytes;
+    use proptest::prelude::*;
+    use prost::Message;
+    use wire::protobuf::Writer;
+
+    use super::*;
+
+    /// The protocol's messages as another implementation knows them.
+    #[derive(Clone, PartialEq, Message)]
+    struct Request {
+        #[prost(string, tag = "1")]
+        model_name: String,
+        #[prost(string, tag = "2")]
+        model_version: String,
+        #[prost(string, tag = "3")]
+        id: String,
+        #[prost(message, repeated, tag = "5")]
+        inputs: Vec<Input>,
+        #[prost(bytes = "bytes", repeated, tag = "7")]
+        raw_input_contents: Vec<Bytes>,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    struct Input {
+        #[prost(string, tag = "1")]
+        name: String,
+        #[prost(string, tag = "2")]
+        datatype: String,
+        #[prost(int64, repeated, tag = "3")]
+        shape: Vec<i64>,
+        #[prost(message, optional, tag = "5")]
+        contents: Option<Contents>,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    struct Contents {
+        #[prost(float, repeated, tag = "6")]
+        fp32_contents: Vec<f32>,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    struct Answer {
+        #[prost(string, tag = "1")]
+        model_name: String,
+        #[prost(string, tag = "2")]
+        model_version: String,
+        #[prost(string, tag = "3")]
+        id: String,
+        #[prost(message, repeated, tag = "5")]
+        outputs: Vec<Input>,
+        #[prost(bytes = "bytes", repeated, tag = "6")]
+        raw_output_contents: Vec<Bytes>,
+    }
+
+    fn request(x: &[f32], scale: f32, typed: bool) -> Request {
+        let raw = |values: &[f32]| Bytes::from(values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>());
+        let input = |name: &str, shape: Vec<i64>, values: &[f32]| Input {
+            name: name.to_owned(),
+            datatype: "FP32".to_owned(),
+            shape,
+            contents: typed.then(|| Contents { fp32_contents: values.to_vec() }),
+        };
+        let rows = i64::try_from(x.len() / 4).unwrap();
+        Request {
+            model_name: "any".to_owned(),
+            model_version: "3".to_owned(),
+            id: "r".to_owned(),
+            inputs: vec![input("x", vec![rows, 4], x), input("scale", vec![], &[scale])],
+            raw_input_contents: if typed { vec![] } else { vec![raw(x), raw(&[scale])] },
+        }
+    }
+
+    fn ask(cell: &mut Client, body: Vec<u8>) -> Result<Answer, Fail> {
+        match cell.ask(&ToCell::InferGrpc { slot: 0, body: body.into() }, None).expect("the cell lives") {
+            FromCell::Inferred(body) => Ok(Answer::decode(body).unwrap()),
+            FromCell::Fail(fail) => Err(fail),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_another_implementation_writes_is_read_and_the_other_way_round() {
+        let Some(mut cell) = cell() else { return };
+        cell.load(0, &fixture("two.onnx")).unwrap();
+        let expected = cell.infer(0, TWO).unwrap();
+        let x = [1., 2., 3., 4., 5., 6., 7., 8.];
+        for typed in [false, true] {
+            let answer = ask(&mut cell, request(&x, 2., typed).encode_to_vec()).unwrap();
+            assert_eq!((answer.model_name.as_str(), answer.model_version.as_str(), answer.id.as_str()), ("iris", "3", "r"));
+            assert_eq!((answer.outputs[0].name.as_str(), &answer.outputs[0].shape), ("y", &vec![2, 3]));
+            let numbers: Vec<f32> = answer.raw_output_contents[0].chunks(4).map(|v| f32::from_le_bytes(v.try_into().unwrap())).collect();
+            assert_eq!(json!(numbers), expected["outputs"][0]["data"]);
+        }
+    }
+
+    #[test]
+    fn a_message_that_names_a_model_twice_is_refused() {
+        let Some(mut cell) = cell() else { return };
+        cell.load(0, &fixture("two.onnx")).unwrap();
+        let good = request(&[1., 2., 3., 4.], 1., false).encode_to_vec();
+        let mut name = Writer::default();
+        name.text(1, "other");
+        for body in [[&good[..], name.as_bytes()].concat(), [name.as_bytes(), &good].concat()] {
+            let fail = ask(&mut cell, body).unwrap_err();
+            assert!(fail.code == FailCode::Invalid && fail.message.contains("first fields"), "{}", fail.message);
+        }
+    }
+
+    /// Never a panic, which would be a failure of the cell, and the cell goes on.
+    #[test]
+    fn damaged_messages_are_answered() {
+        let Some(mut cell) = cell() else { return };
+        cell.load(0, &fixture("two.onnx")).unwrap();
+        let x = [1., 2., 3., 4.];
+        let messages = [request(&x, 1., false).encode_to_vec(), request(&x, 1., true).encode_to_vec()];
+        let mut runner = proptest::test_runner::TestRunner::new(proptest::test_runner::Config::with_cases(2000));
+        let cell = std::cell::RefCell::new(cell);
+        let damage = (
+            any::<prop::sample::Index>(),
+            any::<u8>(),
+            any::<prop::sample::Index>(),
+            any::<bool>(),
+            prop::sample::select(messages.to_vec()),
+        );
+        runner
+            .run(&damage, |(at, to, end, cut, message)| {
+                let mut body = message;
+                let at = at.index(body.len());
+                body[at] = to;
+                if cut {
+                    body.truncate(end.index(body.len() + 1));
+                }
+                if let Err(fail) = ask(&mut cell.borrow_mut(), body) {
+                    prop_assert!(fail.code != FailCode::Internal, "{}", fail.message);
+                }
+                Ok(())
+            })
+            .unwrap();
+        let binary = (proptest::collection::vec(any::<u8>(), 0..80), 0u32..120);
+        let head = br#"{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","parameters":{"binary_data_size":16}}]}"#;
+        runner
+            .run(&binary, |(tail, length)| {
+                let body = Bytes::from([&head[..], &tail].concat());
+                let json_bytes = length.min(u32::try_from(body.len()).unwrap());
+                let answer = cell.borrow_mut().ask(&ToCell::InferBinary { slot: 0, json_bytes, body }, None).unwrap();
+                prop_assert!(matches!(answer, FromCell::Fail(fail) if fail.code == FailCode::Invalid));
+                Ok(())
+            })
+            .unwrap();
+        ask(&mut cell.borrow_mut(), messages[0].clone()).unwrap();
     }
 }

@@ -20,6 +20,7 @@ mod model;
 mod page;
 mod platform;
 mod predict;
+mod statistics;
 mod stats;
 mod tracking;
 mod training;
@@ -35,6 +36,8 @@ pub use model::{
 };
 pub use page::{PAGE_ITEMS_DEFAULT, PAGE_ITEMS_MAX, Page, PageRequest, Timestamp};
 pub use platform::{Platform, StartError};
+pub use predict::{Prediction, Protocol, Question};
+pub use statistics::{Counted, Counts};
 pub use stats::{COLD_START_BOUNDS_MS, PlatformStats};
 pub use tracking::trace::{
     Assessment, AssessmentUpdate, SPAN_BYTES_MAX, SPANS_BYTES_MAX, SPANS_MAX, Span, TRACES_PER_REQUEST_MAX, Trace, TraceDeletion,

@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use crate::cells::{Cells, Owner};
 use crate::config::PlatformConfig;
 use crate::page::Timestamp;
+use crate::statistics::Statistics;
 use crate::stats::{Counters, PlatformStats};
 use crate::tracking::index::Tracking;
 use crate::training::Scheduler;
@@ -48,6 +49,7 @@ struct Inner {
     cells: Cells,
     scheduler: Arc<Scheduler>,
     tracking: Arc<Tracking>,
+    statistics: Statistics,
     erasure: Notify,
     /// Wakes who clears away at the end.
     retention: Notify,
@@ -70,6 +72,7 @@ impl Platform {
             cells,
             scheduler,
             tracking: Arc::default(),
+            statistics: Statistics::default(),
             erasure: Notify::new(),
             retention: Notify::new(),
             closed: AtomicBool::new(false),
@@ -157,6 +160,10 @@ impl Platform {
 
     pub(crate) fn tracking(&self) -> &Arc<Tracking> {
         &self.0.tracking
+    }
+
+    pub(crate) fn statistics(&self) -> &Statistics {
+        &self.0.statistics
     }
 
     /// For whom cells work under this permit.

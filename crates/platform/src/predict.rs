@@ -1,50 +1,81 @@
 //! Predictions: the hot path. Permit in, the client's bytes to the cell, the cell's bytes out.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 use tenancy::Permit;
 use tenancy::act::Predict;
+use wire::FromCell;
 
 use crate::error::Result;
 use crate::platform::Platform;
 
 /// How a prediction is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Protocol {
-    /// Open Inference Protocol.
+pub enum Protocol {
+    /// Open Inference Protocol over REST: JSON alone.
     Inference,
+    /// The same with tensors in binary form behind so many bytes of JSON.
+    InferenceBinary {
+        /// Length of the JSON in bytes.
+        json_bytes: u32,
+    },
+    /// Open Inference Protocol over gRPC: a `ModelInferRequest`.
+    InferenceGrpc,
     /// MLflow's scoring protocol (`/invocations`).
     Scoring,
 }
 
 /// A prediction as it goes to a cell.
-pub(crate) struct Asked {
-    pub(crate) protocol: Protocol,
-    pub(crate) body: Bytes,
+#[derive(Debug, Clone)]
+pub struct Question {
+    /// How it is asked for.
+    pub protocol: Protocol,
+    /// The client's bytes, in which nobody here looks.
+    pub body: Bytes,
+}
+
+impl From<Bytes> for Question {
+    /// JSON of the Open Inference Protocol.
+    fn from(body: Bytes) -> Self {
+        Self { protocol: Protocol::Inference, body }
+    }
+}
+
+/// What a cell answered, in the protocol of the question.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prediction {
+    /// How much of the body is JSON, where tensors in binary form follow it.
+    pub json_bytes: Option<u32>,
+    /// The answer's body.
+    pub body: Bytes,
+}
+
+impl Prediction {
+    /// Out of a cell's answer, if it is one to a prediction.
+    pub(crate) fn of(answer: &FromCell) -> Option<Self> {
+        match answer {
+            FromCell::Inferred(body) => Some(Self { json_bytes: None, body: body.clone() }),
+            FromCell::InferredBinary { json_bytes, body } => Some(Self { json_bytes: Some(*json_bytes), body: body.clone() }),
+            _ => None,
+        }
+    }
 }
 
 impl Platform {
-    /// Asks the deployment the permit is about. `body` and the answer are JSON of the Open Inference Protocol; nobody here looks into them.
-    /// The entry in the ledger names the model's digest and version and the digests of both bodies.
-    /// `version`, when given, must be the one that answers.
+    /// Asks the deployment the permit is about. The entry in the ledger names the model's digest and version and the digests of question
+    /// and answer. `version`, when given, must be the one that answers.
     ///
     /// # Errors
     /// Not found; what the tenant's input, model or cell does wrong; overload and deadline.
-    pub async fn predict(&self, permit: &Permit<Predict>, version: Option<&str>, body: Bytes) -> Result<Bytes> {
-        self.asked(permit, version, Asked { protocol: Protocol::Inference, body }).await
-    }
-
-    /// As [`Platform::predict`], in MLflow's scoring protocol.
-    ///
-    /// # Errors
-    /// As [`Platform::predict`].
-    pub async fn score(&self, permit: &Permit<Predict>, body: Bytes) -> Result<Bytes> {
-        self.asked(permit, None, Asked { protocol: Protocol::Scoring, body }).await
-    }
-
-    async fn asked(&self, permit: &Permit<Predict>, version: Option<&str>, asked: Asked) -> Result<Bytes> {
-        permit.digest("input_sha256", &asked.body);
-        let answer = self.cells().predict(permit, &self.owner(permit), version, asked).await?;
-        permit.digest("output_sha256", &answer);
+    pub async fn predict(&self, permit: &Permit<Predict>, version: Option<&str>, question: impl Into<Question>) -> Result<Prediction> {
+        let question = question.into();
+        permit.digest("input_sha256", &question.body);
+        let begun = Instant::now();
+        let answer = self.cells().predict(permit, &self.owner(permit), version, question).await;
+        self.statistics().count(permit, begun.elapsed(), answer.as_ref().err());
+        let answer = answer?;
+        permit.digest("output_sha256", &answer.body);
         Ok(answer)
     }
 }

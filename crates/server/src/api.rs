@@ -3,6 +3,7 @@
 //! ```text
 //! tenant route     credential → Caller → Tenant → allow::<A>(resource) → handler(&Permit<A>, Ask) → finish → Closed → Answer
 //! MLflow route     the same; the resource is named by a field of the request, which is read before
+//! gRPC route       the same; see [`grpc`]
 //! operator route   credential → Operator → handler(&Operator, Ask) → Answer
 //! public route     a closed list: [`Public`]
 //! ```
@@ -11,6 +12,8 @@
 //! [`Reply`], and [`Answer::closed`] turns that into an answer only with the [`Closed`] that proves the ledger entry. There
 //! is no other registration, so an address without a decision cannot exist; [`Api::routes`] lists all of them for the
 //! endpoint walk and the OpenAPI document.
+
+pub(crate) mod grpc;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -23,7 +26,7 @@ use http::header::{AUTHORIZATION, CONTENT_DISPOSITION, CONTENT_TYPE, HeaderMap, 
 use http::{Method, StatusCode};
 use platform::PageRequest;
 use platform::tenancy::act::{Act, Mode, ResourceKind};
-use platform::tenancy::{Closed, Identity, IslandToken, MeterHandle, Operator, Permit, Presented, RateLimitState, RequestId};
+use platform::tenancy::{Closed, Identity, IslandToken, MeterHandle, Operator, Permit, Presented, RateLimitState, RequestId, Tenant};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -36,6 +39,7 @@ use crate::guard::percent_decoded;
 use crate::mlflow;
 use crate::openapi::Doc;
 use crate::public::Public;
+use crate::route::inference;
 use crate::service::Service;
 
 /// Who may call an address, and for what.
@@ -219,10 +223,15 @@ impl Api {
 
     /// The address for a method and decoded segments, with its place in [`Api::routes`].
     pub(crate) fn find(&self, method: &Method, segments: &[String]) -> Result<(usize, &Route)> {
-        let methods = self.tree.find(segments).ok_or_else(|| Fail::new("route_unknown", "there is no such address"))?;
+        let methods = self.tree.find(segments).ok_or_else(|| unknown(segments))?;
         let found = methods.iter().find(|(known, _)| known == method).and_then(|(_, at)| Some((*at, self.routes.get(*at)?)));
         found.ok_or_else(|| Fail::method(methods.iter().map(|(known, _)| known.as_str()).collect::<Vec<_>>().join(", ")))
     }
+}
+
+/// Why there is no such address.
+fn unknown(segments: &[String]) -> Fail {
+    inference::unsupported(segments).unwrap_or_else(|| Fail::new("route_unknown", "there is no such address"))
 }
 
 /// One segment of the addresses.
@@ -277,22 +286,22 @@ pub(crate) fn parameters(path: &'static str, segments: &[String]) -> Vec<(&'stat
     values
 }
 
-/// A handler: a plain `async fn(&Permit<A>, Ask) -> Result<Reply>`, or the same with `&Operator`.
-pub(crate) trait Handle<'p, P: 'p>: Send + Sync {
+/// A handler: a plain `async fn(&Permit<A>, Ask) -> Result<Reply>`, or the same with `&Operator`, or with a message of gRPC.
+pub(crate) trait Handle<'p, P: 'p, I = Ask, O = Reply>: Send + Sync {
     /// What it returns.
-    type Working: Future<Output = Result<Reply>> + Send + 'p;
+    type Working: Future<Output = Result<O>> + Send + 'p;
     /// Calls it.
-    fn call(&self, proof: &'p P, ask: Ask) -> Self::Working;
+    fn call(&self, proof: &'p P, asked: I) -> Self::Working;
 }
 
-impl<'p, P: 'p, F, W> Handle<'p, P> for F
+impl<'p, P: 'p, I, O, F, W> Handle<'p, P, I, O> for F
 where
-    F: Fn(&'p P, Ask) -> W + Send + Sync,
-    W: Future<Output = Result<Reply>> + Send + 'p,
+    F: Fn(&'p P, I) -> W + Send + Sync,
+    W: Future<Output = Result<O>> + Send + 'p,
 {
     type Working = W;
-    fn call(&self, proof: &'p P, ask: Ask) -> W {
-        self(proof, ask)
+    fn call(&self, proof: &'p P, asked: I) -> W {
+        self(proof, asked)
     }
 }
 
@@ -336,32 +345,48 @@ async fn operator_answer<H: for<'o> Handle<'o, Operator>>(handler: &H, ask: Ask,
 }
 
 async fn tenant_answer<A: Act, H: for<'p> Handle<'p, Permit<A>>>(handler: &H, ask: Ask, identity: Identity) -> Outcome {
+    let tenant = match open(&ask, identity).await {
+        Ok(tenant) => tenant,
+        Err(fail) => return Err(fail).into(),
+    };
+    let answer = match tenant.allow::<A>(resource::<A>(&ask)) {
+        Err(error) => Err(error.into()),
+        Ok(permit) => {
+            let result = handled(handler, &permit, ask).await;
+            closed(permit, result).map(|(reply, proof)| Answer::closed(reply, proof))
+        }
+    };
+    Outcome { answer, tenant: Some(mark(&tenant)) }
+}
+
+/// The tenant that somebody belongs to.
+async fn open(ask: &Ask, identity: Identity) -> Result<Tenant> {
     let caller = match identity {
         Identity::Tenant(caller) => caller,
         Identity::Operator(_) => {
-            return Err(Fail::new("credential_kind", "an operator's credential belongs to no tenant; use a member's")).into();
+            return Err(Fail::new("credential_kind", "an operator's credential belongs to no tenant; use a member's"));
         }
     };
-    let tenant = match ask.service.kernel.open_tenant(caller).await {
-        Ok(tenant) => tenant,
-        Err(error) => return Err(error.into()).into(),
-    };
-    if let Err(fail) = workspace(&ask, tenant.name().as_str()) {
-        return Err(fail).into();
-    }
+    let tenant = ask.service.kernel.open_tenant(caller).await?;
+    workspace(ask, tenant.name().as_str())?;
     let span = tracing::Span::current();
     span.record("tenant", tenant.name().as_str()).record("principal", tenant.principal());
-    let answer = match tenant.allow::<A>(resource::<A>(&ask)) {
-        Err(error) => Err(error.into()),
-        Ok(permit) => match handled(handler, &permit, ask).await {
-            Ok(reply) => permit.finish().map(|closed| Answer::closed(reply, closed)).map_err(|error| Fail::from(error).begun()),
-            Err(fail) => match permit.failed(fail.code()) {
-                Ok(_written) => Err(fail.begun()),
-                Err(error) => Err(Fail::from(error).begun()),
-            },
+    Ok(tenant)
+}
+
+/// Spends a permit on what came of it.
+fn closed<A: Act, T>(permit: Permit<A>, result: Result<T>) -> Result<(T, Closed)> {
+    match result {
+        Ok(done) => permit.finish().map(|proof| (done, proof)).map_err(|error| Fail::from(error).begun()),
+        Err(fail) => match permit.failed(fail.code()) {
+            Ok(_written) => Err(fail.begun()),
+            Err(error) => Err(Fail::from(error).begun()),
         },
-    };
-    Outcome { answer, tenant: Some(TenantMark { rate: tenant.rate_state(), island: tenant.island(), meter: tenant.meter() }) }
+    }
+}
+
+fn mark(tenant: &Tenant) -> TenantMark {
+    TenantMark { rate: tenant.rate_state(), island: tenant.island(), meter: tenant.meter() }
 }
 
 /// What the act is about: the field that names it, or the path's first parameter; nothing for the tenant itself, its ledger, and

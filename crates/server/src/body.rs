@@ -8,8 +8,8 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use futures_util::Stream;
 use futures_util::stream::{self, BoxStream};
+use futures_util::{Stream, StreamExt};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -29,11 +29,16 @@ const REFUSED_BYTES_MAX: u64 = 64 << 20;
 /// The same in time.
 const REFUSED_TIME_MAX: Duration = Duration::from_secs(5);
 
+/// Silence inside a conversation.
+pub(crate) const CONVERSATION_SILENCE_MAX: Duration = Duration::from_mins(10);
+
 /// A request's body. Nothing is read before a handler asks.
 pub(crate) struct RequestBody {
     incoming: Option<Incoming>,
     limits: Arc<RequestLimits>,
     started: Instant,
+    /// Whether its sender may be silent for long: it is a conversation.
+    patient: bool,
     mark: Arc<BodyMark>,
 }
 
@@ -79,7 +84,7 @@ impl BodyMark {
         let rest = self.rest.lock().take();
         Some(rest.map_or(Again::Whole(Bytes::new()), |incoming| {
             let (limits, mark) = (limits.clone(), self.clone());
-            Again::Coming(RequestBody { incoming: Some(incoming), limits, started: Instant::now(), mark })
+            Again::Coming(RequestBody { incoming: Some(incoming), limits, started: Instant::now(), patient: false, mark })
         }))
     }
 
@@ -113,7 +118,7 @@ impl Drop for RequestBody {
 
 impl RequestBody {
     pub(crate) fn new(incoming: Incoming, limits: Arc<RequestLimits>) -> Self {
-        Self { incoming: Some(incoming), limits, started: Instant::now(), mark: Arc::default() }
+        Self { incoming: Some(incoming), limits, started: Instant::now(), patient: false, mark: Arc::default() }
     }
 
     /// What stays known of it.
@@ -123,17 +128,25 @@ impl RequestBody {
 
     /// The body; what stays behind is empty.
     pub(crate) fn take(&mut self) -> Self {
-        Self { incoming: self.incoming.take(), limits: self.limits.clone(), started: self.started, mark: self.mark.clone() }
+        let (limits, mark) = (self.limits.clone(), self.mark.clone());
+        Self { incoming: self.incoming.take(), limits, started: self.started, patient: self.patient, mark }
+    }
+
+    /// The same as one half of a conversation: its sender may be silent for [`CONVERSATION_SILENCE_MAX`], and has no pace to keep.
+    pub(crate) fn patient(mut self) -> Self {
+        self.patient = true;
+        self
     }
 
     /// The next piece.
-    async fn piece(&mut self, bytes_max: u64) -> Result<Option<Bytes>> {
+    pub(crate) async fn piece(&mut self, bytes_max: u64) -> Result<Option<Bytes>> {
         let Some(incoming) = &mut self.incoming else { return Ok(None) };
         if incoming.size_hint().lower() > bytes_max.saturating_sub(self.mark.read()) {
             return Err(too_large(bytes_max));
         }
         loop {
-            let Ok(frame) = timeout(self.limits.body_idle_timeout, incoming.frame()).await else {
+            let silence = if self.patient { CONVERSATION_SILENCE_MAX } else { self.limits.body_idle_timeout };
+            let Ok(frame) = timeout(silence, incoming.frame()).await else {
                 return Err(Fail::new("body_timeout", "the body stopped coming").closing());
             };
             let Some(frame) = frame else { return Ok(None) };
@@ -145,7 +158,7 @@ impl RequestBody {
                 return Err(too_large(bytes_max));
             }
             let counted = self.started.elapsed().saturating_sub(self.limits.body_pace_grace);
-            if read < self.limits.body_pace_bytes.saturating_mul(counted.as_secs()) {
+            if !self.patient && read < self.limits.body_pace_bytes.saturating_mul(counted.as_secs()) {
                 return Err(Fail::new("body_timeout", "the body came too slowly").closing());
             }
             return Ok(Some(piece));
@@ -210,7 +223,12 @@ pub(crate) struct AnswerBody {
 
 enum Content {
     Full(Bytes),
-    Stream { pieces: BoxStream<'static, Result<Bytes>>, length: Option<u64> },
+    /// Known already, but more than one.
+    Frames(std::vec::IntoIter<Frame<Bytes>>),
+    Stream {
+        frames: BoxStream<'static, Result<Frame<Bytes>>>,
+        length: Option<u64>,
+    },
 }
 
 impl AnswerBody {
@@ -221,7 +239,17 @@ impl AnswerBody {
 
     /// Many pieces; `length` when it is known.
     pub(crate) fn stream(pieces: BoxStream<'static, Result<Bytes>>, length: Option<u64>) -> Self {
-        Self { content: Content::Stream { pieces, length }, work: None }
+        Self::stream_frames(pieces.map(|piece| piece.map(Frame::data)).boxed(), length)
+    }
+
+    /// The same with trailers, or without pieces.
+    pub(crate) fn stream_frames(frames: BoxStream<'static, Result<Frame<Bytes>>>, length: Option<u64>) -> Self {
+        Self { content: Content::Stream { frames, length }, work: None }
+    }
+
+    /// A few pieces, and trailers.
+    pub(crate) fn frames(frames: Vec<Frame<Bytes>>) -> Self {
+        Self { content: Content::Frames(frames.into_iter()), work: None }
     }
 
     /// Keeps the request in flight until the body is gone.
@@ -233,6 +261,10 @@ impl AnswerBody {
     pub(crate) fn length(&self) -> u64 {
         match &self.content {
             Content::Full(bytes) => u64::try_from(bytes.len()).unwrap_or(u64::MAX),
+            Content::Frames(frames) => {
+                let bytes: usize = frames.as_slice().iter().filter_map(Frame::data_ref).map(Bytes::len).sum();
+                u64::try_from(bytes).unwrap_or(u64::MAX)
+            }
             Content::Stream { length, .. } => length.unwrap_or(0),
         }
     }
@@ -246,10 +278,11 @@ impl Body for AnswerBody {
         match &mut self.content {
             Content::Full(bytes) if bytes.is_empty() => Poll::Ready(None),
             Content::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Content::Stream { pieces, .. } => pieces.as_mut().poll_next(cx).map(|next| {
-                next.map(|piece| {
+            Content::Frames(frames) => Poll::Ready(frames.next().map(Ok)),
+            Content::Stream { frames, .. } => frames.as_mut().poll_next(cx).map(|next| {
+                next.map(|frame| {
                     // The status is sent already: cutting the body short is what a client can see.
-                    piece.map(Frame::data).map_err(|fail| {
+                    frame.map_err(|fail| {
                         fail.log();
                         std::io::Error::other("the answer broke off")
                     })
@@ -266,7 +299,7 @@ impl Body for AnswerBody {
         match &self.content {
             Content::Full(bytes) => SizeHint::with_exact(u64::try_from(bytes.len()).unwrap_or(u64::MAX)),
             Content::Stream { length: Some(length), .. } => SizeHint::with_exact(*length),
-            Content::Stream { .. } => SizeHint::default(),
+            Content::Frames(_) | Content::Stream { .. } => SizeHint::default(),
         }
     }
 }
@@ -275,6 +308,7 @@ impl std::fmt::Debug for AnswerBody {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.content {
             Content::Full(bytes) => write!(f, "{}", String::from_utf8_lossy(bytes)),
+            Content::Frames(frames) => write!(f, "{:?}", frames.as_slice()),
             Content::Stream { length, .. } => write!(f, "stream of {length:?}"),
         }
     }

@@ -1,19 +1,21 @@
 //! The one place where errors become HTTP. Every code that a client can see is in [`CODES`] with its status and title, and
 //! has its line in docs/errors.md with what to do; a test compares both ways.
 //!
-//! Four forms: problem+json (RFC 9457) on `/v1`, `{"error": …}` of the Open Inference Protocol on `/v2`, the OAuth form
-//! (RFC 6749, 5.2) on `/oauth/token`, and `{"error_code": …, "message": …}` of MLflow on `/api`. An answer never holds the request id in its body: absent, foreign and hidden things
+//! Five forms: problem+json (RFC 9457) on `/v1`, `{"error": …}` of the Open Inference Protocol on `/v2`, the OAuth form
+//! (RFC 6749, 5.2) on `/oauth/token`, and `{"error_code": …, "message": …}` of MLflow on `/api`, and trailers
+//! for gRPC ([`crate::grpc::status`]). An answer never holds the request id in its body: absent, foreign and hidden things
 //! answer with the same bytes.
 
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{Response, StatusCode};
 use platform::tenancy::Peer;
 use serde_json::json;
 
 use crate::body::AnswerBody;
+use crate::grpc::{self, CONTENT_TYPE_GRPC};
 
 /// Every public code with its status and title.
 pub(crate) const CODES: &[(&str, u16, &str)] = &[
@@ -58,6 +60,7 @@ pub(crate) const CODES: &[(&str, u16, &str)] = &[
     ("credential_kind", 403, "another kind of credential is needed"),
     ("grant_unsupported", 400, "the grant type is not supported"),
     ("mlflow_state", 400, "the run or experiment is not in a state for this"),
+    ("not_implemented", 501, "this part of the protocol is not there"),
     ("node_lost", 502, "the node that worked on this was lost"),
 ];
 
@@ -72,12 +75,17 @@ pub(crate) enum Form {
     OAuth,
     /// MLflow's REST API.
     Mlflow,
+    /// gRPC: trailers.
+    Grpc,
 }
 
 impl Form {
-    /// The form that belongs to a path.
-    pub(crate) fn of(path: &str) -> Self {
-        if path == "/oauth/token" {
+    /// The form that belongs to a request.
+    pub(crate) fn of(path: &str, headers: &HeaderMap) -> Self {
+        let media = headers.get(CONTENT_TYPE).map_or(&[][..], HeaderValue::as_bytes);
+        if media.starts_with(CONTENT_TYPE_GRPC.as_bytes()) {
+            Self::Grpc
+        } else if path == "/oauth/token" {
             Self::OAuth
         } else if path == "/v2" || path.starts_with("/v2/") {
             Self::Inference
@@ -146,6 +154,11 @@ impl Fail {
         self.code
     }
 
+    /// What the client is told.
+    pub(crate) fn detail(&self) -> &str {
+        &self.detail
+    }
+
     /// Status and title of the code; a code that is not in the table is a fault of ours.
     pub(crate) fn status(&self) -> StatusCode {
         StatusCode::from_u16(entry(self.code).1).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
@@ -166,6 +179,7 @@ impl Fail {
         let status = self.status();
         let title = entry(self.code).2;
         let (status, media, body) = match form {
+            Form::Grpc => return grpc::status::answer(self),
             Form::Problem => (
                 status,
                 "application/problem+json",
@@ -302,15 +316,20 @@ mod tests {
     }
 
     #[test]
-    fn four_forms() {
+    fn each_form_keeps_its_own() {
         let fail = Fail::from(platform::tenancy::Error::NotFound("dataset"));
         let answer = fail.answer(Form::Problem);
         assert_eq!((answer.status().as_u16(), answer.headers()[CONTENT_TYPE].to_str().unwrap()), (404, "application/problem+json"));
         let fail = Fail::from(platform::tenancy::Error::Unauthenticated);
         assert_eq!(fail.answer(Form::OAuth).headers()[WWW_AUTHENTICATE], "Basic realm=\"insula\"");
         assert_eq!(fail.answer(Form::Inference).headers()[WWW_AUTHENTICATE], "Bearer realm=\"insula\"");
-        assert_eq!(Form::of("/v2/models/a/infer"), Form::Inference);
-        assert_eq!(Form::of("/v20"), Form::Problem);
+        let of = |path| Form::of(path, &HeaderMap::new());
+        assert_eq!(of("/v2/models/a/infer"), Form::Inference);
+        assert_eq!(of("/v20"), Form::Problem);
+        let grpc = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/grpc+proto"))]);
+        assert_eq!(Form::of("/v2/models/a/infer", &grpc), Form::Grpc);
+        let answer = fail.answer(Form::Grpc);
+        assert_eq!((answer.status().as_u16(), &answer.headers()["grpc-status"]), (200, &HeaderValue::from_static("16")));
         for (fail, status, code) in [
             (Fail::from(platform::tenancy::Error::NotFound("run")), 404, "RESOURCE_DOES_NOT_EXIST"),
             (Fail::from(platform::tenancy::Error::Conflict("taken".to_owned())), 400, "RESOURCE_ALREADY_EXISTS"),
@@ -318,7 +337,7 @@ mod tests {
             (Fail::new("unavailable", "x"), 503, "TEMPORARILY_UNAVAILABLE"),
             (Fail::internal("x"), 500, "INTERNAL_ERROR"),
         ] {
-            let answer = fail.answer(Form::of("/api/2.0/mlflow/runs/get"));
+            let answer = fail.answer(of("/api/2.0/mlflow/runs/get"));
             assert_eq!(answer.status().as_u16(), status);
             assert!(format!("{:?}", answer.into_body()).contains(code), "{code}");
         }

@@ -46,6 +46,7 @@ use crate::api::Reply;
 use crate::body::{Again, AnswerBody, BodyMark};
 use crate::config::RequestLimits;
 use crate::error::{Fail, Result};
+use crate::grpc;
 use crate::service::REQUEST_ID;
 use crate::tls::{NODE_NAME, TlsError, node_client_config};
 
@@ -98,6 +99,10 @@ impl Asked {
         }
         Self { method: parts.method.clone(), target, headers }
     }
+
+    fn is_grpc(&self) -> bool {
+        grpc::is_method(self.target.path())
+    }
 }
 
 /// What a peer answered. Only this module makes one.
@@ -135,6 +140,10 @@ impl Forwarder {
             return Err(Fail::new("unavailable", "the tenant has just moved to another node: send it again").retry_after(1));
         };
         let way = self.way(peer)?;
+        let body = match body {
+            Again::Coming(body) if streams && asked.is_grpc() => Again::Coming(body.patient()),
+            body => body,
+        };
         let request = way.request(asked, &self.node, SentBody::from(body));
         let head = if streams { STREAM_HEAD_TIMEOUT } else { limits.request_timeout.saturating_add(WAY_TIME) };
         tracing::debug!(peer = peer.name, "forwarded");
@@ -195,8 +204,12 @@ impl Way {
 
     /// The request as the peer gets it.
     fn request(&self, asked: Asked, node: &HeaderValue, body: SentBody) -> Request<SentBody> {
+        let trailers = asked.is_grpc();
         let Asked { method, target, mut headers } = asked;
         strip(&mut headers);
+        if trailers {
+            headers.insert(TE, HeaderValue::from_static("trailers"));
+        }
         // This door has let the body come already, and hyper says again how long it is.
         headers.remove(EXPECT);
         headers.remove(CONTENT_LENGTH);
@@ -294,7 +307,7 @@ impl Way {
         }
         let length = incoming.size_hint().exact();
         let coming = Coming { way: self.clone(), incoming, sender, _seat: seat };
-        Response::from_parts(parts, AnswerBody::stream(coming.pieces(), length))
+        Response::from_parts(parts, AnswerBody::stream_frames(coming.frames(), length))
     }
 
     fn unreachable(&self, error: impl Display) -> Fail {
@@ -317,7 +330,7 @@ struct Coming {
 }
 
 impl Coming {
-    fn pieces(self) -> BoxStream<'static, Result<Bytes>> {
+    fn frames(self) -> BoxStream<'static, Result<Frame<Bytes>>> {
         stream::unfold(Some(self), |coming| async move {
             let mut coming = coming?;
             loop {
@@ -325,8 +338,11 @@ impl Coming {
                     Err(_) => Some((Err(coming.way.lost("silence")), None)),
                     Ok(Some(Err(error))) => Some((Err(coming.way.lost(error)), None)),
                     Ok(Some(Ok(frame))) => match frame.into_data() {
-                        Ok(piece) => Some((Ok(piece), Some(coming))),
-                        Err(_trailers) => continue,
+                        Ok(piece) => Some((Ok(Frame::data(piece)), Some(coming))),
+                        Err(frame) => match frame.into_trailers() {
+                            Ok(trailers) => Some((Ok(Frame::trailers(trailers)), Some(coming))),
+                            Err(_unknown) => continue,
+                        },
                     },
                     Ok(None) => {
                         coming.way.keep(coming.sender);

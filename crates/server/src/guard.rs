@@ -5,6 +5,7 @@ use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE
 use http::{Method, Uri};
 
 use crate::error::{Fail, Result};
+use crate::route::inference::JSON_LENGTH;
 
 /// Longest request target in bytes.
 const TARGET_BYTES_MAX: usize = 8192;
@@ -14,7 +15,7 @@ const SEGMENT_BYTES_MAX: usize = 256;
 const SEGMENTS_MAX: usize = 32;
 
 /// Headers of which two would be one too many.
-const ONCE: [HeaderName; 6] = [AUTHORIZATION, CONTENT_TYPE, CONTENT_LENGTH, CONTENT_ENCODING, HOST, EXPECT];
+const ONCE: [HeaderName; 7] = [AUTHORIZATION, CONTENT_TYPE, CONTENT_LENGTH, CONTENT_ENCODING, HOST, EXPECT, JSON_LENGTH];
 
 /// Checks the headers of a request.
 ///

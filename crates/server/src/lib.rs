@@ -14,8 +14,8 @@
 //! | `guard` | what is refused before routing |
 //! | `forward` | a request goes on to the node that is its tenant's home |
 //! | `api` | the one way to register an address: credential, permit, handler, ledger, answer |
-//! | `route`, `public` | the addresses |
-//! | `error` | errors to HTTP |
+//! | `route`, `public`, `grpc`, `mlflow` | the addresses, by protocol |
+//! | `error` | errors to HTTP, and in `grpc` to gRPC |
 //! | `openapi`, `metrics`, `service` | the document, the counters, one request from head to answer |
 //!
 //! What is deliberately missing: a plaintext port, SQL, keys, and any registration of an address without a decision.
@@ -28,6 +28,7 @@ mod config;
 mod egress;
 mod error;
 mod forward;
+mod grpc;
 mod guard;
 mod metrics;
 mod mlflow;
@@ -92,6 +93,7 @@ mod tests {
         assert_eq!(places.len(), routes.len());
         let document = super::openapi();
         let listed: usize = document["paths"].as_object().unwrap().values().map(|item| item.as_object().unwrap().len()).sum();
-        assert_eq!(listed, routes.len());
+        let over_grpc = routes.iter().filter(|route| crate::grpc::is_method(route.path)).count();
+        assert_eq!((listed, over_grpc), (routes.len() - over_grpc, 10));
     }
 }

@@ -11,6 +11,7 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::Schema;
 
 use crate::api::{Access, Route};
+use crate::grpc;
 
 /// What the document says about one address, and which query parameters it knows.
 pub(crate) struct Doc {
@@ -89,6 +90,11 @@ impl Doc {
         Self { answer: Some(Content::Raw(media, about)), streams: true, ..self }
     }
 
+    /// The same as a conversation, without a deadline for the whole.
+    pub(crate) fn streaming(self) -> Self {
+        Self { streams: true, ..self }
+    }
+
     /// Status of success when it is not 200.
     pub(crate) fn status(self, status: u16) -> Self {
         Self { status, ..self }
@@ -104,7 +110,8 @@ impl Doc {
 pub(crate) fn document(routes: &[Route]) -> Value {
     let mut schemas = Schemas::default();
     let mut paths: BTreeMap<String, Map<String, Value>> = BTreeMap::new();
-    for route in routes {
+    // gRPC has its own description: the protocol's `.proto`.
+    for route in routes.iter().filter(|route| !grpc::is_method(route.info.path)) {
         let path = route.info.path.replace("...}", "}");
         let method = method_word(&route.info.method);
         paths.entry(path).or_default().insert(method, operation(route, &mut schemas));

@@ -10,7 +10,9 @@ use utoipa::ToSchema;
 
 use crate::api::{Ask, Reply, form_pairs};
 use crate::error::{Fail, Result};
+use crate::grpc;
 use crate::openapi::Doc;
+use crate::route::inference::{SERVER_EXTENSIONS, SERVER_NAME};
 use crate::route::people::IssuedKeyAnswer;
 
 /// A public address.
@@ -26,6 +28,9 @@ pub(crate) enum Public {
     InferenceServer,
     InferenceLive,
     InferenceReady,
+    GrpcServerLive,
+    GrpcServerReady,
+    GrpcServerMetadata,
     MlflowHealth,
     MlflowVersion,
     MlflowServerInfo,
@@ -33,7 +38,7 @@ pub(crate) enum Public {
 
 impl Public {
     /// All of them.
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::Health,
         Self::Ready,
         Self::Token,
@@ -44,6 +49,9 @@ impl Public {
         Self::InferenceServer,
         Self::InferenceLive,
         Self::InferenceReady,
+        Self::GrpcServerLive,
+        Self::GrpcServerReady,
+        Self::GrpcServerMetadata,
         Self::MlflowHealth,
         Self::MlflowVersion,
         Self::MlflowServerInfo,
@@ -87,6 +95,9 @@ impl Public {
             Self::InferenceReady => {
                 get("/v2/health/ready", Doc::new("inference_ready", "Readiness (Open Inference Protocol)").answers::<Ready>())
             }
+            Self::GrpcServerLive => (Method::POST, grpc::SERVER_LIVE, Doc::new("grpc_server_live", "Liveness")),
+            Self::GrpcServerReady => (Method::POST, grpc::SERVER_READY, Doc::new("grpc_server_ready", "Readiness")),
+            Self::GrpcServerMetadata => (Method::POST, grpc::SERVER_METADATA, Doc::new("grpc_server_metadata", "Server metadata")),
             Self::MlflowHealth => {
                 get("/health", Doc::new("mlflow_health", "The process answers, for MLflow's clients").answers_raw("text/plain", "OK"))
             }
@@ -103,6 +114,9 @@ impl Public {
 
     /// Answers it.
     pub(crate) async fn answer(self, ask: Ask) -> Result<Reply> {
+        if matches!(self, Self::GrpcServerLive | Self::GrpcServerReady | Self::GrpcServerMetadata) {
+            grpc::framing::content_type(&ask.headers)?;
+        }
         match self {
             Self::Health => Reply::json(&Health { status: "ok" }),
             Self::Ready => readiness(&ask, &Health { status: "ready" }, &Health { status: "stopping" }),
@@ -112,10 +126,14 @@ impl Public {
             Self::Document => Ok(Reply::bytes("application/json", ask.service.openapi.clone())),
             Self::Bootstrap => bootstrap(ask).await,
             Self::InferenceServer => {
-                Reply::json(&ServerMetadata { name: "insula", version: env!("CARGO_PKG_VERSION"), extensions: Vec::new() })
+                let extensions = SERVER_EXTENSIONS.to_vec();
+                Reply::json(&ServerMetadata { name: SERVER_NAME, version: env!("CARGO_PKG_VERSION"), extensions })
             }
             Self::InferenceLive => Reply::json(&Live { live: true }),
             Self::InferenceReady => readiness(&ask, &Ready { ready: true }, &Ready { ready: false }),
+            Self::GrpcServerLive => Ok(grpc::server_live()),
+            Self::GrpcServerReady => Ok(grpc::server_ready(ask.service.is_ready())),
+            Self::GrpcServerMetadata => Ok(grpc::server_metadata()),
             Self::MlflowHealth => Ok(Reply::bytes("text/plain", "OK".into())),
             Self::MlflowVersion => Ok(Reply::bytes("text/plain", MLFLOW_VERSION.into())),
             Self::MlflowServerInfo => Reply::json(&mlflow_server_info()),
@@ -160,7 +178,7 @@ pub(crate) struct Health {
 pub(crate) struct ServerMetadata {
     name: &'static str,
     version: &'static str,
-    extensions: Vec<String>,
+    extensions: Vec<&'static str>,
 }
 
 /// Open Inference Protocol, liveness.

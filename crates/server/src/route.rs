@@ -3,6 +3,7 @@
 
 pub(crate) mod data;
 pub(crate) mod deployment;
+pub(crate) mod inference;
 pub(crate) mod ledger;
 pub(crate) mod metrics;
 pub(crate) mod model;
@@ -29,6 +30,8 @@ pub(crate) fn all() -> Api {
     training::register(&mut api);
     model::register(&mut api);
     deployment::register(&mut api);
+    inference::register(&mut api);
+    crate::grpc::register(&mut api);
     ledger::register(&mut api);
     metrics::register(&mut api);
     crate::mlflow::register(&mut api);

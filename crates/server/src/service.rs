@@ -9,7 +9,8 @@ use std::time::Instant;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::header::{
-    CACHE_CONTROL, CONNECTION, EXPECT, HeaderName, HeaderValue, STRICT_TRANSPORT_SECURITY, TRANSFER_ENCODING, X_CONTENT_TYPE_OPTIONS,
+    CACHE_CONTROL, CONNECTION, EXPECT, HeaderName, HeaderValue, STRICT_TRANSPORT_SECURITY, TRAILER, TRANSFER_ENCODING,
+    X_CONTENT_TYPE_OPTIONS,
 };
 use http::request::Parts;
 use http::{Request, Response, StatusCode};
@@ -75,7 +76,7 @@ impl Service {
         let started = Instant::now();
         let (parts, incoming) = request.into_parts();
         let id = request_id(&parts);
-        let form = Form::of(parts.uri.path());
+        let form = Form::of(parts.uri.path(), &parts.headers);
         // The end of a chunked body is not followed in the watch, so nothing may come after it.
         let close = work.is_http1() && parts.headers.contains_key(TRANSFER_ENCODING);
         let span = tracing::info_span!(
@@ -87,15 +88,22 @@ impl Service {
             principal = tracing::field::Empty
         );
         let mut operation = None;
-        let handling = self.handle(parts, incoming, &id, work.is_ambiguous(), &mut operation).instrument(span.clone());
+        let handling = self.handle(parts, incoming, &id, (form, work.is_ambiguous()), &mut operation).instrument(span.clone());
         let (outcome, received) = AssertUnwindSafe(handling).catch_unwind().await.unwrap_or_else(|_| {
             self.metrics.panicked();
             (Outcome { answer: Err(Fail::internal("a handler panicked")), tenant: None }, 0)
         });
         let _entered = span.entered();
+        // What gRPC calls a failure is a success of HTTP.
+        let failed = outcome.answer.as_ref().err().map(Fail::status);
         let mut response = finish(outcome.answer, form);
+        if form == Form::Grpc && work.is_http1() {
+            // Only another node asks so; what is not announced does not leave as a trailer.
+            response.headers_mut().insert(TRAILER, HeaderValue::from_static("grpc-status, grpc-message, grpc-accept-encoding"));
+        }
         headers(response.headers_mut(), &id, outcome.tenant.as_ref(), close);
-        let seen = Seen { operation, status: response.status(), took: started.elapsed(), received, sent: response.body().length() };
+        let status = failed.unwrap_or_else(|| response.status());
+        let seen = Seen { operation, status, took: started.elapsed(), received, sent: response.body().length() };
         if let Some(tenant) = &outcome.tenant {
             tenant.meter.count_bytes(seen.received, seen.sent);
         }
@@ -110,7 +118,7 @@ impl Service {
         parts: Parts,
         incoming: Incoming,
         id: &RequestId,
-        ambiguous: bool,
+        (form, ambiguous): (Form, bool),
         operation: &mut Option<usize>,
     ) -> (Outcome, u64) {
         let body = RequestBody::new(incoming, self.limits.clone());
@@ -136,7 +144,9 @@ impl Service {
             self.metrics.forwarded();
             outcome = forwarder.forward(&peer, asked, &mark, &self.limits, streams).await.map(Answer::forwarded).into();
         }
-        if outcome.answer.as_ref().is_err_and(|fail| !matches!(fail.code(), "body_timeout" | "upload_interrupted" | "request_ambiguous")) {
+        // A conversation ends only when both have said all: its refusal cannot wait for that.
+        let refused = outcome.answer.as_ref().err().filter(|_| form != Form::Grpc);
+        if refused.is_some_and(|fail| !matches!(fail.code(), "body_timeout" | "upload_interrupted" | "request_ambiguous")) {
             mark.let_come(waits).await;
         }
         (outcome, mark.read())

@@ -37,6 +37,7 @@ mod frame;
 mod job;
 mod message;
 mod model;
+pub mod protobuf;
 
 pub use frame::{BODY_BYTES_MAX, Decoder, Frame, HEADER_BYTES, META_BYTES_MAX, WireError};
 pub use job::{

@@ -27,11 +27,30 @@ pub enum ToCell {
         /// Which.
         slot: u32,
     },
-    /// One prediction: the body of an Open Inference Protocol REST request, as the client sent it. Answered by [`FromCell::Inferred`].
+    /// One prediction: the body of an Open Inference Protocol REST request, as the client sent it. Answered by [`FromCell::Inferred`], or by
+    /// [`FromCell::InferredBinary`] when the JSON asks for that.
     Infer {
         /// Which model.
         slot: u32,
         /// JSON.
+        body: Bytes,
+    },
+    /// One prediction: as [`ToCell::Infer`], with tensors in binary form behind the JSON. Answered by [`FromCell::Inferred`] or
+    /// [`FromCell::InferredBinary`].
+    InferBinary {
+        /// Which model.
+        slot: u32,
+        /// Length of the JSON in bytes.
+        json_bytes: u32,
+        /// JSON, then tensors.
+        body: Bytes,
+    },
+    /// One prediction: a `ModelInferRequest` of the Open Inference Protocol's gRPC service, as the client sent it. Answered by
+    /// [`FromCell::Inferred`] with a `ModelInferResponse`.
+    InferGrpc {
+        /// Which model.
+        slot: u32,
+        /// Protocol buffers.
         body: Bytes,
     },
     /// One prediction: the body of an MLflow scoring request, as the client sent it. Answered by [`FromCell::Inferred`].
@@ -60,8 +79,15 @@ pub enum FromCell {
     Ready,
     /// A model was loaded or admitted.
     Model(ModelInfo),
-    /// A prediction: the JSON body of the answer.
+    /// A prediction: the body of the answer.
     Inferred(Bytes),
+    /// A prediction: JSON, and tensors in binary form behind it.
+    InferredBinary {
+        /// Length of the JSON in bytes; never more than the body has.
+        json_bytes: u32,
+        /// The body of the answer.
+        body: Bytes,
+    },
     /// The data set was read.
     Inspected(Inspection),
     /// Rows of a preview.
@@ -167,6 +193,8 @@ mod kind {
     pub(super) const TRAIN: u8 = 8;
     pub(super) const BLOCK: u8 = 9;
     pub(super) const SCORE: u8 = 10;
+    pub(super) const INFER_BINARY: u8 = 11;
+    pub(super) const INFER_GRPC: u8 = 12;
 
     pub(super) const READY: u8 = 65;
     pub(super) const MODEL: u8 = 66;
@@ -179,6 +207,7 @@ mod kind {
     pub(super) const PROGRESS: u8 = 73;
     pub(super) const LOG: u8 = 74;
     pub(super) const FAIL: u8 = 75;
+    pub(super) const INFERRED_BINARY: u8 = 76;
 }
 
 fn to_meta<T: Serialize>(value: &T) -> Result<Bytes, WireError> {
@@ -196,6 +225,17 @@ fn block(body: &Bytes) -> Result<Bytes, WireError> {
     Ok(body.clone())
 }
 
+/// The length of the JSON before tensors, as `meta`.
+fn length(json_bytes: u32) -> Bytes {
+    Bytes::copy_from_slice(&json_bytes.to_le_bytes())
+}
+
+/// The same out of `meta`: no longer than the body.
+fn json_length(frame: &Frame) -> Result<u32, WireError> {
+    let length = frame.meta[..].try_into().map(u32::from_le_bytes).map_err(|_| WireError::Malformed("length of JSON"))?;
+    if length as usize > frame.body.len() { Err(WireError::Malformed("length of JSON")) } else { Ok(length) }
+}
+
 impl ToCell {
     /// As a frame with this request id.
     ///
@@ -208,6 +248,8 @@ impl ToCell {
             Self::Load { slot, load } => (kind::LOAD, *slot, to_meta(load)?, none()),
             Self::Unload { slot } => (kind::UNLOAD, *slot, none(), none()),
             Self::Infer { slot, body } => (kind::INFER, *slot, none(), body.clone()),
+            Self::InferBinary { slot, json_bytes, body } => (kind::INFER_BINARY, *slot, length(*json_bytes), body.clone()),
+            Self::InferGrpc { slot, body } => (kind::INFER_GRPC, *slot, none(), body.clone()),
             Self::Score { slot, body } => (kind::SCORE, *slot, none(), body.clone()),
             Self::Admit(load) => (kind::ADMIT, 0, to_meta(load)?, none()),
             Self::Inspect(inspect) => (kind::INSPECT, 0, to_meta(inspect)?, none()),
@@ -228,6 +270,8 @@ impl ToCell {
             kind::LOAD => Self::Load { slot: frame.slot, load: from_meta(frame)? },
             kind::UNLOAD => Self::Unload { slot: frame.slot },
             kind::INFER => Self::Infer { slot: frame.slot, body: frame.body.clone() },
+            kind::INFER_BINARY => Self::InferBinary { slot: frame.slot, json_bytes: json_length(frame)?, body: frame.body.clone() },
+            kind::INFER_GRPC => Self::InferGrpc { slot: frame.slot, body: frame.body.clone() },
             kind::SCORE => Self::Score { slot: frame.slot, body: frame.body.clone() },
             kind::ADMIT => Self::Admit(from_meta(frame)?),
             kind::INSPECT => Self::Inspect(from_meta(frame)?),
@@ -256,6 +300,7 @@ impl FromCell {
             Self::Ready => (kind::READY, none(), none()),
             Self::Model(info) => (kind::MODEL, to_meta(info)?, none()),
             Self::Inferred(body) => (kind::INFERRED, none(), body.clone()),
+            Self::InferredBinary { json_bytes, body } => (kind::INFERRED_BINARY, length(*json_bytes), body.clone()),
             Self::Inspected(inspection) => (kind::INSPECTED, to_meta(inspection)?, none()),
             Self::Previewed(rows) => (kind::PREVIEWED, none(), to_meta(rows)?),
             Self::Trained(trained) => (kind::TRAINED, to_meta(trained)?, none()),
@@ -282,6 +327,7 @@ impl FromCell {
             kind::READY => Self::Ready,
             kind::MODEL => Self::Model(from_meta(frame)?),
             kind::INFERRED => Self::Inferred(frame.body.clone()),
+            kind::INFERRED_BINARY => Self::InferredBinary { json_bytes: json_length(frame)?, body: frame.body.clone() },
             kind::INSPECTED => Self::Inspected(from_meta(frame)?),
             kind::PREVIEWED => Self::Previewed(serde_json::from_slice(&frame.body).map_err(|_| WireError::Malformed("rows"))?),
             kind::TRAINED => Self::Trained(from_meta(frame)?),
@@ -330,6 +376,8 @@ mod tests {
             ToCell::Unload { slot: 2 },
             ToCell::Infer { slot: 1, body: Bytes::from_static(b"{}") },
             ToCell::Score { slot: 1, body: Bytes::from_static(b"{}") },
+            ToCell::InferBinary { slot: 1, json_bytes: 2, body: Bytes::from_static(b"{}xyz") },
+            ToCell::InferGrpc { slot: 1, body: Bytes::from_static(b"\x0a\x01d") },
             ToCell::Admit(load),
             ToCell::Block(Bytes::from_static(b"abc")),
         ] {
@@ -338,6 +386,7 @@ mod tests {
         for message in [
             FromCell::Ready,
             FromCell::Inferred(Bytes::from_static(b"{}")),
+            FromCell::InferredBinary { json_bytes: 2, body: Bytes::from_static(b"{}xyz") },
             FromCell::Read { offset: u64::MAX, bytes: 17 },
             FromCell::Output(Bytes::from_static(b"x")),
             FromCell::Log("line".into()),
@@ -352,6 +401,8 @@ mod tests {
         assert_eq!(FromCell::parse(&ToCell::Ping.frame(0).unwrap()), Err(WireError::Kind(1)));
         assert!(FromCell::Read { offset: 0, bytes: BLOCK_BYTES_MAX + 1 }.frame(0).is_ok_and(|f| FromCell::parse(&f).is_err()));
         assert!(ToCell::Block(Bytes::from(vec![0; BLOCK_BYTES_MAX as usize + 1])).frame(0).is_err());
+        let past_the_end = FromCell::InferredBinary { json_bytes: 3, body: Bytes::from_static(b"{}") }.frame(0).unwrap();
+        assert_eq!(FromCell::parse(&past_the_end), Err(WireError::Malformed("length of JSON")));
         let long = FromCell::Log("ä".repeat(LOG_BYTES_MAX)).frame(0).unwrap();
         assert!(long.body.len() <= LOG_BYTES_MAX && FromCell::parse(&long).is_ok());
     }

@@ -84,6 +84,16 @@ async fn whichever_node_is_asked_answers() {
     let infer = async |node| pair.send(node, Method::POST, "/v2/models/gate/infer", question(7.0, 2.0)).await.expect(200).json();
     assert_eq!(infer(0).await["outputs"], infer(1).await["outputs"]);
 
+    // gRPC too, with its trailers, and streams in both directions at once.
+    if let Some(python) = std::env::var_os("INSULA_PY") {
+        for node in NODES {
+            let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/insula/grpc_at_a_node.py");
+            let mut command = tokio::process::Command::new(&python);
+            let output = command.arg(script).args(pair.nodes.address(node)).env("INSULA_TOKEN", &pair.admin).output().await.unwrap();
+            assert!(output.status.success(), "node {node}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+
     // A token from one node opens the other.
     let key = pair.send(0, Method::POST, "/v1/keys", json!({"name": "app", "member": "ada"})).await.expect(201).json();
     let (id, secret) = (word(&key, "/key/id"), word(&key, "/secret"));

@@ -21,6 +21,7 @@ mod mlflow;
 mod moving_in;
 mod newcomer;
 mod nodes;
+mod oip;
 mod operator;
 mod stores;
 mod world;

@@ -143,6 +143,7 @@ impl Shared {
             FromCell::Ready,
             FromCell::Model(info),
             FromCell::Inferred(Bytes::new()),
+            FromCell::InferredBinary { json_bytes: 0, body: Bytes::new() },
             FromCell::Fail(Fail::new(FailCode::Internal, "")),
         ]);
         let mut inbox = Inbox::new(answer_bytes_max);

@@ -25,7 +25,7 @@ use crate::config::PlatformConfig;
 use crate::dataset::hex;
 use crate::deployment::serving_for;
 use crate::error::{CellFailure, Error, Result};
-use crate::predict::{Asked, Protocol};
+use crate::predict::{Prediction, Protocol, Question};
 use crate::stats::bump;
 
 /// Deployments of one tenant whose meaning is remembered.
@@ -120,6 +120,8 @@ impl Serving {
         let (slot, body) = (slots.loaded.get(key)?.number, body.clone());
         let request = match protocol {
             Protocol::Inference => ToCell::Infer { slot, body },
+            Protocol::InferenceBinary { json_bytes } => ToCell::InferBinary { slot, json_bytes, body },
+            Protocol::InferenceGrpc => ToCell::InferGrpc { slot, body },
             Protocol::Scoring => ToCell::Score { slot, body },
         };
         Some(self.link.ask(&request, None))
@@ -323,7 +325,13 @@ impl Island {
 
 impl Cells {
     /// One prediction.
-    pub(crate) async fn predict(&self, permit: &Permit<Predict>, owner: &Owner, version: Option<&str>, asked: Asked) -> Result<Bytes> {
+    pub(crate) async fn predict(
+        &self,
+        permit: &Permit<Predict>,
+        owner: &Owner,
+        version: Option<&str>,
+        asked: Question,
+    ) -> Result<Prediction> {
         if asked.body.len() > wire::BODY_BYTES_MAX as usize {
             return Err(Error::TooLarge { what: "request", bytes_max: wire::BODY_BYTES_MAX.into() });
         }
@@ -353,8 +361,8 @@ impl Cells {
         permit: &Permit<Predict>,
         owner: &Owner,
         version: Option<&str>,
-        asked: &Asked,
-    ) -> Result<Bytes, Miss> {
+        asked: &Question,
+    ) -> Result<Prediction, Miss> {
         let resolved = island.resolve(permit, version).await?;
         island.breaker_check(&resolved.key)?;
         let begun = Instant::now();
@@ -378,13 +386,13 @@ impl Cells {
                 return Err(Miss::Final(Error::DeadlineExceeded { seconds: timeout.as_secs() }));
             }
         };
+        if let Some(prediction) = answer.as_ref().ok().and_then(Prediction::of) {
+            island.breaker_worked(&resolved.key);
+            permit.detail("model_sha256", &resolved.sha256);
+            permit.detail("model_version", &resolved.version);
+            return Ok(prediction);
+        }
         match answer {
-            Ok(FromCell::Inferred(body)) => {
-                island.breaker_worked(&resolved.key);
-                permit.detail("model_sha256", &resolved.sha256);
-                permit.detail("model_version", &resolved.version);
-                Ok(body)
-            }
             Ok(FromCell::Fail(fail)) if fail.code == FailCode::NoModel => {
                 // Put out between look-up and request; the next try loads it again.
                 cell.0.slots.lock().loaded.pop(&resolved.key);

@@ -142,8 +142,9 @@ impl World {
 
     pub(crate) async fn predict(&self, key: &str, name: &str, body: impl Into<Bytes>) -> Result<serde_json::Value> {
         let permit = self.allow::<Predict>(key, name).await;
-        let answer = self.platform.predict(&permit, None, body.into()).await;
-        Ok(serde_json::from_slice(&close(permit, answer)?).unwrap())
+        let body: Bytes = body.into();
+        let answer = self.platform.predict(&permit, None, body).await;
+        Ok(serde_json::from_slice(&close(permit, answer)?.body).unwrap())
     }
 
     /// Process id of the tenant's serving cell.

@@ -5,6 +5,7 @@
 use http::Method;
 use platform::tenancy::Permit;
 use platform::tenancy::act::Predict;
+use platform::{Protocol, Question};
 
 use crate::api::{Api, Ask, Reply};
 use crate::error::{Fail, Result};
@@ -26,6 +27,7 @@ async fn invocations(permit: &Permit<Predict>, ask: Ask) -> Result<Reply> {
     }
     let service = ask.service.clone();
     let body = ask.body.bytes(service.limits.predict_bytes_max).await?;
-    let answer = service.platform.score(permit, body).await?;
-    Ok(Reply::bytes("application/json", answer))
+    let question = Question { protocol: Protocol::Scoring, body };
+    let answer = service.platform.predict(permit, None, question).await?;
+    Ok(Reply::bytes("application/json", answer.body))
 }

@@ -1,19 +1,13 @@
-//! Deployments, and the Open Inference Protocol on top of them. A prediction's body is never parsed here.
+//! Deployments: which version of a model answers under a name.
 
-use http::HeaderName;
 use platform::tenancy::Permit;
-use platform::tenancy::act::{DeploymentRead, DeploymentWrite, Predict};
-use platform::{Deployment, DeploymentRequest, OipMetadata};
-use serde::Serialize;
-use utoipa::ToSchema;
+use platform::tenancy::act::{DeploymentRead, DeploymentWrite};
+use platform::{Deployment, DeploymentRequest};
 
-use super::{DELETE, GET, POST, PUT};
+use super::{DELETE, GET, PUT};
 use crate::api::{Api, Ask, Reply};
-use crate::error::{Fail, Result};
+use crate::error::Result;
 use crate::openapi::Doc;
-
-/// Marks a body with binary tensors after its JSON header.
-const BINARY_HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
 
 pub(super) fn register(api: &mut Api) {
     api.tenant_route(GET, "/v1/deployments", Doc::new("deployment_list", "Deployments by name").pages::<Deployment>(), list);
@@ -25,19 +19,6 @@ pub(super) fn register(api: &mut Api) {
         put,
     );
     api.tenant_route(DELETE, "/v1/deployments/{name}", Doc::new("deployment_delete", "Remove a deployment").status(204), delete);
-    let metadata_doc = |operation| Doc::new(operation, "Model metadata (Open Inference Protocol)").answers::<OipMetadata>();
-    api.tenant_route(GET, "/v2/models/{name}", metadata_doc("inference_metadata"), metadata);
-    api.tenant_route(GET, "/v2/models/{name}/versions/{version}", metadata_doc("inference_version_metadata"), metadata);
-    let ready_doc = |operation| Doc::new(operation, "Whether the model answers (Open Inference Protocol)").answers::<ModelReady<'_>>();
-    api.tenant_route(GET, "/v2/models/{name}/ready", ready_doc("inference_model_ready"), ready);
-    api.tenant_route(GET, "/v2/models/{name}/versions/{version}/ready", ready_doc("inference_version_ready"), ready);
-    let infer_doc = |operation| {
-        Doc::new(operation, "Predict (Open Inference Protocol)")
-            .takes_raw("application/json", "inference request")
-            .answers_raw("application/json", "inference response")
-    };
-    api.tenant_route(POST, "/v2/models/{name}/infer", infer_doc("predict"), infer);
-    api.tenant_route(POST, "/v2/models/{name}/versions/{version}/infer", infer_doc("predict_version"), infer);
 }
 
 async fn list(permit: &Permit<DeploymentRead>, ask: Ask) -> Result<Reply> {
@@ -59,34 +40,4 @@ async fn delete(permit: &Permit<DeploymentWrite>, ask: Ask) -> Result<Reply> {
     ask.no_body().await?;
     service.platform.deployment_delete(permit).await?;
     Ok(Reply::empty())
-}
-
-fn version(ask: &Ask) -> Option<&str> {
-    Some(ask.parameter("version")).filter(|version| !version.is_empty())
-}
-
-async fn metadata(permit: &Permit<DeploymentRead>, ask: Ask) -> Result<Reply> {
-    Reply::json(&ask.service.platform.deployment_metadata(permit, version(&ask)).await?)
-}
-
-/// Readiness of one model.
-#[derive(Serialize, ToSchema)]
-struct ModelReady<'a> {
-    name: &'a str,
-    ready: bool,
-}
-
-async fn ready(permit: &Permit<DeploymentRead>, ask: Ask) -> Result<Reply> {
-    ask.service.platform.deployment_ready(permit, version(&ask)).await?;
-    Reply::json(&ModelReady { name: permit.resource(), ready: true })
-}
-
-async fn infer(permit: &Permit<Predict>, ask: Ask) -> Result<Reply> {
-    if ask.headers.contains_key(BINARY_HEADER_LENGTH) {
-        return Err(Fail::new("media_type_unsupported", "send tensors as JSON; the binary extension is not supported"));
-    }
-    let (service, version) = (ask.service.clone(), version(&ask).map(str::to_owned));
-    let body = ask.body.bytes(service.limits.predict_bytes_max).await?;
-    let answer = service.platform.predict(permit, version.as_deref(), body).await?;
-    Ok(Reply::bytes("application/json", answer))
 }

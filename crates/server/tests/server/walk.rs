@@ -10,7 +10,7 @@ use server::{Access, RouteInfo};
 use crate::harness::{Answer, Insula, fresh_id, rows};
 
 /// Addresses that anybody may call. There is no switch that writes this list: a new public address is added by hand.
-const PUBLIC: [&str; 13] = [
+const PUBLIC: [&str; 16] = [
     "GET /.well-known/jwks.json",
     "GET /.well-known/oauth-authorization-server",
     "GET /api/3.0/mlflow/server-info",
@@ -22,6 +22,9 @@ const PUBLIC: [&str; 13] = [
     "GET /v2/health/live",
     "GET /v2/health/ready",
     "GET /version",
+    "POST /inference.GRPCInferenceService/ServerLive",
+    "POST /inference.GRPCInferenceService/ServerMetadata",
+    "POST /inference.GRPCInferenceService/ServerReady",
     "POST /oauth/token",
     "POST /v1/bootstrap",
 ];

@@ -30,6 +30,7 @@ pub(crate) struct Cluster {
     nodes: Vec<Mutex<Option<Child>>>,
     ports: Vec<u16>,
     http: Client,
+    authority: String,
     pub(crate) operator: String,
     turn: AtomicUsize,
     pub(crate) told: Mutex<Told>,
@@ -86,6 +87,7 @@ impl Cluster {
             nodes: (0..nodes).map(|_| Mutex::new(None)).collect(),
             ports,
             http: Client::new(),
+            authority: String::new(),
             operator: String::new(),
             turn: AtomicUsize::new(0),
             told: Mutex::default(),
@@ -93,7 +95,8 @@ impl Cluster {
         cluster.launch(0);
         let facts = cluster.wait(0);
         (1..nodes).for_each(|node| cluster.launch(node));
-        let authority = fs::read(facts["cacert"].as_str().unwrap()).unwrap();
+        cluster.authority = facts["cacert"].as_str().unwrap().to_owned();
+        let authority = fs::read(&cluster.authority).unwrap();
         let authority = reqwest::Certificate::from_pem(&authority).unwrap();
         cluster.http = Client::builder().tls_certs_only([authority]).no_proxy().timeout(ANSWER_MAX).build().unwrap();
         (1..nodes).for_each(|node| drop(cluster.wait(node)));
@@ -112,6 +115,11 @@ impl Cluster {
         let log = File::options().create(true).append(true).open(path("log-")).unwrap();
         let child = command.stdin(Stdio::null()).stdout(File::create(path("out-")).unwrap()).stderr(log).spawn().unwrap();
         *self.nodes[node].lock().unwrap() = Some(child);
+    }
+
+    /// Where a node listens, and the certificate authority that answers for it.
+    pub(crate) fn address(&self, node: usize) -> [String; 2] {
+        [format!("127.0.0.1:{}", self.ports[node]), self.authority.clone()]
     }
 
     /// Waits until the node serves; what it says of itself.

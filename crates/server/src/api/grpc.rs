@@ -1,0 +1,198 @@
+//! Methods of gRPC as addresses: the same door as every other. A call of one message has one permit; a stream has one for each of its
+//! messages, with the credential looked at again, so that whoever was locked out in the meantime gets no further answer.
+//!
+//! ```text
+//! unary    credential → Tenant → start of the message → allow::<A>(its name) → rest of it → handler → finish → message, trailers
+//! stream   credential → Tenant → head of the answer; then for each message: the same again → message … trailers
+//! ```
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream;
+use http::Method;
+use http_body::Frame;
+use platform::tenancy::act::Act;
+use platform::tenancy::{Permit, Tenant};
+use tokio::time::{timeout, timeout_at};
+
+use super::{Access, Answer, Api, Ask, Handle, Mode, Outcome, Run, closed, identify, mark, open};
+use crate::body::AnswerBody;
+use crate::error::{Fail, Result};
+use crate::grpc::framing::{self, Incoming};
+use crate::grpc::heading::Heading;
+use crate::grpc::{message, status};
+use crate::openapi::Doc;
+use crate::service::Service;
+
+/// One message as a handler sees it.
+pub(crate) struct Call {
+    pub(crate) service: Arc<Service>,
+    pub(crate) heading: Heading,
+    pub(crate) message: Bytes,
+}
+
+impl Api {
+    /// Registers a method of one message: `A` is what it does, on the resource that the message names in its first field, or on none.
+    pub(crate) fn grpc_route<A, H>(&mut self, path: &'static str, doc: Doc, named: bool, handler: H)
+    where
+        A: Act,
+        H: for<'p> Handle<'p, Permit<A>, Call, Bytes> + Clone + 'static,
+    {
+        let run: Run = Box::new(move |ask| {
+            let handler = handler.clone();
+            Box::pin(async move {
+                match enter(&ask).await {
+                    Ok(tenant) => unary::<A, H>(&handler, ask, &tenant, named).await,
+                    Err(fail) => Err(fail).into(),
+                }
+            })
+        });
+        self.add(Method::POST, path, Access::Tenant { act: A::NAME, writes: <A::Mode as Mode>::WRITES }, doc, run);
+    }
+
+    /// Registers a method of many messages, each of which is asked for and answered in its order.
+    pub(crate) fn grpc_stream_route<A, H>(&mut self, path: &'static str, doc: Doc, handler: H)
+    where
+        A: Act,
+        H: for<'p> Handle<'p, Permit<A>, Call, Bytes> + Clone + 'static,
+    {
+        let run: Run = Box::new(move |ask| {
+            let handler = handler.clone();
+            Box::pin(async move {
+                match enter(&ask).await {
+                    Ok(tenant) => streaming::<A, H>(handler, ask, &tenant),
+                    Err(fail) => Err(fail).into(),
+                }
+            })
+        });
+        self.add(Method::POST, path, Access::Tenant { act: A::NAME, writes: <A::Mode as Mode>::WRITES }, doc.streaming(), run);
+    }
+}
+
+async fn enter(ask: &Ask) -> Result<Tenant> {
+    open(ask, identify(ask).await?).await
+}
+
+async fn unary<A: Act, H: for<'p> Handle<'p, Permit<A>, Call, Bytes>>(handler: &H, mut ask: Ask, tenant: &Tenant, named: bool) -> Outcome {
+    let limits = ask.service.limits.clone();
+    let mut incoming = Incoming::new(ask.body.take(), limits.predict_bytes_max);
+    let wanted = framing::time_limit(&ask.headers);
+    let limit = wanted.as_ref().ok().copied().flatten().map_or(limits.request_timeout, |wanted| wanted.min(limits.request_timeout));
+    let deadline = tokio::time::Instant::now() + limit;
+    let begun = async {
+        framing::content_type(&ask.headers)?;
+        wanted?;
+        if !incoming.begin().await? {
+            return Err(Fail::new("invalid", "the request has no message"));
+        }
+        if named { incoming.heading().await } else { Ok(Heading::default()) }
+    };
+    let begun = timeout_at(deadline, begun).await.unwrap_or_else(|_| Err(late(limit)));
+    let name = begun.as_ref().map_or("", |heading| heading.name.as_str()).to_owned();
+    let answer = match tenant.allow::<A>(&name) {
+        Err(error) => Err(error.into()),
+        Ok(permit) => {
+            let work = async {
+                let heading = begun?;
+                let message = incoming.message().await?;
+                handler.call(&permit, Call { service: ask.service.clone(), heading, message }).await
+            };
+            let result = timeout_at(deadline, work).await.unwrap_or_else(|_| Err(late(limit)));
+            closed(permit, result).map(|(message, proof)| Answer::closed(framing::reply(message), proof))
+        }
+    };
+    Outcome { answer, tenant: Some(mark(tenant)) }
+}
+
+fn late(limit: Duration) -> Fail {
+    Fail::new("deadline_exceeded", format!("no result within {} ms; the work was stopped", limit.as_millis()))
+}
+
+/// The head of the answer; what comes of the messages is asked when the client takes it.
+fn streaming<A: Act, H>(handler: H, mut ask: Ask, tenant: &Tenant) -> Outcome
+where
+    H: for<'p> Handle<'p, Permit<A>, Call, Bytes> + 'static,
+{
+    let limit = framing::content_type(&ask.headers).and_then(|()| framing::time_limit(&ask.headers));
+    let limit = match limit {
+        Ok(limit) => limit,
+        Err(fail) => {
+            let refused = tenant.allow::<A>("").map_err(Fail::from).and_then(|permit| closed::<A, Answer>(permit, Err(fail)));
+            return Outcome { answer: refused.map(|(answer, _)| answer), tenant: Some(mark(tenant)) };
+        }
+    };
+    let incoming = Incoming::new(ask.body.take().patient(), ask.service.limits.predict_bytes_max);
+    let deadline = limit.map(|limit| (Instant::now() + limit, limit));
+    let messages = Messages { handler, ask, incoming, deadline, act: PhantomData::<fn() -> A> };
+    let frames = stream::unfold(Some(messages), |messages| async move {
+        let mut messages = messages?;
+        Some(match messages.next_in_time().await {
+            Ok(Some(frames)) => (frames, Some(messages)),
+            Ok(None) => (vec![Frame::trailers(status::trailers(None))], None),
+            Err(fail) => {
+                fail.log();
+                (vec![Frame::trailers(status::trailers(Some(&fail)))], None)
+            }
+        })
+    });
+    let frames = frames.flat_map(|frames| stream::iter(frames.into_iter().map(Ok::<_, Fail>))).boxed();
+    // Nothing of the tenant is in the head: each message that follows has a proof of its own.
+    Outcome { answer: Ok(Answer(framing::headed(AnswerBody::stream_frames(frames, None)))), tenant: Some(mark(tenant)) }
+}
+
+/// The messages of a stream.
+struct Messages<A, H> {
+    handler: H,
+    ask: Ask,
+    incoming: Incoming,
+    deadline: Option<(Instant, Duration)>,
+    act: PhantomData<fn() -> A>,
+}
+
+impl<A: Act, H: for<'p> Handle<'p, Permit<A>, Call, Bytes>> Messages<A, H> {
+    async fn next_in_time(&mut self) -> Result<Option<Vec<Frame<Bytes>>>> {
+        match self.deadline {
+            None => self.next().await,
+            Some((at, limit)) => timeout_at(at.into(), self.next()).await.unwrap_or_else(|_| Err(late(limit))),
+        }
+    }
+
+    /// What the next message is answered with. An error is the end of the stream; of a single message it is an answer as well.
+    async fn next(&mut self) -> Result<Option<Vec<Frame<Bytes>>>> {
+        if !self.incoming.begin().await? {
+            return Ok(None);
+        }
+        let message = self.incoming.message().await?;
+        let received = message.len();
+        let tenant = enter(&self.ask).await.map_err(Fail::begun)?;
+        let heading = Heading::read(&message);
+        let id = heading.as_ref().ok().and_then(|heading| heading.id.clone());
+        let name = heading.as_ref().map_or("", |heading| heading.name.as_str()).to_owned();
+        let answered = match tenant.allow::<A>(&name) {
+            Err(error) => Err(error.into()),
+            Ok(permit) => {
+                let limit = self.ask.service.limits.request_timeout;
+                let work = async {
+                    let call = Call { service: self.ask.service.clone(), heading: heading?, message };
+                    self.handler.call(&permit, call).await
+                };
+                let result = timeout(limit, work).await.unwrap_or_else(|_| Err(late(limit)));
+                closed(permit, result)
+            }
+        };
+        let frames = match answered {
+            Ok((answer, _proof)) => framing::frames(&message::stream_head(answer.len()), answer),
+            Err(fail) => {
+                fail.log();
+                framing::frames(&[], message::stream_error(fail.detail(), id.as_deref()).into())
+            }
+        };
+        let sent: usize = frames.iter().filter_map(Frame::data_ref).map(Bytes::len).sum();
+        tenant.meter().count_bytes(received as u64, sent as u64);
+        Ok(Some(frames))
+    }
+}

@@ -298,20 +298,34 @@ impl Control {
         .await
     }
 
-    /// Changes where the tenant lives, seen and changed in one transaction.
-    pub(crate) async fn tenant_place(&self, id: TenantId, change: impl FnOnce(&mut Placement) -> Result<()>) -> Result<()> {
-        self.tenant_change(id, |row| {
+    /// Changes where the tenant lives, seen and changed in one transaction. With several nodes only as long as `fence` is the number of
+    /// the tenant's lease: what a node copied is worth nothing once another one may have written.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when another node took the tenant over.
+    pub(crate) async fn tenant_place(
+        &self,
+        id: TenantId,
+        fence: Option<u64>,
+        change: impl FnOnce(&mut Placement) -> Result<()>,
+    ) -> Result<()> {
+        let changed = |row: &mut TenantRow| {
             let mut placement = Placement::parse(&row.placement)?;
             change(&mut placement)?;
             row.placement = placement.to_json()?;
             row.epoch_generation += 1;
             Ok(())
-        })
-        .await
+        };
+        self.tenant_change_under(id, fence, changed).await
     }
 
     async fn tenant_change(&self, id: TenantId, change: impl FnOnce(&mut TenantRow) -> Result<()>) -> Result<()> {
+        self.tenant_change_under(id, None, change).await
+    }
+
+    async fn tenant_change_under(&self, id: TenantId, fence: Option<u64>, change: impl FnOnce(&mut TenantRow) -> Result<()>) -> Result<()> {
         let mut tx = self.begin().await?;
+        tx.at_home(id, fence).await?;
         let (old, mac) = tx.tenant(id).await?;
         let mut new = old;
         change(&mut new)?;

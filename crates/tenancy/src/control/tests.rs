@@ -123,7 +123,7 @@ async fn tenants_come_and_go(house: &House) {
         placement.rows = RowsPlace::Pooled;
         Ok(())
     };
-    control.tenant_place(blue.id, pooled).await.unwrap();
+    control.tenant_place(blue.id, None, pooled).await.unwrap();
     let moved = control.tenant_by_id(blue.id).await.unwrap().unwrap();
     assert_eq!((Placement::parse(&moved.placement).unwrap().rows, moved.epoch_generation), (RowsPlace::Pooled, blue.epoch_generation + 3));
 

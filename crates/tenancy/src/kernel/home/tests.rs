@@ -2,6 +2,7 @@
 
 mod history;
 
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -9,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::*;
 use crate::act::{DatasetRead, DatasetWrite, KeyWrite, LedgerRead, TenantErase, TrainingRun};
 use crate::cluster::LEASE;
-use crate::place::{NodeConfig, StoresConfig, Tier};
+use crate::moving::tests::{moved, moves_full};
+use crate::place::{NodeConfig, Placement, StoresConfig, Tier};
 use crate::rows::postgres::Postgres;
 use crate::rows::postgres::tests::{Scratch, scratch};
 use crate::{Filter, KeySpec, Record, TenantSpec};
@@ -280,6 +282,57 @@ async fn a_transaction_under_way_when_the_home_changes_is_over_or_never_was() {
     if let Ok(permit) = permit {
         assert!(permit.tx().await.is_err(), "the next one meets the fence");
     }
+    town.gone([a, b]).await;
+}
+
+/// Somebody copied everything, said that nothing more is written, and slept. Meanwhile something was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_node_that_slept_before_the_cut_over_does_not_cut_over() {
+    static PARTED: AtomicBool = AtomicBool::new(false);
+    fn sleeps() {
+        PARTED.store(true, Ordering::Release);
+        while PARTED.load(Ordering::Acquire) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    let Some(town) = Town::new().await else { return };
+    let ([a, b], root) = town.nodes().await;
+    let key = tenant_new(&operator(&a, &root).await.unwrap(), "blue").await;
+    put(&a, &key, "x", 1).await.unwrap();
+    let id = tenant(&a, &key).await.unwrap().island.id;
+    let placement = async || Placement::parse(&b.0.control.tenant_by_id(id).await.unwrap().unwrap().placement).unwrap();
+    for (to, number) in [(Some(Tier::Schema), 2), (None, 3)] {
+        let moving = tokio::spawn({
+            let a = a.clone();
+            async move { moved(&a, id, to, sleeps).await }
+        });
+        until(AFTER_EXPIRY, || async { PARTED.load(Ordering::Acquire) }).await;
+        pause(&a);
+        let tenants = "tenant <> decode(repeat('00', 16), 'hex')";
+        town.scratch
+            .plant(&format!("UPDATE insula_control.lease SET expires_at = clock_timestamp() - interval '1 minute' WHERE {tenants}"))
+            .await;
+        // It has no time to give up what is being made.
+        moves_full(&b, true);
+        put(&b, &key, "x", number).await.unwrap();
+        PARTED.store(false, Ordering::Release);
+        let cut = moving.await.unwrap();
+        assert!(matches!(cut, Err(Error::Conflict(_))), "{cut:?}");
+        moves_full(&b, false);
+        b.island_drop(id, Why::Reopening).await.unwrap();
+        assert_eq!(get(&b, &key, "x").await.unwrap(), Some(number), "what was acknowledged meanwhile is there");
+        until(SOON, || async { placement().await.next.is_none() }).await;
+        wake(&a);
+        until(SOON, || async { matches!(get(&a, &key, "x").await, Err(Error::Elsewhere(_))) }).await;
+        settle(&b, &a, &key).await;
+        if to.is_some() {
+            moved(&a, id, to, || {}).await.unwrap();
+            assert_eq!((placement().await.rows.tier(), get(&a, &key, "x").await.unwrap()), (Tier::Schema, Some(number)));
+        }
+    }
+    moved(&a, id, None, || {}).await.unwrap();
+    let now = placement().await;
+    assert_eq!((now.rows.tier(), now.previous, get(&a, &key, "x").await.unwrap()), (Tier::Pooled, None, Some(3)));
     town.gone([a, b]).await;
 }
 

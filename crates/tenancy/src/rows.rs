@@ -57,6 +57,9 @@ pub trait Record: Serialize + DeserializeOwned + Send + Sync {
     const KIND: &'static str;
     /// Unique among the kind; listings are ordered by it, as bytes. 1 to 512 bytes.
     fn key(&self) -> String;
+    /// Whether [`Record::key`] says the same of the record as it is read again. It does not where it is made of floats: what JSON keeps of
+    /// one may differ in its last bit.
+    const KEY_KEPT: bool = true;
     /// Secondary look-ups: (field, value), for [`Rows::find`]. At most 16, of at most 512 bytes each.
     fn fields(&self) -> Vec<(&'static str, String)> {
         Vec::new()

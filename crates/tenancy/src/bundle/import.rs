@@ -166,6 +166,10 @@ pub(super) fn verify(mut file: File, key: &Key) -> Result<Verified> {
                 record_checked(&mut found, &kind, &key, &fields, &value)?;
                 if kind == Member::KIND {
                     let member: Member = serde_json::from_slice(&value).map_err(|_| refused("a member is malformed"))?;
+                    if member.key() != key {
+                        return Err(refused("a member is under the name of another one"));
+                    }
+                    found.members += 1;
                     admin = admin.or(member.is(Role::Admin).then_some(member.name));
                 }
             }

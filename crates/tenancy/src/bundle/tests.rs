@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::kernel::Kernel;
 use crate::name::Name;
 use crate::operator::Operator;
+use crate::rows::contents::Item as Content;
 use crate::seal::Key;
 use crate::{Filter, Identity, KernelConfig, Limits, Presented, RequestId, Tenant, TenantSpec};
 
@@ -318,3 +319,34 @@ async fn jobs_that_waited_or_ran_are_done_where_the_tenant_comes_to() {
     assert_eq!(taken, ["first", "second"]);
     from.kernel.release(running).await.unwrap();
 }
+/// A take-out in which the tenant has this, too.
+async fn taken_out_with(item: Content) -> (House, String, Vec<u8>) {
+    let (from, key, _) = furnished(1000).await;
+    from.tenant(&key).await.unwrap().island.store.take_in(vec![item]).await.unwrap();
+    let bundle = from.export().await.0;
+    (from, key, bundle)
+}
+
+#[tokio::test]
+async fn a_member_under_the_name_of_another_is_refused_and_holds_nobody_up() {
+    let member = br#"{"name":"ada-lovelace","roles":["admin"],"description":""}"#.to_vec();
+    let item = Content::record("member".to_owned(), "zoe".to_owned(), member, vec![]);
+    let (from, key, bundle) = taken_out_with(item).await;
+    let refused = House::new().await.import("b", &bundle, KEY).await.map(drop);
+    assert!(matches!(&refused, Err(Error::Invalid(reason)) if reason.contains("under the name of another")), "{refused:?}");
+    // Where it is already, opening ends.
+    let id = from.tenant(&key).await.unwrap().island.id;
+    from.kernel.island_drop(id, crate::freeze::Why::Reopening).await.unwrap();
+    let opened = tokio::time::timeout(std::time::Duration::from_secs(5), from.tenant(&key)).await.expect("it does not end");
+    assert!(matches!(opened.map(drop), Err(Error::Integrity(_))));
+}
+
+#[tokio::test]
+async fn counters_that_do_not_count_what_is_there_are_refused() {
+    for (name, value) in [("objects", 0), ("objects", 2), ("storage_bytes", 999), ("members", 0), ("members", 2)] {
+        let (_, _, bundle) = taken_out_with(Content::Counter { name: format!("usage/{name}"), value }).await;
+        let refused = checked(&bundle, KEY);
+        assert!(matches!(&refused, Err(Error::Invalid(reason)) if reason.contains("counters")), "{name} {value}: {refused:?}");
+    }
+}
+

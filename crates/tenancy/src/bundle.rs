@@ -28,7 +28,9 @@ use crate::permit::Permit;
 use crate::rows::Record;
 
 pub use export::{Export, ExportInfo};
-pub(crate) use import::sweep;
+#[cfg(test)]
+pub(crate) use import::{died, finished};
+pub(crate) use import::{importing, sweep};
 
 /// Ledgers of former services that a tenant can have: each move by take-out adds one.
 const FORMER_LEDGERS_MAX: u32 = 1000;

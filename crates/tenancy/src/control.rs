@@ -223,7 +223,36 @@ impl Control {
     /// # Errors
     /// [`Error::Conflict`] if the name is taken.
     pub(crate) async fn tenant_insert(&self, row: &TenantRow, keys: &KeyRows, first: Option<&CredentialRow>) -> Result<TenantRow> {
+        self.tenant_added(self.begin().await?, row, keys, first).await
+    }
+
+    /// The same of a tenant that was imported: the note of its import goes with it. `fence` as for [`Control::tenant_place`].
+    ///
+    /// # Errors
+    /// As [`Control::tenant_insert`], and [`Error::Conflict`] when the note is gone: somebody swept what the import had made.
+    pub(crate) async fn tenant_import(
+        &self,
+        row: &TenantRow,
+        keys: &KeyRows,
+        first: &CredentialRow,
+        note: &str,
+        fence: Option<u64>,
+    ) -> Result<TenantRow> {
         let mut tx = self.begin().await?;
+        tx.at_home(row.id, fence).await?;
+        if tx.execute("DELETE FROM meta WHERE name = $1", &[(&meta_name(note)).into()]).await? == 0 {
+            return Err(Error::Conflict("the import took so long that it was taken for dead: begin it again".to_owned()));
+        }
+        self.tenant_added(tx, row, keys, Some(first)).await
+    }
+
+    async fn tenant_added(
+        &self,
+        mut tx: ControlTxn<'_>,
+        row: &TenantRow,
+        keys: &KeyRows,
+        first: Option<&CredentialRow>,
+    ) -> Result<TenantRow> {
         let next = "UPDATE state SET value = value + 1 WHERE name = 'slot_next' RETURNING value";
         let slot = tx.sql()?.one(next, &[]).await?.number(0)?.saturating_sub(1);
         let row = TenantRow { slot, epoch_generation: 1, ..row.clone() };
@@ -658,6 +687,23 @@ impl Control {
         let mut reading = self.db.read().await?;
         let row = reading.sql()?.optional("SELECT value FROM meta WHERE name = $1", &[(&meta_name(key)).into()]).await?;
         row.map(|row| row.bytes(0)).transpose()
+    }
+
+    /// Small values whose names begin so: (rest of the name, value).
+    pub(crate) async fn metas(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>> {
+        let mut reading = self.db.read().await?;
+        let prefix = meta_name(prefix);
+        let pattern = format!("{prefix}%");
+        let rows = reading.sql()?.all("SELECT name, value FROM meta WHERE name LIKE $1 ORDER BY name", &[(&pattern).into()]).await?;
+        let rest = |name: String| name.strip_prefix(&prefix).unwrap_or_default().to_owned();
+        rows.iter().map(|row| Ok((rest(row.text(0)?), row.bytes(1)?))).collect()
+    }
+
+    /// Forgets a small value.
+    pub(crate) async fn meta_delete(&self, key: &str) -> Result<()> {
+        let mut tx = self.begin().await?;
+        tx.execute("DELETE FROM meta WHERE name = $1", &[(&meta_name(key)).into()]).await?;
+        tx.commit().await
     }
 
     /// Sets it.

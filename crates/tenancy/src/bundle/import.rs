@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use aws_lc_rs::digest;
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
@@ -34,8 +33,8 @@ use crate::rows::db::blocking;
 use crate::rows::{Record, Store, content_fits};
 use crate::seal::{self, Key};
 
-/// Where an import that is under way is noted, so that one that dies is swept.
-const IMPORTING: &str = "importing";
+/// Where an import that is under way is noted, each by the tenant to be, so that one that dies is swept.
+const IMPORTING: &str = "importing/";
 /// Ids of objects in one bundle.
 const KNOWN_BYTES_MAX: usize = 16 << 20;
 const VALUE_BYTES_MAX: usize = 1 << 20;
@@ -96,44 +95,88 @@ async fn import(kernel: &Kernel, id: TenantId, name: Name, file: File, key: Key,
     if kernel.0.control.tenant_by_name(&name).await?.is_some() {
         return Err(Error::Conflict(format!("a tenant named `{name}` exists already")));
     }
+    // First of all: who finds the note sees that its maker lives.
+    let _hold = kernel.home(id).await?;
     let tier = kernel.0.stores.config.tier;
     let rows = kernel.placement_new(id, tier)?;
     let placement = Placement { objects: kernel.objects_place_new(id, &name, tier).await?, ..rows };
-    let note = serde_json::to_vec(&Importing { id: id.hex(), placement: placement.clone() }).map_err(Error::internal)?;
-    kernel.0.control.meta_set(IMPORTING, &note).await?;
+    noted(kernel, id, &placement).await?;
     let made = make(kernel, id, name, file, &key, &placement, &verified, via).await;
-    // Also after success: the note goes, and the tenant is known by then.
-    sweep(kernel).await?;
+    if made.is_err() {
+        swept(kernel, id, &placement).await?;
+    }
     made
 }
 
-/// What an import that is under way has made so far.
-#[derive(Serialize, Deserialize)]
-struct Importing {
-    id: String,
-    placement: Placement,
+fn note(id: TenantId) -> String {
+    format!("{IMPORTING}{}", id.hex())
 }
 
-/// Removes what an import left that did not come to its end. Under the lock of imports, or at start.
+async fn noted(kernel: &Kernel, id: TenantId, placement: &Placement) -> Result<()> {
+    kernel.0.control.meta_set(&note(id), placement.to_json()?.as_bytes()).await
+}
+
+/// What imports have made that are under way, or died.
+pub(crate) async fn importing(kernel: &Kernel) -> Result<Vec<(TenantId, Placement)>> {
+    let notes = kernel.0.control.metas(IMPORTING).await?;
+    let read = |(id, placement): (String, Vec<u8>)| {
+        let id = TenantId::parse(&id).ok_or_else(|| Error::integrity("an import of no tenant"))?;
+        Ok((id, Placement::parse(&String::from_utf8(placement).map_err(Error::integrity)?)?))
+    };
+    notes.into_iter().map(read).collect()
+}
+
+/// Removes what imports left that did not come to their end. Under the lock of imports, or at start. With several nodes, one that another
+/// node is at is left alone: that node is home to the tenant to be. From here on this node is, and the import can no longer succeed.
 pub(crate) async fn sweep(kernel: &Kernel) -> Result<()> {
-    let Some(note) = kernel.0.control.meta(IMPORTING).await?.filter(|note| !note.is_empty()) else { return Ok(()) };
-    let note: Importing = serde_json::from_slice(&note).map_err(Error::integrity)?;
-    let id = TenantId::parse(&note.id).ok_or_else(|| Error::integrity("an import of no tenant"))?;
+    for (id, placement) in importing(kernel).await? {
+        let hold = match kernel.home(id).await {
+            Err(Error::Elsewhere(_)) => continue,
+            hold => hold?,
+        };
+        swept(kernel, id, &placement).await?;
+        if let Some(hold) = &hold {
+            kernel.bury(hold).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes what one import made, unless it came to its end. The note goes last.
+async fn swept(kernel: &Kernel, id: TenantId, placement: &Placement) -> Result<()> {
     if kernel.0.control.tenant_by_id(id).await?.is_none() {
-        kernel.rows_place_destroy(id, &note.placement).await?;
-        kernel.objects_place_destroy(id, &note.placement.objects).await?;
+        kernel.rows_place_destroy(id, placement).await?;
+        kernel.objects_place_destroy(id, &placement.objects).await?;
         kernel.0.control.tickets_destroy(id).await?;
         let dir = kernel.tenant_dir(id);
         blocking(move || remove_folder(&dir)).await?;
     }
-    kernel.0.control.meta_set(IMPORTING, &[]).await
+    kernel.0.control.meta_delete(&note(id)).await
 }
 
-/// As if an import had died now.
+/// As if an import had died now, with what it had made in `placement`.
 #[cfg(test)]
-pub(super) async fn died(kernel: &Kernel, id: TenantId) {
-    let note = serde_json::to_vec(&Importing { id: id.hex(), placement: Placement::default() }).unwrap();
-    kernel.0.control.meta_set(IMPORTING, &note).await.unwrap();
+pub(crate) async fn died(kernel: &Kernel, id: TenantId, placement: Placement) {
+    noted(kernel, id, &placement).await.unwrap();
+}
+
+/// As if an import came to its end now.
+#[cfg(test)]
+pub(crate) async fn finished(kernel: &Kernel, id: TenantId) -> Result<()> {
+    let (keyring, keys) = Keyring::create(&kernel.0.root, id, now_micros())?;
+    drop(keyring);
+    let row = TenantRow {
+        id,
+        name: "late".parse()?,
+        state: TenantState::Active,
+        created_at: 1,
+        slot: 0,
+        limits: "{}".to_owned(),
+        placement: "{}".to_owned(),
+        epoch_generation: 0,
+    };
+    let (_, first) = kernel.key_made(Some(id), "ada", "operator", "x", Scope::all(), None)?;
+    kernel.0.control.tenant_import(&row, &keys, &first, &note(id), None).await.map(drop)
 }
 
 /// What the first reading found.
@@ -316,7 +359,8 @@ async fn make(
     let _shared = kernel.0.epoch_gate.read().await;
     // The root key may have a new epoch since.
     let keys = keyring.stored_anew(&kernel.0.root, now_micros())?;
-    let row = kernel.0.control.tenant_insert(&row, &keys, Some(&credential)).await?;
+    let fence = hold.as_ref().map(|hold| hold.fence());
+    let row = kernel.0.control.tenant_import(&row, &keys, &credential, &note(id), fence).await?;
     if let Some(hold) = &hold {
         hold.taken_up(row.epoch_generation);
     }

@@ -288,11 +288,13 @@ async fn an_import_that_died_is_swept() {
     let id = crate::name::TenantId::random().unwrap();
     let dir = to.kernel.tenant_dir(id);
     std::fs::create_dir_all(dir.join("blobs")).unwrap();
-    super::import::died(&to.kernel, id).await;
+    super::died(&to.kernel, id, crate::place::Placement::default()).await;
     assert_ne!(to.traces(), before);
     super::sweep(&to.kernel).await.unwrap();
     assert_eq!(to.traces(), before);
+    assert!(matches!(super::finished(&to.kernel, id).await, Err(Error::Conflict(_))), "what was swept does not come to life");
     to.import("b", &bundle, KEY).await.unwrap();
+    assert!(super::importing(&to.kernel).await.unwrap().is_empty(), "none is under way any more");
 }
 
 #[tokio::test]

@@ -285,6 +285,26 @@ async fn a_transaction_under_way_when_the_home_changes_is_over_or_never_was() {
     town.gone([a, b]).await;
 }
 
+/// An import under one leader is none of the next one's business while its node lives.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_import_on_a_node_that_lives_is_not_swept() {
+    let Some(town) = Town::new().await else { return };
+    let ([a, b], _) = town.nodes().await;
+    let id = TenantId::random().unwrap();
+    let placement = a.placement_new(id, Tier::Pooled).unwrap();
+    a.rows_place_make(id, &placement).await.unwrap();
+    let hold = a.home(id).await.unwrap().unwrap();
+    bundle::died(&a, id, placement.clone()).await;
+    bundle::sweep(&b).await.unwrap();
+    assert_eq!(bundle::importing(&b).await.unwrap(), [(id, placement)]);
+    a.let_go(&hold).await;
+    bundle::sweep(&b).await.unwrap();
+    assert!(bundle::importing(&b).await.unwrap().is_empty());
+    assert!(matches!(bundle::finished(&a, id).await, Err(Error::Conflict(_))), "its maker comes too late");
+    drop(hold);
+    town.gone([a, b]).await;
+}
+
 /// Somebody copied everything, said that nothing more is written, and slept. Meanwhile something was.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_node_that_slept_before_the_cut_over_does_not_cut_over() {

@@ -147,15 +147,15 @@ impl Operator {
     async fn sweep_half_made(&self, name: &Name) -> Result<()> {
         let kernel = &self.kernel;
         let Some(row) = kernel.0.control.tenant_by_name(name).await? else { return Ok(()) };
-        let dir = kernel.tenant_dir(row.id);
+        let (dir, placement) = (kernel.tenant_dir(row.id), Placement::parse(&row.placement)?);
         let half_made = row.state == TenantState::Active
             && match kernel.island(row.id).await {
                 Ok(island) => island.members().is_empty(),
                 // Alive on another node.
                 Err(Error::Elsewhere(_)) => false,
-                Err(_) => !dir.join("rows.db").exists() && kernel.0.anchors.untouched(row.slot, row.id)?,
+                // Whatever went wrong says nothing about what is there.
+                Err(_) => kernel.0.anchors.untouched(row.slot, row.id)? && kernel.rows_place_empty(row.id, &placement).await?,
             };
-        let placement = Placement::parse(&row.placement)?;
         if !half_made {
             return Err(Error::Conflict(format!("the name `{name}` is taken")));
         }

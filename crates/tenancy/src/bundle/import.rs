@@ -333,6 +333,7 @@ async fn make(
     let filled = fill(&store, id, file, key, verified).await;
     // Closed in any case, so that its place can be swept.
     let closed = store.close().await;
+    let mut left = store.anchor()?.now();
     drop(store);
     let jobs = filled?;
     closed?;
@@ -342,6 +343,7 @@ async fn make(
     }
     let ledger = kernel.ledger_open(&dir, &keyring, place.is_shared())?;
     place.ledger_append(&ledger, &entry(verified, via)).await?;
+    left.ledger_size = ledger.size();
     drop(ledger);
     let row = TenantRow {
         id,
@@ -363,6 +365,10 @@ async fn make(
     let row = kernel.0.control.tenant_import(&row, &keys, &credential, &note(id), fence).await?;
     if let Some(hold) = &hold {
         hold.taken_up(row.epoch_generation);
+    }
+    if let Err(error) = kernel.0.anchors.put(row.slot, id, &left) {
+        // It is there. The first opening anchors it.
+        tracing::error!(%error, context = error.private(), "an imported tenant could not be anchored yet");
     }
     Ok(CreatedTenant { tenant: info(&row)?, admin_key })
 }

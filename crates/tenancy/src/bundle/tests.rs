@@ -162,6 +162,8 @@ async fn a_tenant_is_taken_out_and_lives_on_elsewhere() {
     assert_eq!(created.tenant.name, "b");
     let key = created.admin_key.secret();
     assert_eq!(created.admin_key.info.member, "ada-lovelace");
+    let row = to.kernel.0.control.tenant_by_name(&name("b")).await.unwrap().unwrap();
+    assert!(!to.kernel.0.anchors.untouched(row.slot, row.id).unwrap(), "anchored before anybody opens it");
     assert!(to.tenant(&old_key).await.is_err(), "old keys do not come along");
     assert_eq!(to.get(key, "two").await.unwrap().text, "blue");
     let permit = to.tenant(key).await.unwrap().allow::<DatasetRead>("x").unwrap();

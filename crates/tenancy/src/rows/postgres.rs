@@ -183,6 +183,22 @@ impl Postgres {
         }
     }
 
+    /// Whether a tenant's place was never made, or nothing was ever committed there.
+    ///
+    /// # Errors
+    /// When the server does not tell.
+    pub(crate) async fn is_empty(&self, tenant: TenantId, tier: Tier, password: Option<&str>) -> Result<bool> {
+        if let Some(own) = Own::of(tenant, tier)
+            && !provision::made(&self.config, &own).await?
+        {
+            return Ok(true);
+        }
+        let mut transaction = self.rows(tenant, tier, password).await?.begin().await?;
+        let select = query_scalar("SELECT value FROM state WHERE name = 'generation'").persistent(false);
+        let generation: Option<i64> = select.fetch_optional(&mut *transaction).await?;
+        Ok(generation.is_none_or(|generation| generation == 0))
+    }
+
     /// A tenant's rows. `password` is that of the tenant's own role, where it has one.
     ///
     /// # Errors

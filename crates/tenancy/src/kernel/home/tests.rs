@@ -305,6 +305,31 @@ async fn an_import_on_a_node_that_lives_is_not_swept() {
     town.gone([a, b]).await;
 }
 
+/// That a tenant cannot be opened says nothing about what it has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_that_does_not_open_keeps_its_name_and_its_rows() {
+    let Some(town) = Town::new().await else { return };
+    let ([a], root) = town.nodes().await;
+    let operator = operator(&a, &root).await.unwrap();
+    let key = tenant_new(&operator, "blue").await;
+    put(&a, &key, "x", 1).await.unwrap();
+    let (mut bundle, name) = (Vec::new(), "red".parse().unwrap());
+    operator.export(&"blue".parse().unwrap(), [7; 32]).await.unwrap().write(&mut bundle).await.unwrap();
+    let created = operator.import(&name, &mut &bundle[..], [7; 32]).await.unwrap();
+    // As if it had never been anchored, too.
+    let row = a.0.control.tenant_by_name(&name).await.unwrap().unwrap();
+    a.0.anchors.put(row.slot, row.id, &crate::anchor::Anchor::default()).unwrap();
+    let rows = format!("{}_rows", town.scratch.name);
+    town.scratch.plant(&format!("REVOKE UPDATE ON insula.state FROM {rows}")).await;
+    let spec = TenantSpec { name, admin: "eve".parse().unwrap(), limits: None, tier: None };
+    let taken = operator.tenant_create(spec).await.map(drop);
+    assert!(matches!(taken, Err(Error::Conflict(_))), "{taken:?}");
+    town.scratch.plant(&format!("GRANT UPDATE ON insula.state TO {rows}")).await;
+    assert_eq!(get(&a, created.admin_key.secret(), "x").await.unwrap(), Some(1));
+    drop(operator);
+    town.gone([a]).await;
+}
+
 /// Somebody copied everything, said that nothing more is written, and slept. Meanwhile something was.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_node_that_slept_before_the_cut_over_does_not_cut_over() {

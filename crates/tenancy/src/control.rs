@@ -367,19 +367,31 @@ impl Control {
     /// A tenant's stored keys.
     pub(crate) async fn keys_of(&self, tenant: TenantId) -> Result<KeyRows> {
         let mut reading = self.db.read().await?;
-        let sql = "SELECT * FROM tenant_key WHERE tenant = $1 ORDER BY version";
-        let versions = reading.sql()?.all(sql, &[(&tenant.0).into()]).await?;
-        let sql = "SELECT * FROM data_key WHERE tenant = $1 ORDER BY purpose, n";
-        let data = reading.sql()?.all(sql, &[(&tenant.0).into()]).await?;
+        self.keys_read(reading.sql()?, tenant).await
+    }
+
+    async fn keys_read(&self, mut sql: Sql<'_>, tenant: TenantId) -> Result<KeyRows> {
+        let versions = sql.all("SELECT * FROM tenant_key WHERE tenant = $1 ORDER BY version", &[(&tenant.0).into()]).await?;
+        let data = sql.all("SELECT * FROM data_key WHERE tenant = $1 ORDER BY purpose, n", &[(&tenant.0).into()]).await?;
         let versions = versions.iter().map(|row| Ok(self.verifier.read::<Owned<TenantKeyRow>>(row)?.row));
         let data = data.iter().map(|row| Ok(self.verifier.read::<Owned<DataKeyRow>>(row)?.row));
         Ok(KeyRows { tenant: versions.collect::<Result<_>>()?, data: data.collect::<Result<_>>()? })
     }
 
-    /// Replaces all of a tenant's stored keys; raises its `epoch_generation`.
-    pub(crate) async fn keys_replace(&self, tenant: TenantId, keys: &KeyRows) -> Result<()> {
+    /// Replaces all of a tenant's stored keys, as they were seen before; raises its `epoch_generation`. `fence` as for
+    /// [`Control::tenant_place`].
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when they are others by now, or the tenant is being erased: a key written then would lose what another one
+    /// wrapped, or bring back what was destroyed.
+    pub(crate) async fn keys_replace(&self, tenant: TenantId, fence: Option<u64>, before: &KeyRows, keys: &KeyRows) -> Result<()> {
         let mut tx = self.begin().await?;
+        tx.at_home(tenant, fence).await?;
         let (mut row, mac) = tx.tenant(tenant).await?;
+        let leaving = matches!(row.state, TenantState::Erasing | TenantState::Erased);
+        if leaving || !self.keys_read(tx.sql()?, tenant).await?.is_same(before) {
+            return Err(Error::Conflict("the tenant's keys were changed meanwhile: try again".to_owned()));
+        }
         row.epoch_generation += 1;
         tx.tenant_replace(mac, &row).await?;
         tx.keys_delete(tenant).await?;

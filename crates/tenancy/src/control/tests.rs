@@ -226,6 +226,23 @@ async fn erasures_certificates_and_small_values(house: &House) {
     assert!(house.reopened(control).await.is_ok());
 }
 
+async fn keys_are_replaced_only_as_they_were_seen(house: &House) {
+    let control = house.control().await;
+    let (blue, _) = insert(house, &control, "blue").await;
+    let before = control.keys_of(blue.id).await.unwrap();
+    let next = || Keyring::load(&house.place.root, blue.id, &before).unwrap().next_version(&house.place.root, &before, 2).unwrap().1;
+    // Two rotations that began with the same keys: what the first one wrapped since, the second one must not lose.
+    let (first, second) = (next(), next());
+    control.keys_replace(blue.id, None, &before, &first).await.unwrap();
+    assert!(matches!(control.keys_replace(blue.id, None, &before, &second).await, Err(Error::Conflict(_))));
+    assert!(control.keys_of(blue.id).await.unwrap().is_same(&first));
+    control.tenant_set_state(blue.id, TenantState::Erasing).await.unwrap();
+    assert!(matches!(control.keys_replace(blue.id, None, &first, &second).await, Err(Error::Conflict(_))));
+    control.keys_destroy(blue.id).await.unwrap();
+    assert!(matches!(control.keys_replace(blue.id, None, &first, &second).await, Err(Error::Conflict(_))));
+    assert_eq!(control.keys_of(blue.id).await.unwrap(), KeyRows::default(), "what was destroyed does not come back");
+}
+
 async fn keys_under_an_older_epoch_are_not_stored(house: &House) {
     let control = house.control().await;
     let (blue, blue_keys) = insert(house, &control, "blue").await;
@@ -237,15 +254,16 @@ async fn keys_under_an_older_epoch_are_not_stored(house: &House) {
     let refused = |result: Result<()>| matches!(result, Err(Error::Unavailable(_)));
     assert!(refused(control.tenant_insert(&late, &late_keys, None).await.map(drop)), "a new tenant's");
     assert!(control.tenant_by_id(late.id).await.unwrap().is_none(), "nothing of it");
-    assert!(refused(control.keys_replace(blue.id, &blue_keys).await), "a rotation's");
+    let stored = control.keys_of(blue.id).await.unwrap();
+    assert!(refused(control.keys_replace(blue.id, None, &stored, &blue_keys).await), "a rotation's");
     assert!(refused(control.rewrap_all(&house.place.root, epoch - 1).await.map(drop)), "a re-wrapping back");
     house.place.root.destroy_epochs_before(epoch).unwrap();
-    let stored = control.keys_of(blue.id).await.unwrap();
-    let keyring = Keyring::load(&house.place.root, blue.id, &stored).unwrap();
-    let (keyring, stored) = keyring.next_version(&house.place.root, &stored, 2).unwrap();
+    let before = control.keys_of(blue.id).await.unwrap();
+    let keyring = Keyring::load(&house.place.root, blue.id, &before).unwrap();
+    let (keyring, stored) = keyring.next_version(&house.place.root, &before, 2).unwrap();
     let (_, mut stored) = keyring.retire(&house.place.root, &stored, 1).unwrap();
     stored.tenant[0].epoch = epoch - 1;
-    control.keys_replace(blue.id, &stored).await.unwrap();
+    control.keys_replace(blue.id, None, &before, &stored).await.unwrap();
     let (_, late_keys) = Keyring::create(&house.place.root, late.id, 1).unwrap();
     control.tenant_insert(&late, &late_keys, None).await.unwrap();
 }

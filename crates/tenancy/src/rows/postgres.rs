@@ -303,12 +303,13 @@ fn unavailable(error: sqlx::Error) -> Error {
     }
 }
 
-/// One message: begins the transaction, and sets where and whose it is for as long as it lasts.
+/// One message: begins the transaction, and sets where and whose it is for as long as it lasts; and that what it commits is on disk then,
+/// whatever somebody set for the role or the database.
 fn begin_text(schema: &str, tenant: Option<TenantId>) -> Arc<str> {
     let tenant = tenant.map_or_else(String::new, |tenant| format!("; SET LOCAL insula.tenant = '{}'", tenant.hex()));
     let (statement, lock, idle) = (STATEMENT_MAX.as_millis(), LOCK_MAX.as_millis(), IDLE_IN_TRANSACTION_MAX.as_millis());
     format!(
-        "BEGIN; SET LOCAL search_path = \"{schema}\", pg_temp; SET LOCAL statement_timeout = {statement}; SET LOCAL lock_timeout = {lock}; \
+        "BEGIN; SET LOCAL search_path = \"{schema}\", pg_temp; SET LOCAL synchronous_commit = on; SET LOCAL statement_timeout = {statement}; SET LOCAL lock_timeout = {lock}; \
          SET LOCAL idle_in_transaction_session_timeout = {idle}{tenant}"
     )
     .into()
@@ -358,6 +359,7 @@ async fn checked(options: &PgConnectOptions, what: &str) -> Result<String> {
     };
     let mut transaction = connection.begin().await?;
     server::version_checked(&mut transaction).await?;
+    server::durable_checked(&mut transaction).await?;
     server::role_checked(&mut transaction, what).await?;
     let select = query_scalar("SELECT current_database()::text").persistent(false);
     let database = select.fetch_one(&mut *transaction).await?;

@@ -166,6 +166,25 @@ async fn a_server_is_migrated_once_also_by_two_at_a_time() {
 }
 
 #[tokio::test]
+async fn what_is_committed_is_on_disk_whatever_was_set_for_the_role() {
+    let Some(scratch) = scratch().await else { return };
+    let postgres = scratch.open().await;
+    for role in ["rows", "control"] {
+        scratch.plant(&format!("ALTER ROLE {}_{role} SET synchronous_commit = off", scratch.name)).await;
+    }
+    for rows in [postgres.rows(tenant(), Tier::Pooled, None).await.unwrap(), postgres.control()] {
+        let mut transaction = rows.begin().await.unwrap();
+        let shown: String = query_scalar("SHOW synchronous_commit").persistent(false).fetch_one(&mut *transaction).await.unwrap();
+        assert_eq!(shown, "on");
+    }
+    // Leases are single statements: there the role must be right.
+    let refused = refusal(Postgres::connect(&scratch.config).await);
+    assert!(refused.contains("RESET synchronous_commit"), "{refused}");
+    drop(postgres);
+    scratch.drop().await;
+}
+
+#[tokio::test]
 async fn a_role_that_could_do_more_does_not_serve() {
     let Some(scratch) = scratch().await else { return };
     Postgres::migrate(&scratch.config).await.unwrap();

@@ -336,12 +336,15 @@ impl Store {
         Ok(())
     }
 
-    /// Removes objects that no row knows: left-overs of a crash.
+    /// Removes objects that no row knows: left-overs of a crash, or of a commit whose outcome nobody saw. That one may still be on its way
+    /// to a server, with its objects: whoever holds the rows waited for it, and nobody commits another one meanwhile.
     async fn sweep(&self) -> Result<()> {
-        let (mut reading, home) = self.reading().await?;
-        let known: HashSet<BlobId> = records::blob_ids(reading.sql()?).await?.into_iter().collect();
-        drop(reading);
-        home.objects.sweep(known).await
+        let home = self.home();
+        let mut txn = home.db.begin().await?;
+        let known: HashSet<BlobId> = records::blob_ids(txn.sql()?).await?.into_iter().collect();
+        home.objects.sweep(known).await?;
+        drop(txn);
+        Ok(())
     }
 }
 

@@ -33,6 +33,7 @@ on_every_tier! {
     a_closed_store_refuses
     values_lie_sealed_where_others_could_read_them
     another_fence_keeps_an_old_home_out
+    a_commit_on_its_way_keeps_its_objects
 }
 
 /// Polls a future at most `polls` times, then drops it: whether it was done.
@@ -220,6 +221,29 @@ async fn values_lie_sealed_where_others_could_read_them(place: &Place) {
     txn.sql().unwrap().execute("UPDATE record SET key = 'b'", &[]).await.unwrap();
     txn.commit().await.unwrap();
     refused(store.rows().get::<Note>("b").await);
+}
+
+/// Somebody began a commit and was cut off: its objects are swept only once it is known whether it came about.
+async fn a_commit_on_its_way_keeps_its_objects(place: &Place) {
+    if place.postgres.is_none() {
+        return; // what is on its way to a file ends with its process
+    }
+    let tenant = place.tenant(1);
+    let store = tenant.create().await;
+    let aside = tenant.open_aside(None).await.unwrap();
+    let mut blob = store.blob_writer().unwrap();
+    blob.write(bytes::Bytes::from_static(b"acknowledged")).await.unwrap();
+    let mut tx = aside.tx().await.unwrap();
+    let id = tx.attach(blob.finish().await.unwrap()).await.unwrap();
+    store.unseen.store(1, Ordering::Release);
+    let closed = store.close().await;
+    tx.commit_with(None).await.unwrap();
+    assert_eq!(aside.rows().blob(id).await.unwrap().read_at(0, 100).await.unwrap(), "acknowledged");
+    closed.unwrap();
+    // And it was left to be swept by whoever comes next.
+    let again = tenant.open_aside(None).await.unwrap();
+    let Db::Postgres(db) = &again.home().db else { panic!("not on a server") };
+    assert!(!db.was_clean());
 }
 
 async fn another_fence_keeps_an_old_home_out(place: &Place) {

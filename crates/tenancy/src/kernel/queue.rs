@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// Tickets that cannot be claimed, for one claim: then it is not one tenant's trouble.
+const CLAIMS_FAILED_MAX: usize = 8;
+
 impl Kernel {
     /// Claims the next ticket: tenants below their number of running jobs, the one with the fewest running first, then oldest first.
     /// With several nodes only of tenants whose home is here, or nowhere, and in the name of this node, whatever `node` says.
@@ -20,24 +23,46 @@ impl Kernel {
         let running = self.0.running.lock().clone();
         let of = |ticket: &TicketRow| running.get(&ticket.tenant).copied().unwrap_or_default();
         waiting.sort_by_key(|ticket| (of(ticket), ticket.created_at));
+        let mut failed = 0;
         for ticket in waiting {
-            let Some(row) = self.0.control.tenant_by_id(ticket.tenant).await? else { continue };
-            let limits: Limits = serde_json::from_str(&row.limits).map_err(Error::integrity)?;
-            let limit = if row.state == TenantState::Active { limits.jobs_running } else { 0 };
-            if of(&ticket) >= limit {
-                continue;
-            }
-            match self.home(ticket.tenant).await {
-                Err(Error::Elsewhere(_)) => continue,
-                home => drop(home?),
-            }
-            if let Some(claimed) = self.0.control.ticket_claim(&ticket.id, node).await? {
-                *self.0.running.lock().entry(claimed.tenant).or_default() += 1;
-                let TicketRow { id, tenant, kind, principal, attempts, .. } = claimed;
-                return Ok(Some(Lease { ticket: id, node: node.to_owned(), tenant, kind, principal, attempts }));
+            match self.claim_within(&ticket, node, of(&ticket)).await {
+                Ok(Some(lease)) => {
+                    *self.0.running.lock().entry(lease.tenant).or_default() += 1;
+                    return Ok(Some(lease));
+                }
+                Ok(None) => {}
+                Err(error) if failed >= CLAIMS_FAILED_MAX => return Err(error),
+                // One tenant's trouble is not that of those behind it.
+                Err(error) => {
+                    failed += 1;
+                    tracing::error!(tenant = %ticket.tenant.hex(), %error, context = error.private(), "a job could not be claimed");
+                }
             }
         }
         Ok(None)
+    }
+
+    /// Claims the ticket if its tenant may have one more job than it has, and is at home here, or nowhere.
+    async fn claim_within(&self, ticket: &TicketRow, node: &str, running: u64) -> Result<Option<Lease>> {
+        let Some(row) = self.0.control.tenant_by_id(ticket.tenant).await? else { return Ok(None) };
+        let limits: Limits = serde_json::from_str(&row.limits).map_err(Error::integrity)?;
+        let limit = if row.state == TenantState::Active { limits.jobs_running } else { 0 };
+        if running >= limit || self.0.home.as_ref().is_some_and(|home| home.cluster.is_leaving(ticket.tenant)) {
+            return Ok(None);
+        }
+        match self.home(ticket.tenant).await {
+            Err(Error::Elsewhere(_)) => return Ok(None),
+            home => drop(home?),
+        }
+        let claimed = self.0.control.ticket_claim(&ticket.id, node).await?;
+        Ok(claimed.map(|TicketRow { id, tenant, kind, principal, attempts, .. }| Lease {
+            ticket: id,
+            node: node.to_owned(),
+            tenant,
+            kind,
+            principal,
+            attempts,
+        }))
     }
 
     /// The job is over, or its ticket had no job: the ticket goes.

@@ -285,6 +285,32 @@ async fn a_transaction_under_way_when_the_home_changes_is_over_or_never_was() {
     town.gone([a, b]).await;
 }
 
+/// Whoever waits behind a tenant that is in trouble has its turn.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn jobs_behind_one_that_cannot_be_claimed_are_claimed() {
+    let Some(town) = Town::new().await else { return };
+    let ([a], root) = town.nodes().await;
+    let operator = operator(&a, &root).await.unwrap();
+    let mut ids = Vec::new();
+    for name in ["leaving", "broken", "waiting"] {
+        let tenant = tenant(&a, &tenant_new(&operator, name).await).await.unwrap();
+        let permit = tenant.allow::<TrainingRun>("j").unwrap();
+        permit.enqueue("training", "j").await.unwrap();
+        ids.push(tenant.island.id);
+        let _ = permit.finish().unwrap();
+    }
+    let leaving = a.home(ids[0]).await.unwrap().unwrap();
+    assert!(leaving.begin_leaving());
+    a.0.control.tenant_set_limits(ids[1], "no limits").await.unwrap();
+    let began = Instant::now();
+    let lease = a.claim("a").await.unwrap().expect("one waits");
+    assert_eq!(lease.tenant, ids[2]);
+    assert!(began.elapsed() < Duration::from_secs(1), "nobody waited for who leaves: {:?}", began.elapsed());
+    a.let_go(&leaving).await;
+    drop((operator, leaving));
+    town.gone([a]).await;
+}
+
 /// An import under one leader is none of the next one's business while its node lives.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_import_on_a_node_that_lives_is_not_swept() {

@@ -321,8 +321,9 @@ impl Store {
 
     /// As [`Store::outbox_pending`], all of them, once every commit that is still on its way to a server has come to its end.
     pub(crate) async fn outbox_settled(&self) -> Result<Vec<(u64, Vec<u8>)>> {
-        let mut txn = self.home.db.begin().await?;
-        records::outbox_pending(txn.sql()?, &self.home.codec, u32::MAX).await
+        let home = self.home();
+        let mut txn = home.db.begin().await?;
+        records::outbox_pending(txn.sql()?, &home.codec, u32::MAX).await
     }
 
     /// Forgets entries up to and with `generation`, once the ledger has them durably.

@@ -109,6 +109,7 @@ async fn rows_move_while_they_are_used() {
     assert!(dir.join("blobs").read_dir().unwrap().next().is_some(), "objects lie at the new place");
     let outbox = store.outbox_pending(u32::MAX).await.unwrap();
     assert!(waiting.iter().all(|entry| outbox.contains(entry)), "entries on their way came along");
+    assert_eq!(store.outbox_settled().await.unwrap(), outbox, "what became of a commit is asked where the rows are");
     assert!(store.anchor().unwrap().now().generation > generation);
     store.close().await.unwrap();
     let anchor = place.anchors.slot(1, tenant.id).unwrap();

@@ -36,6 +36,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, Transaction, query_scalar};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::sql::{ANSWER_MAX, Asked, Prepared};
@@ -59,6 +60,9 @@ const IDLE_MAX: Duration = Duration::from_secs(600);
 const LIFETIME_MAX: Duration = Duration::from_secs(1800);
 /// Connections for the service's own rows.
 const CONTROL_CONNECTIONS_MAX: u32 = 8;
+/// Of the connections for pooled tenants one of them has this part for its readers, and at least so many.
+const READERS_PART: u32 = 4;
+const READERS_MIN: usize = 2;
 /// Prepared statements that a connection keeps: more than there are.
 const STATEMENTS_MAX: usize = 256;
 /// The server ends a statement after this.
@@ -209,7 +213,8 @@ impl Postgres {
             if tier != Tier::Pooled {
                 return Err(Error::internal("embedded rows do not lie on a server"));
             }
-            return Ok(PgRows { source: Source::Shared(self.pooled.clone()), begin, prepared: self.prepared });
+            let readers_max = usize::try_from(self.config.connections_pooled_max / READERS_PART).unwrap_or(usize::MAX).max(READERS_MIN);
+            return Ok(PgRows { source: Source::Shared(self.pooled.clone()), readers_max, begin, prepared: self.prepared });
         };
         let password = password.ok_or_else(|| Error::internal("a tenant's own role without its password"))?;
         let mut options = self.template.clone().username(own.role.as_str()).password(password);
@@ -220,12 +225,19 @@ impl Postgres {
                 self.checked.lock().insert(tenant);
             }
         }
-        Ok(PgRows { source: Source::Own(Arc::clone(&self.dedicated), Arc::new((own, options))), begin, prepared: self.prepared })
+        let readers_max = Semaphore::MAX_PERMITS;
+        Ok(PgRows {
+            source: Source::Own(Arc::clone(&self.dedicated), Arc::new((own, options))),
+            readers_max,
+            begin,
+            prepared: self.prepared,
+        })
     }
 
     /// The service's own rows.
     pub(crate) fn control(&self) -> PgRows {
-        PgRows { source: Source::Shared(self.control.clone()), begin: begin_text(CONTROL_SCHEMA, None), prepared: self.prepared }
+        let (source, begin) = (Source::Shared(self.control.clone()), begin_text(CONTROL_SCHEMA, None));
+        PgRows { source, readers_max: Semaphore::MAX_PERMITS, begin, prepared: self.prepared }
     }
 }
 
@@ -233,6 +245,7 @@ impl Postgres {
 #[derive(Clone)]
 pub(crate) struct PgRows {
     source: Source,
+    readers_max: usize,
     begin: Arc<str>,
     prepared: Prepared,
 }
@@ -265,6 +278,11 @@ impl PgRows {
     pub(crate) fn reading(&self) -> Self {
         let begin = format!("{}; SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY", self.begin);
         Self { begin: begin.into(), ..self.clone() }
+    }
+
+    /// How many may read here at once.
+    pub(crate) fn readers_max(&self) -> usize {
+        self.readers_max
     }
 
     /// Whether statements stay prepared.

@@ -223,6 +223,28 @@ async fn values_lie_sealed_where_others_could_read_them(place: &Place) {
     refused(store.rows().get::<Note>("b").await);
 }
 
+/// Eight readers of one tenant, and four connections for all.
+#[tokio::test]
+async fn one_tenants_readers_leave_connections_to_the_others() {
+    let Some(place) = Place::of(Tier::Pooled).await else { return };
+    let (greedy, other) = (place.tenant(1).create().await, place.tenant(2).create().await);
+    let greedy = &greedy;
+    let reads = (0..8).map(|_| async move {
+        let reading = greedy.reading().await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        reading.map(drop)
+    });
+    let mut reads = pin!(futures_util::future::join_all(reads));
+    assert!(tokio::time::timeout(Duration::from_millis(300), &mut reads).await.is_err());
+    let found =
+        tokio::time::timeout(Duration::from_millis(500), other.rows().count::<Note>()).await.expect("it waits for the other tenant");
+    assert_eq!(found.unwrap(), 0);
+    for read in reads.await {
+        read.unwrap();
+    }
+    place.end().await;
+}
+
 /// Somebody began a commit and was cut off: its objects are swept only once it is known whether it came about.
 async fn a_commit_on_its_way_keeps_its_objects(place: &Place) {
     if place.postgres.is_none() {

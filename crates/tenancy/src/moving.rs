@@ -421,7 +421,7 @@ impl Mover {
         moved.sha256 = hex(&pass.sha256.0);
         island.store.conclude(&home).await?;
         (self.between)(Step::Proven)?;
-        let opening = tokio::time::timeout(OPENING_WAIT_MAX, self.kernel.opening(self.id)?.lock()).await;
+        let opening = tokio::time::timeout(OPENING_WAIT_MAX, self.kernel.opening(self.id).lock_owned()).await;
         let opening = opening.map_err(|_| Error::Unavailable("the tenant is being opened or closed: move it again"))?;
         self.still_open(&island).await?;
         let left = Left { generation: island.store.parting().await?, sha256: None };

@@ -109,7 +109,7 @@ impl Operator {
         let _one = self.kernel.0.creating.lock().await;
         self.sweep_half_made(&spec.name).await?;
         // Whoever suspends or erases it meanwhile waits here until it is there to be dropped.
-        let _opening = self.kernel.opening(id)?.lock().await;
+        let _opening = self.kernel.opening(id).lock_owned().await;
         let _shared = self.kernel.0.epoch_gate.read().await;
         let (keyring, keys) = Keyring::create(&self.kernel.0.root, id, now_micros())?;
         let rows = self.kernel.placement_new(id, tier)?;

@@ -331,6 +331,35 @@ async fn an_import_on_a_node_that_lives_is_not_swept() {
     town.gone([a, b]).await;
 }
 
+/// The end of a tenant that goes for another one can take long: that is not for the other one to wait for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_does_not_wait_for_who_goes() {
+    let Some(town) = Town::new().await else { return };
+    let (a, _) = Kernel::open(KernelConfig { stores_open_max: 1, ..town.config("a") }).await.unwrap();
+    let root = a.bootstrap(&town.secret(), &RequestId::fresh()).await.unwrap().secret().to_owned();
+    let root = operator(&a, &root).await.unwrap();
+    let (blue, red) = (tenant_new(&root, "blue").await, tenant_new(&root, "red").await);
+    put(&a, &red, "x", 1).await.unwrap();
+    put(&a, &blue, "x", 1).await.unwrap();
+    let id = tenant(&a, &blue).await.unwrap().island.id;
+    let held = town.scratch.held(&format!("SELECT FROM insula.state WHERE tenant = '{}' FOR UPDATE", id.hex())).await;
+    let began = Instant::now();
+    assert_eq!(get(&a, &red, "x").await.unwrap(), Some(1));
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    drop(held);
+    // Locks are each tenant's own, and go with who holds them.
+    let ids = [1u8, 2].map(|last| TenantId([[7; 15].as_slice(), &[last]].concat().try_into().unwrap()));
+    let locks = ids.map(|id| a.opening(id));
+    let one = locks[0].clone().try_lock_owned().unwrap();
+    assert!(a.opening(ids[0]).try_lock_owned().is_err() && a.opening(ids[1]).try_lock_owned().is_ok());
+    drop((one, locks));
+    assert!(a.opening(ids[0]).try_lock_owned().is_ok());
+    assert!(a.0.opening.lock().len() <= 3, "no more than are in use");
+    drop(root);
+    until(AFTER_EXPIRY, || async { get(&a, &blue, "x").await.is_ok() }).await;
+    town.gone([a]).await;
+}
+
 /// That a tenant cannot be opened says nothing about what it has.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tenant_that_does_not_open_keeps_its_name_and_its_rows() {

@@ -87,6 +87,13 @@ impl Scratch {
         connection.close().await.unwrap();
     }
 
+    /// A superuser's connection with this done in a transaction that stays open.
+    pub(crate) async fn held(&self, sql: &str) -> PgConnection {
+        let mut connection = self.superuser.clone().database(&self.name).connect().await.unwrap();
+        raw_sql(built(format!("BEGIN; {sql}"))).execute(&mut connection).await.unwrap();
+        connection
+    }
+
     /// What one number is, to a superuser.
     pub(crate) async fn ask(&self, sql: &str) -> i64 {
         let mut connection = self.superuser.clone().database(&self.name).connect().await.unwrap();

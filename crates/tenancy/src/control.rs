@@ -40,6 +40,8 @@ const MIGRATIONS: Migrations =
 const PAGE_MAX: u32 = 1000;
 /// Credentials whose last use waits to be written.
 const TOUCHED_MAX: usize = 100_000;
+/// Revoked credentials that stay to be listed, of one tenant.
+const REVOKED_KEPT_MAX: u32 = 100;
 /// Last uses written in one transaction.
 const TOUCHED_BATCH: usize = 500;
 /// Stands for the service itself among the anchors.
@@ -498,7 +500,7 @@ impl Control {
         let sql = "SELECT * FROM credential WHERE id = $1 AND tenant IS NOT DISTINCT FROM $2 AND revoked_at IS NULL";
         let tenant = tenant.as_ref().map(|tenant| tenant.0.as_slice());
         let rows = tx.sql()?.all(sql, &[id.into(), tenant.into()]).await?;
-        Ok(self.revoke(tx, &rows, now).await? > 0)
+        Ok(self.revoke(tx, tenant, &rows, now).await? > 0)
     }
 
     /// Revokes all of a principal's; how many.
@@ -506,16 +508,22 @@ impl Control {
         let mut tx = self.begin().await?;
         let sql = "SELECT * FROM credential WHERE tenant = $1 AND principal = $2 AND revoked_at IS NULL";
         let rows = tx.sql()?.all(sql, &[(&tenant.0).into(), principal.into()]).await?;
-        self.revoke(tx, &rows, now).await
+        self.revoke(tx, Some(&tenant.0), &rows, now).await
     }
 
-    async fn revoke(&self, mut tx: ControlTxn<'_>, rows: &[Row], now: i64) -> Result<u64> {
+    /// Those that were revoked long ago go: the tenant's ledger knows of them, and they open nothing either way.
+    async fn revoke(&self, mut tx: ControlTxn<'_>, tenant: Option<&[u8]>, rows: &[Row], now: i64) -> Result<u64> {
         for row in rows {
             let (mut credential, mac) = self.verifier.read_with_mac::<CredentialRow>(row)?;
             credential.revoked_at = Some(now);
             tx.credential_revoked(mac, &credential).await?;
         }
         if !rows.is_empty() {
+            let old = "DELETE FROM credential WHERE tenant IS NOT DISTINCT FROM $1 AND revoked_at IS NOT NULL AND id NOT IN
+                 (SELECT id FROM credential WHERE tenant IS NOT DISTINCT FROM $1 AND revoked_at IS NOT NULL
+                  ORDER BY revoked_at DESC, id LIMIT $2) RETURNING *";
+            let gone = tx.sql()?.all(old, &[tenant.into(), REVOKED_KEPT_MAX.into()]).await?;
+            tx.forget(gone)?;
             tx.commit().await?;
         }
         Ok(rows.len() as u64)

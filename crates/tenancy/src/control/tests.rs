@@ -38,6 +38,8 @@ on_both! {
     tickets_are_claimed_once
     erasures_certificates_and_small_values
     keys_under_an_older_epoch_are_not_stored
+    keys_are_replaced_only_as_they_were_seen
+    revoked_credentials_do_not_pile_up
     edited_rows_are_refused
     a_row_put_back_does_not_add_up
     a_row_removed_does_not_add_up
@@ -224,6 +226,24 @@ async fn erasures_certificates_and_small_values(house: &House) {
     assert!(control.credential_by_id("late").await.unwrap().is_none());
     assert!(control.meta("generation").await.unwrap().is_none(), "the file's own values are out of reach");
     assert!(house.reopened(control).await.is_ok());
+}
+
+async fn revoked_credentials_do_not_pile_up(house: &House) {
+    let control = house.control().await;
+    let (blue, _) = insert(house, &control, "blue").await;
+    let (amber, _) = insert(house, &control, "amber").await;
+    for round in 0..i64::from(REVOKED_KEPT_MAX) + 20 {
+        let id = format!("c{round:04}");
+        control.credential_insert(&credential(&id, Some(blue.id))).await.unwrap();
+        assert!(control.credential_revoke(Some(blue.id), &id, 100 + round).await.unwrap());
+    }
+    let left = control.credentials_of(Some(blue.id)).await.unwrap();
+    assert_eq!(left.len(), REVOKED_KEPT_MAX as usize + 1);
+    assert!(left.iter().any(|row| row.id == "first-blue" && row.revoked_at.is_none()), "what is not revoked stays");
+    let oldest = left.iter().filter_map(|row| row.revoked_at).min();
+    assert_eq!(oldest, Some(120), "the newest ones can still be listed");
+    assert_eq!(control.credentials_of(Some(amber.id)).await.unwrap().len(), 1);
+    control.verifier.verify_all(control.db.read().await.unwrap().sql().unwrap()).await.unwrap();
 }
 
 async fn keys_are_replaced_only_as_they_were_seen(house: &House) {

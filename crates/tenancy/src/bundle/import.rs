@@ -28,6 +28,7 @@ use crate::name::{Name, TenantId, hex, unhex};
 use crate::operator::{CreatedTenant, Operator, info, resource};
 use crate::place::Placement;
 use crate::policy::Role;
+use crate::quota::Limits;
 use crate::rows::contents::Item as Content;
 use crate::rows::db::blocking;
 use crate::rows::{Record, Store, content_fits};
@@ -38,6 +39,10 @@ const IMPORTING: &str = "importing/";
 /// Ids of objects in one bundle.
 const KNOWN_BYTES_MAX: usize = 16 << 20;
 const VALUE_BYTES_MAX: usize = 1 << 20;
+/// Objects in one bundle, with those that were deleted while it was written.
+const OBJECTS_MAX: usize = KNOWN_BYTES_MAX / 16;
+/// Jobs that wait or run in one bundle.
+const JOBS_MAX: u64 = 10_000;
 /// Rows written in one transaction, and their bytes.
 const BATCH_ITEMS_MAX: usize = 200;
 const BATCH_BYTES_MAX: usize = 4 << 20;
@@ -90,6 +95,7 @@ async fn import(kernel: &Kernel, id: TenantId, name: Name, file: File, key: Key,
     let read = file.try_clone()?;
     let check = key.clone();
     let verified = blocking(move || verify(read, &check)).await?;
+    within(&verified.counted, &kernel.0.config.limits)?;
     let _one = kernel.0.importing.try_lock().map_err(|_| Error::Conflict("another import is under way: wait for it".to_owned()))?;
     sweep(kernel).await?;
     if kernel.0.control.tenant_by_name(&name).await?.is_some() {
@@ -182,6 +188,7 @@ pub(crate) async fn finished(kernel: &Kernel, id: TenantId) -> Result<()> {
 /// What the first reading found.
 pub(super) struct Verified {
     admin: Name,
+    counted: Counted,
     known: BTreeSet<BlobId>,
     tenant: String,
     service: String,
@@ -218,15 +225,14 @@ pub(super) fn verify(mut file: File, key: &Key) -> Result<Verified> {
             }
             Item::Counter { name, value } => {
                 reader.whole(0)?;
-                if !name.starts_with("usage/") || value < 0 || !found.follows((1, &name, "")) {
-                    return Err(refused("a counter is malformed"));
-                }
-                found.counters += 1;
+                let counter = u64::try_from(value).ok().filter(|_| name.starts_with("usage/") && found.follows((1, &name, "")));
+                found.counter(&name, counter.ok_or_else(|| refused("a counter is malformed"))?);
             }
             Item::Job { kind, id, principal } => {
                 reader.whole(0)?;
                 let known: Result<Name> = principal.parse();
-                if !content_fits(&kind, &id, &[]) || known.is_err() || !found.follows((2, &id, "")) {
+                found.jobs += 1;
+                if found.jobs > JOBS_MAX || !content_fits(&kind, &id, &[]) || known.is_err() || !found.follows((2, &id, "")) {
                     return Err(refused("a job is malformed"));
                 }
             }
@@ -244,6 +250,11 @@ pub(super) fn verify(mut file: File, key: &Key) -> Result<Verified> {
                 if (records, counters, objects, bytes) != (found.records, found.counters, count, known) {
                     return Err(refused("it does not have as much as it says"));
                 }
+                // The new tenant is held to its limits by these.
+                let Counted { objects, storage_bytes, members } = found.counted;
+                if (objects, members) != (count, found.members) || storage_bytes < known {
+                    return Err(refused("its counters are not those of what it has"));
+                }
                 break;
             }
             Item::Manifest { .. } => return Err(refused("it has two manifests")),
@@ -254,7 +265,8 @@ pub(super) fn verify(mut file: File, key: &Key) -> Result<Verified> {
     let (ledger, ledger_vkey) = ledger.ok_or_else(|| refused("it has no ledger"))?;
     let known = found.known.ok_or_else(|| refused("it has no list of objects"))?;
     let admin = admin.ok_or_else(|| refused("no member of it is an administrator"))?;
-    Ok(Verified { admin, known, tenant, service, ledger, ledger_vkey })
+    let counted = found.counted;
+    Ok(Verified { admin, counted, known, tenant, service, ledger, ledger_vkey })
 }
 
 #[derive(Default)]
@@ -262,11 +274,49 @@ struct Found {
     objects: HashMap<BlobId, u64>,
     known: Option<BTreeSet<BlobId>>,
     records: u64,
+    members: u64,
     counters: u64,
+    counted: Counted,
+    jobs: u64,
     last: Option<(u8, String, String)>,
 }
 
+/// What the tenant has by its own counters.
+#[derive(Debug, Clone, Copy, Default)]
+struct Counted {
+    objects: u64,
+    storage_bytes: u64,
+    members: u64,
+}
+
+/// The new tenant has the service's limits from its first moment on.
+fn within(counted: &Counted, limits: &Limits) -> Result<()> {
+    let Counted { objects, storage_bytes, members } = *counted;
+    // The former ledger is one object more.
+    let used = [
+        ("objects", objects.saturating_add(1), limits.objects),
+        ("storage_bytes", storage_bytes, limits.storage_bytes),
+        ("members", members, limits.members),
+    ];
+    match used.into_iter().find(|(_, used, limit)| used > limit) {
+        None => Ok(()),
+        Some((name, used, limit)) => Err(Error::Invalid(format!(
+            "the tenant comes with {used} `{name}`, more than the {limit} that a new one may have here: raise the service's limits first"
+        ))),
+    }
+}
+
 impl Found {
+    fn counter(&mut self, name: &str, value: u64) {
+        self.counters += 1;
+        match name {
+            "usage/objects" => self.counted.objects = value,
+            "usage/storage_bytes" => self.counted.storage_bytes = value,
+            "usage/members" => self.counted.members = value,
+            _ => {}
+        }
+    }
+
     /// Rows come in order, each once.
     fn follows(&mut self, place: (u8, &str, &str)) -> bool {
         let place = (place.0, place.1.to_owned(), place.2.to_owned());
@@ -286,7 +336,7 @@ fn object_checked<R: BufRead>(reader: &mut Reader<R>, found: &mut Found, id: Blo
     if length != bytes || unhex::<32>(sha256).is_none_or(|wanted| context.finish().as_ref() != wanted) {
         return Err(refused(&format!("object {id} is not what was written")));
     }
-    if found.known.is_some() || found.objects.insert(id, bytes).is_some() {
+    if found.known.is_some() || found.objects.len() >= OBJECTS_MAX || found.objects.insert(id, bytes).is_some() {
         return Err(refused(&format!("object {id} is out of place")));
     }
     Ok(())

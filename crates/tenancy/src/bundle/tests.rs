@@ -42,13 +42,17 @@ struct House {
 
 impl House {
     async fn new() -> Self {
+        Self::with(Limits { requests_per_second: 1_000_000, ..Limits::default() }).await
+    }
+
+    async fn with(limits: Limits) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = KernelConfig {
             data_dir: dir.path().join("data"),
             keystore_dir: dir.path().join("keystore"),
             issuer: "https://localhost".to_owned(),
             stores_open_max: 4,
-            limits: Limits { requests_per_second: 1_000_000, ..Limits::default() },
+            limits,
             stores: Default::default(),
         };
         let kernel = Kernel::open(config).await.unwrap().0;
@@ -323,6 +327,7 @@ async fn jobs_that_waited_or_ran_are_done_where_the_tenant_comes_to() {
     assert_eq!(taken, ["first", "second"]);
     from.kernel.release(running).await.unwrap();
 }
+
 /// A take-out in which the tenant has this, too.
 async fn taken_out_with(item: Content) -> (House, String, Vec<u8>) {
     let (from, key, _) = furnished(1000).await;
@@ -354,3 +359,13 @@ async fn counters_that_do_not_count_what_is_there_are_refused() {
     }
 }
 
+#[tokio::test]
+async fn a_tenant_that_has_more_than_a_new_one_may_is_refused() {
+    let (from, ..) = furnished(1000).await;
+    let (bundle, _) = from.export().await;
+    let tight = |limits: Limits| House::with(Limits { requests_per_second: 1_000_000, ..limits });
+    for limits in [Limits { objects: 0, ..Limits::default() }, Limits { storage_bytes: 999, ..Limits::default() }] {
+        let refused = tight(limits).await.import("b", &bundle, KEY).await.map(drop);
+        assert!(matches!(&refused, Err(Error::Invalid(reason)) if reason.contains("more than")), "{refused:?}");
+    }
+}

@@ -391,9 +391,12 @@ async fn a_node_that_slept_before_the_cut_over_does_not_cut_over() {
     static PARTED: AtomicBool = AtomicBool::new(false);
     fn sleeps() {
         PARTED.store(true, Ordering::Release);
-        while PARTED.load(Ordering::Acquire) {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let began = Instant::now();
+        tokio::task::block_in_place(|| {
+            while PARTED.load(Ordering::Acquire) && began.elapsed() < 2 * AFTER_EXPIRY {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
     }
     let Some(town) = Town::new().await else { return };
     let ([a, b], root) = town.nodes().await;

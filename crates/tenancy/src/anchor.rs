@@ -123,6 +123,14 @@ impl Anchors {
         }
     }
 
+    /// Anchors a store that nobody has opened in its slot yet.
+    pub(crate) fn put(self: &Arc<Self>, slot: u64, id: TenantId, anchor: &Anchor) -> Result<()> {
+        let slot = self.slot(slot, id)?;
+        let put = slot.change(|now| *now = *anchor);
+        slot.release();
+        put
+    }
+
     /// Whether the store of this slot never committed anything.
     pub(crate) fn untouched(&self, slot: u64, id: TenantId) -> Result<bool> {
         Ok(self.read(slot, id)?.generation == 0)

@@ -29,8 +29,8 @@ use crate::rows::Record;
 
 pub use export::{Export, ExportInfo};
 #[cfg(test)]
-pub(crate) use import::died;
-pub(crate) use import::{sweep, sweep_dead};
+pub(crate) use import::{died, finished};
+pub(crate) use import::{importing, sweep, sweep_dead};
 
 /// Ledgers of former services that a tenant can have: each move by take-out adds one.
 const FORMER_LEDGERS_MAX: u32 = 1000;

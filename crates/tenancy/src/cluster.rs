@@ -237,10 +237,15 @@ impl Cluster {
         Err(Error::Unavailable("the tenant is changing its node: try again"))
     }
 
+    /// Whether what this node has of the tenant is being closed.
+    pub(crate) fn is_leaving(&self, tenant: TenantId) -> bool {
+        self.held.lock().get(&tenant).is_some_and(|hold| hold.is_leaving())
+    }
+
     /// Waits until what this node had of the tenant is closed.
     async fn left_alone(&self, tenant: TenantId) -> Result<()> {
         let began = now_nanos();
-        while self.held.lock().get(&tenant).is_some_and(|hold| hold.is_leaving()) {
+        while self.is_leaving(tenant) {
             if now_nanos().saturating_sub(began) > nanos(LEAVING_WAIT_MAX) {
                 return Err(Error::Unavailable("the tenant is changing its node: try again"));
             }

@@ -40,6 +40,8 @@ const MIGRATIONS: Migrations =
 const PAGE_MAX: u32 = 1000;
 /// Credentials whose last use waits to be written.
 const TOUCHED_MAX: usize = 100_000;
+/// Revoked credentials that stay to be listed, of one tenant.
+const REVOKED_KEPT_MAX: u32 = 100;
 /// Last uses written in one transaction.
 const TOUCHED_BATCH: usize = 500;
 /// Stands for the service itself among the anchors.
@@ -226,7 +228,36 @@ impl Control {
     /// # Errors
     /// [`Error::Conflict`] if the name is taken.
     pub(crate) async fn tenant_insert(&self, row: &TenantRow, keys: &KeyRows, first: Option<&CredentialRow>) -> Result<TenantRow> {
+        self.tenant_added(self.begin().await?, row, keys, first).await
+    }
+
+    /// The same of a tenant that was imported: the note of its import goes with it. `fence` as for [`Control::tenant_place`].
+    ///
+    /// # Errors
+    /// As [`Control::tenant_insert`], and [`Error::Conflict`] when the note is gone: somebody swept what the import had made.
+    pub(crate) async fn tenant_import(
+        &self,
+        row: &TenantRow,
+        keys: &KeyRows,
+        first: &CredentialRow,
+        note: &str,
+        fence: Option<u64>,
+    ) -> Result<TenantRow> {
         let mut tx = self.begin().await?;
+        tx.at_home(row.id, fence).await?;
+        if tx.execute("DELETE FROM meta WHERE name = $1", &[(&meta_name(note)).into()]).await? == 0 {
+            return Err(Error::Conflict("the import took so long that it was taken for dead: begin it again".to_owned()));
+        }
+        self.tenant_added(tx, row, keys, Some(first)).await
+    }
+
+    async fn tenant_added(
+        &self,
+        mut tx: ControlTxn<'_>,
+        row: &TenantRow,
+        keys: &KeyRows,
+        first: Option<&CredentialRow>,
+    ) -> Result<TenantRow> {
         let next = "UPDATE state SET value = value + 1 WHERE name = 'slot_next' RETURNING value";
         let slot = tx.sql()?.one(next, &[]).await?.number(0)?.saturating_sub(1);
         let row = TenantRow { slot, epoch_generation: 1, ..row.clone() };
@@ -301,20 +332,34 @@ impl Control {
         .await
     }
 
-    /// Changes where the tenant lives, seen and changed in one transaction.
-    pub(crate) async fn tenant_place(&self, id: TenantId, change: impl FnOnce(&mut Placement) -> Result<()>) -> Result<()> {
-        self.tenant_change(id, |row| {
+    /// Changes where the tenant lives, seen and changed in one transaction. With several nodes only as long as `fence` is the number of
+    /// the tenant's lease: what a node copied is worth nothing once another one may have written.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when another node took the tenant over.
+    pub(crate) async fn tenant_place(
+        &self,
+        id: TenantId,
+        fence: Option<u64>,
+        change: impl FnOnce(&mut Placement) -> Result<()>,
+    ) -> Result<()> {
+        let changed = |row: &mut TenantRow| {
             let mut placement = Placement::parse(&row.placement)?;
             change(&mut placement)?;
             row.placement = placement.to_json()?;
             row.epoch_generation += 1;
             Ok(())
-        })
-        .await
+        };
+        self.tenant_change_under(id, fence, changed).await
     }
 
     async fn tenant_change(&self, id: TenantId, change: impl FnOnce(&mut TenantRow) -> Result<()>) -> Result<()> {
+        self.tenant_change_under(id, None, change).await
+    }
+
+    async fn tenant_change_under(&self, id: TenantId, fence: Option<u64>, change: impl FnOnce(&mut TenantRow) -> Result<()>) -> Result<()> {
         let mut tx = self.begin().await?;
+        tx.at_home(id, fence).await?;
         let (old, mac) = tx.tenant(id).await?;
         let mut new = old;
         change(&mut new)?;
@@ -327,19 +372,31 @@ impl Control {
     /// A tenant's stored keys.
     pub(crate) async fn keys_of(&self, tenant: TenantId) -> Result<KeyRows> {
         let mut reading = self.db.read().await?;
-        let sql = "SELECT * FROM tenant_key WHERE tenant = $1 ORDER BY version";
-        let versions = reading.sql()?.all(sql, &[(&tenant.0).into()]).await?;
-        let sql = "SELECT * FROM data_key WHERE tenant = $1 ORDER BY purpose, n";
-        let data = reading.sql()?.all(sql, &[(&tenant.0).into()]).await?;
+        self.keys_read(reading.sql()?, tenant).await
+    }
+
+    async fn keys_read(&self, mut sql: Sql<'_>, tenant: TenantId) -> Result<KeyRows> {
+        let versions = sql.all("SELECT * FROM tenant_key WHERE tenant = $1 ORDER BY version", &[(&tenant.0).into()]).await?;
+        let data = sql.all("SELECT * FROM data_key WHERE tenant = $1 ORDER BY purpose, n", &[(&tenant.0).into()]).await?;
         let versions = versions.iter().map(|row| Ok(self.verifier.read::<Owned<TenantKeyRow>>(row)?.row));
         let data = data.iter().map(|row| Ok(self.verifier.read::<Owned<DataKeyRow>>(row)?.row));
         Ok(KeyRows { tenant: versions.collect::<Result<_>>()?, data: data.collect::<Result<_>>()? })
     }
 
-    /// Replaces all of a tenant's stored keys; raises its `epoch_generation`.
-    pub(crate) async fn keys_replace(&self, tenant: TenantId, keys: &KeyRows) -> Result<()> {
+    /// Replaces all of a tenant's stored keys, as they were seen before; raises its `epoch_generation`. `fence` as for
+    /// [`Control::tenant_place`].
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when they are others by now, or the tenant is being erased: a key written then would lose what another one
+    /// wrapped, or bring back what was destroyed.
+    pub(crate) async fn keys_replace(&self, tenant: TenantId, fence: Option<u64>, before: &KeyRows, keys: &KeyRows) -> Result<()> {
         let mut tx = self.begin().await?;
+        tx.at_home(tenant, fence).await?;
         let (mut row, mac) = tx.tenant(tenant).await?;
+        let leaving = matches!(row.state, TenantState::Erasing | TenantState::Erased);
+        if leaving || !self.keys_read(tx.sql()?, tenant).await?.is_same(before) {
+            return Err(Error::Conflict("the tenant's keys were changed meanwhile: try again".to_owned()));
+        }
         row.epoch_generation += 1;
         tx.tenant_replace(mac, &row).await?;
         tx.keys_delete(tenant).await?;
@@ -446,7 +503,7 @@ impl Control {
         let sql = "SELECT * FROM credential WHERE id = $1 AND tenant IS NOT DISTINCT FROM $2 AND revoked_at IS NULL";
         let tenant = tenant.as_ref().map(|tenant| tenant.0.as_slice());
         let rows = tx.sql()?.all(sql, &[id.into(), tenant.into()]).await?;
-        Ok(self.revoke(tx, &rows, now).await? > 0)
+        Ok(self.revoke(tx, tenant, &rows, now).await? > 0)
     }
 
     /// Revokes all of a principal's; how many.
@@ -454,16 +511,22 @@ impl Control {
         let mut tx = self.begin().await?;
         let sql = "SELECT * FROM credential WHERE tenant = $1 AND principal = $2 AND revoked_at IS NULL";
         let rows = tx.sql()?.all(sql, &[(&tenant.0).into(), principal.into()]).await?;
-        self.revoke(tx, &rows, now).await
+        self.revoke(tx, Some(&tenant.0), &rows, now).await
     }
 
-    async fn revoke(&self, mut tx: ControlTxn<'_>, rows: &[Row], now: i64) -> Result<u64> {
+    /// Those that were revoked long ago go: the tenant's ledger knows of them, and they open nothing either way.
+    async fn revoke(&self, mut tx: ControlTxn<'_>, tenant: Option<&[u8]>, rows: &[Row], now: i64) -> Result<u64> {
         for row in rows {
             let (mut credential, mac) = self.verifier.read_with_mac::<CredentialRow>(row)?;
             credential.revoked_at = Some(now);
             tx.credential_revoked(mac, &credential).await?;
         }
         if !rows.is_empty() {
+            let old = "DELETE FROM credential WHERE tenant IS NOT DISTINCT FROM $1 AND revoked_at IS NOT NULL AND id NOT IN
+                 (SELECT id FROM credential WHERE tenant IS NOT DISTINCT FROM $1 AND revoked_at IS NOT NULL
+                  ORDER BY revoked_at DESC, id LIMIT $2) RETURNING *";
+            let gone = tx.sql()?.all(old, &[tenant.into(), REVOKED_KEPT_MAX.into()]).await?;
+            tx.forget(gone)?;
             tx.commit().await?;
         }
         Ok(rows.len() as u64)
@@ -676,6 +739,23 @@ impl Control {
         let mut reading = self.db.read().await?;
         let row = reading.sql()?.optional("SELECT value FROM meta WHERE name = $1", &[(&meta_name(key)).into()]).await?;
         row.map(|row| row.bytes(0)).transpose()
+    }
+
+    /// Small values whose names begin so: (rest of the name, value).
+    pub(crate) async fn metas(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>> {
+        let mut reading = self.db.read().await?;
+        let prefix = meta_name(prefix);
+        let pattern = format!("{prefix}%");
+        let rows = reading.sql()?.all("SELECT name, value FROM meta WHERE name LIKE $1 ORDER BY name", &[(&pattern).into()]).await?;
+        let rest = |name: String| name.strip_prefix(&prefix).unwrap_or_default().to_owned();
+        rows.iter().map(|row| Ok((rest(row.text(0)?), row.bytes(1)?))).collect()
+    }
+
+    /// Forgets a small value.
+    pub(crate) async fn meta_delete(&self, key: &str) -> Result<()> {
+        let mut tx = self.begin().await?;
+        tx.execute("DELETE FROM meta WHERE name = $1", &[(&meta_name(key)).into()]).await?;
+        tx.commit().await
     }
 
     /// Sets it.

@@ -356,7 +356,7 @@ async fn placements(kernel: &Kernel, tenant: TenantId) -> Result<Vec<Placement>>
 /// The tenant's ledger gets its last entry and its last checkpoint, while its keys still exist.
 async fn last_words(kernel: &Kernel, tenant: TenantId, row: &ErasureRow, detail: &mut Detail) -> Result<()> {
     let keyring = Keyring::load(&kernel.0.root, tenant, &kernel.0.control.keys_of(tenant).await?)?;
-    let _guard = kernel.opening(tenant)?.lock().await;
+    let _guard = kernel.opening(tenant).lock_owned().await;
     let placement = placements(kernel, tenant).await?.into_iter().next().unwrap_or_default();
     let place = kernel.rows_place(tenant, &placement, None).await?;
     let ledger = kernel.ledger_open(&kernel.tenant_dir(tenant), &keyring, place.is_shared())?;

@@ -58,8 +58,10 @@ const CHECKPOINT_EVERY_SYNCS: u32 = 10;
 const REFUSALS_EVERY_SYNCS: u32 = 100;
 /// Credentials held in memory.
 const CREDENTIALS_MAX: NonZeroUsize = NonZeroUsize::new(65_536).expect("not zero");
-/// Locks that keep one tenant from being opened twice at once.
-const OPENING_LOCKS: usize = 64;
+/// How long a request waits for somebody else who opens or closes its tenant.
+const OPENING_WAIT_MAX: Duration = Duration::from_secs(10);
+/// How long a request waits until the tenants are closed that went for its own.
+const EVICTION_WAIT_MAX: Duration = Duration::from_secs(1);
 /// Tickets looked at for one claim.
 const TICKETS_SEEN_MAX: u32 = 1000;
 /// Life of the first keys, in days.
@@ -145,7 +147,8 @@ pub(crate) struct Inner {
     /// With several nodes.
     pub(crate) home: Option<Home>,
     islands: Mutex<LruCache<TenantId, Arc<Island>>>,
-    opening: Vec<Arc<AsyncMutex<()>>>,
+    /// One for each tenant that somebody opens, makes or drops just now: none waits for another one.
+    opening: Mutex<HashMap<TenantId, Weak<AsyncMutex<()>>>>,
     /// Logs that somebody still holds, also of islands that are closed: there is never a second one on the same files.
     ledgers: Mutex<HashMap<TenantId, Weak<Ledger>>>,
     /// One creation of a tenant at a time.
@@ -214,7 +217,7 @@ impl Kernel {
             service: Service::default(),
             home,
             islands: Mutex::new(LruCache::unbounded()),
-            opening: (0..OPENING_LOCKS).map(|_| Arc::default()).collect(),
+            opening: Mutex::default(),
             ledgers: Mutex::default(),
             creating: AsyncMutex::new(()),
             meters: Mutex::default(),
@@ -331,9 +334,15 @@ impl Kernel {
     }
 
     /// The lock under which a tenant is opened, made, dropped.
-    pub(crate) fn opening(&self, id: TenantId) -> Result<&Arc<AsyncMutex<()>>> {
-        let at = id.0.first().copied().map_or(0, usize::from) % OPENING_LOCKS;
-        self.0.opening.get(at).ok_or_else(|| Error::internal("no lock"))
+    pub(crate) fn opening(&self, id: TenantId) -> Arc<AsyncMutex<()>> {
+        let mut opening = self.0.opening.lock();
+        if let Some(lock) = opening.get(&id).and_then(Weak::upgrade) {
+            return lock;
+        }
+        let lock = Arc::default();
+        opening.retain(|_, lock| lock.strong_count() > 0);
+        opening.insert(id, Arc::downgrade(&lock));
+        lock
     }
 
     /// The tenant, opened; refuses one that takes no requests.
@@ -341,7 +350,8 @@ impl Kernel {
         if let Some(island) = self.island_held(id) {
             return Ok(island);
         }
-        let guard = self.opening(id)?.lock().await;
+        let guard = tokio::time::timeout(OPENING_WAIT_MAX, self.opening(id).lock_owned()).await;
+        let guard = guard.map_err(|_| Error::Unavailable("the tenant is being opened or closed: try again"))?;
         if let Some(island) = self.island_held(id) {
             return Ok(island);
         }
@@ -393,7 +403,7 @@ impl Kernel {
             open.iter().rev().filter(|(_, held)| Arc::strong_count(held) == 1).map(|(id, _)| *id).take(surplus * 2).collect();
         for id in idle {
             // The lock is taken before it leaves the map: nobody opens it a second time while it closes.
-            let Some(guard) = self.opening(id).ok().and_then(|lock| Arc::clone(lock).try_lock_owned().ok()) else { continue };
+            let Ok(guard) = self.opening(id).try_lock_owned() else { continue };
             if evicted.0.len() < surplus {
                 evicted.0.extend(open.pop(&id).map(|island| (guard, island)));
             }
@@ -423,7 +433,7 @@ impl Kernel {
     /// From now on the island, if it is open, allows and commits nothing.
     pub(crate) async fn island_freeze(&self, id: TenantId) -> Result<()> {
         // Who is opening it may have seen the state of before.
-        let _guard = self.opening(id)?.lock().await;
+        let _guard = self.opening(id).lock_owned().await;
         if let Some(island) = self.0.islands.lock().peek(&id) {
             island.freeze(Why::Stopped);
         }
@@ -432,7 +442,7 @@ impl Kernel {
 
     /// Takes the island out of memory, closed. Whoever holds it can commit nothing more, and is told why.
     pub(crate) async fn island_drop(&self, id: TenantId, why: Why) -> Result<()> {
-        let _guard = self.opening(id)?.lock().await;
+        let _guard = self.opening(id).lock_owned().await;
         let held = self.0.islands.lock().pop(&id);
         if let Some(island) = held {
             island.freeze(why);
@@ -443,8 +453,7 @@ impl Kernel {
 
     /// The same, of an island whose outbox must be replayed; not of one that was opened in its place.
     async fn island_mend(self, island: Arc<Island>) {
-        let Ok(lock) = self.opening(island.id) else { return };
-        let _guard = lock.lock().await;
+        let _guard = self.opening(island.id).lock_owned().await;
         if !self.holds(&island) {
             return;
         }
@@ -643,7 +652,8 @@ impl Evicted {
             }
             Ok(())
         });
-        let _ = closing.await;
+        // Who came in their place does not wait for a store that hangs.
+        let _ = tokio::time::timeout(EVICTION_WAIT_MAX, closing).await;
     }
 }
 

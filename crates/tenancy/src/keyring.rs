@@ -106,6 +106,19 @@ pub(crate) struct KeyRows {
     pub(crate) data: Vec<DataKeyRow>,
 }
 
+impl KeyRows {
+    /// Whether these are the same keys, in whatever order.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let sorted = |keys: &Self| {
+            let mut keys = keys.clone();
+            keys.tenant.sort_by_key(|row| row.version);
+            keys.data.sort_by_key(|row| (row.purpose, row.n));
+            keys
+        };
+        sorted(self) == sorted(other)
+    }
+}
+
 /// A tenant's keys, opened.
 pub(crate) struct Keyring {
     tenant: TenantId,

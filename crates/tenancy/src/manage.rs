@@ -262,7 +262,7 @@ async fn admin_left(tx: &mut Tx<'_>, without: &Name) -> Result<()> {
 }
 
 impl Permit<KeyRead> {
-    /// API keys by id, revoked ones too; never their secrets.
+    /// API keys by id, with the hundred that were revoked last; never their secrets.
     ///
     /// # Errors
     /// [`Error::Internal`] when the control store fails.

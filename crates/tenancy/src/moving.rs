@@ -24,6 +24,7 @@ use serde::Serialize;
 
 use crate::anchor::Anchor;
 use crate::clock::now_micros;
+use crate::cluster::Hold;
 use crate::control::{TenantRow, TenantState};
 use crate::error::{Error, Result};
 use crate::island::Island;
@@ -251,7 +252,7 @@ fn begin(kernel: &Kernel, row: &TenantRow, from: Tier, to: Tier, way: Way) -> Re
         return Err(Error::Conflict("only a tenant that takes requests can move: resume it first".to_owned()));
     }
     let info = kernel.0.moves.begin(row.id, from, to)?;
-    let (mover, started_at) = (Mover::new(kernel, row.id), info.started_at);
+    let (mut mover, started_at) = (Mover::new(kernel, row.id), info.started_at);
     tokio::spawn(async move {
         let result = mover.go(way, started_at).await;
         mover.tell(&result, from, to).await;
@@ -261,10 +262,14 @@ fn begin(kernel: &Kernel, row: &TenantRow, from: Tier, to: Tier, way: Way) -> Re
 }
 
 async fn finish(kernel: &Kernel, id: TenantId) -> Result<MoveInfo> {
-    let mover = Mover::new(kernel, id);
+    let mut mover = Mover::new(kernel, id);
     let tier = mover.placement().await?.rows.tier();
     kernel.0.moves.begin(id, tier, tier)?;
-    let result = mover.finish().await;
+    let finished = async {
+        mover.settle().await?;
+        mover.finish().await
+    };
+    let result = finished.await;
     kernel.0.moves.end(id, None);
     result?;
     let row = kernel.0.control.tenant_by_id(id).await?.ok_or(Error::NotFound("tenant"))?;
@@ -277,9 +282,13 @@ pub(crate) fn forget_later(kernel: &Kernel, id: TenantId, placement: &Placement)
     if placement.next.is_none() || kernel.0.moves.begin(id, tier, tier).is_err() {
         return;
     }
-    let mover = Mover::new(kernel, id);
+    let mut mover = Mover::new(kernel, id);
     tokio::spawn(async move {
-        if let Err(error) = mover.forget().await {
+        let forgotten = async {
+            mover.hold = mover.kernel.home(id).await?;
+            mover.forget().await
+        };
+        if let Err(error) = forgotten.await {
             tracing::warn!(%error, context = error.private(), "what a broken-off move left could not be destroyed yet");
         }
         mover.kernel.0.moves.end(mover.id, None);
@@ -293,6 +302,7 @@ enum Step {
     Made,
     Copied,
     Proven,
+    Parted,
     CutOver,
     Left,
     /// It failed, and nothing is tidied up yet.
@@ -306,15 +316,33 @@ type Between = fn(Step) -> Result<()>;
 struct Mover {
     kernel: Kernel,
     id: TenantId,
+    /// What makes this node the tenant's home while it moves; none where there is one node.
+    hold: Option<Arc<Hold>>,
     between: Between,
 }
 
 impl Mover {
     fn new(kernel: &Kernel, id: TenantId) -> Self {
-        Self { kernel: kernel.clone(), id, between: |_| Ok(()) }
+        Self { kernel: kernel.clone(), id, hold: None, between: |_| Ok(()) }
     }
 
-    async fn go(&self, way: Way, started_at: i64) -> Result<()> {
+    /// This node becomes home to the tenant: nothing of it is moved or destroyed by another one.
+    async fn settle(&mut self) -> Result<()> {
+        self.hold = self.kernel.seize(self.id).await?;
+        Ok(())
+    }
+
+    fn fence(&self) -> Option<u64> {
+        self.hold.as_ref().map(|hold| hold.fence())
+    }
+
+    async fn go(&mut self, way: Way, started_at: i64) -> Result<()> {
+        if let Err(error) = self.settle().await {
+            if let Way::There(target) = &way {
+                self.unneeded(target).await?;
+            }
+            return Err(error);
+        }
         match way {
             Way::There(target) => {
                 self.note(&target).await?;
@@ -346,17 +374,22 @@ impl Mover {
             self.change(|placement| placement.next = Some(Box::new(target.clone()))).await
         };
         if let Err(error) = noted.await {
-            if target.objects != self.placement().await?.objects {
-                self.kernel.objects_place_destroy(self.id, &target.objects).await?;
-            }
+            self.unneeded(target).await?;
             return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Nobody knows of the bucket that was made for it.
+    async fn unneeded(&self, target: &Placement) -> Result<()> {
+        if target.objects != self.placement().await?.objects {
+            self.kernel.objects_place_destroy(self.id, &target.objects).await?;
         }
         Ok(())
     }
 
     /// All of it from the place where the tenant lives to `target`.
     async fn carry(&self, target: &Placement, started_at: i64) -> Result<()> {
-        self.kernel.seize(self.id).await?;
         let island = self.kernel.island(self.id).await?;
         let from = self.placement().await?.rows.tier();
         let mut moved = Moved { from, started_at, ..Moved::default() };
@@ -388,14 +421,15 @@ impl Mover {
         moved.sha256 = hex(&pass.sha256.0);
         island.store.conclude(&home).await?;
         (self.between)(Step::Proven)?;
-        let opening = tokio::time::timeout(OPENING_WAIT_MAX, self.kernel.opening(self.id)?.lock()).await;
+        let opening = tokio::time::timeout(OPENING_WAIT_MAX, self.kernel.opening(self.id).lock_owned()).await;
         let opening = opening.map_err(|_| Error::Unavailable("the tenant is being opened or closed: move it again"))?;
         self.still_open(&island).await?;
         let left = Left { generation: island.store.parting().await?, sha256: None };
         let ledger = island.ledger_moving(&home, filled).await?;
+        (self.between)(Step::Parted)?;
         moved.pause_micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         moved.moved_at = now_micros();
-        let changed = self.kernel.0.control.tenant_place(self.id, |placement| {
+        let changed = self.kernel.0.control.tenant_place(self.id, self.fence(), |placement| {
             // Whoever took the tenant over meanwhile has given the target up.
             let same = |place: &Placement| place.rows == target.rows && place.objects == target.objects;
             let waiting = placement.next.as_deref() == Some(target) || placement.previous.as_deref().is_some_and(same);
@@ -519,6 +553,7 @@ impl Mover {
         .await?;
         let now = self.placement().await?;
         let Some(next) = now.next.as_deref() else { return Ok(()) };
+        self.hold.as_ref().map_or(Ok(()), |hold| hold.check())?;
         self.destroy(next, &now).await?;
         self.change(|placement| placement.next = None).await
     }
@@ -544,7 +579,7 @@ impl Mover {
             change(placement);
             Ok(())
         };
-        self.kernel.0.control.tenant_place(self.id, changed).await
+        self.kernel.0.control.tenant_place(self.id, self.fence(), changed).await
     }
 
     async fn placement(&self) -> Result<Placement> {
@@ -590,4 +625,4 @@ fn overwrite(path: &Path) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -109,7 +109,7 @@ impl Operator {
         let _one = self.kernel.0.creating.lock().await;
         self.sweep_half_made(&spec.name).await?;
         // Whoever suspends or erases it meanwhile waits here until it is there to be dropped.
-        let _opening = self.kernel.opening(id)?.lock().await;
+        let _opening = self.kernel.opening(id).lock_owned().await;
         let _shared = self.kernel.0.epoch_gate.read().await;
         let (keyring, keys) = Keyring::create(&self.kernel.0.root, id, now_micros())?;
         let rows = self.kernel.placement_new(id, tier)?;
@@ -147,15 +147,15 @@ impl Operator {
     async fn sweep_half_made(&self, name: &Name) -> Result<()> {
         let kernel = &self.kernel;
         let Some(row) = kernel.0.control.tenant_by_name(name).await? else { return Ok(()) };
-        let dir = kernel.tenant_dir(row.id);
+        let (dir, placement) = (kernel.tenant_dir(row.id), Placement::parse(&row.placement)?);
         let half_made = row.state == TenantState::Active
             && match kernel.island(row.id).await {
                 Ok(island) => island.members().is_empty(),
                 // Alive on another node.
                 Err(Error::Elsewhere(_)) => false,
-                Err(_) => !dir.join("rows.db").exists() && kernel.0.anchors.untouched(row.slot, row.id)?,
+                // Whatever went wrong says nothing about what is there.
+                Err(_) => kernel.0.anchors.untouched(row.slot, row.id)? && kernel.rows_place_empty(row.id, &placement).await?,
             };
-        let placement = Placement::parse(&row.placement)?;
         if !half_made {
             return Err(Error::Conflict(format!("the name `{name}` is taken")));
         }

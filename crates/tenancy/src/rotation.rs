@@ -58,8 +58,8 @@ async fn begin(kernel: &Kernel, island: &Island, between: Between) -> Result<u32
     let _shared = kernel.0.epoch_gate.read().await;
     island.thawed()?;
     let rows = kernel.0.control.keys_of(island.id).await?;
-    let (next, rows) = Keyring::load(&kernel.0.root, island.id, &rows)?.next_version(&kernel.0.root, &rows, now_micros())?;
-    kernel.0.control.keys_replace(island.id, &rows).await?;
+    let (next, new) = Keyring::load(&kernel.0.root, island.id, &rows)?.next_version(&kernel.0.root, &rows, now_micros())?;
+    kernel.0.control.keys_replace(island.id, fence(island), &rows, &new).await?;
     between(Step::Stored)?;
     let version = next.version();
     take_up(island, next)?;
@@ -82,12 +82,17 @@ async fn finish(kernel: &Kernel, island: &Island, between: Between) -> Result<()
     let mut rows = kernel.0.control.keys_of(island.id).await?;
     while let Some(version) = old(&rows) {
         let (keyring, left): (Keyring, _) = island.store.keyring()?.retire(&kernel.0.root, &rows, version)?;
-        kernel.0.control.keys_replace(island.id, &left).await?;
+        kernel.0.control.keys_replace(island.id, fence(island), &rows, &left).await?;
         between(Step::Retired)?;
         island.store.keyring_replace(Arc::new(keyring));
         rows = left;
     }
     Ok(())
+}
+
+/// Of the lease under which this node is the tenant's home.
+fn fence(island: &Island) -> Option<u64> {
+    island.hold().map(|hold| hold.fence())
 }
 
 fn take_up(island: &Island, keyring: Keyring) -> Result<()> {

@@ -57,6 +57,9 @@ pub trait Record: Serialize + DeserializeOwned + Send + Sync {
     const KIND: &'static str;
     /// Unique among the kind; listings are ordered by it, as bytes. 1 to 512 bytes.
     fn key(&self) -> String;
+    /// Whether [`Record::key`] says the same of the record as it is read again. It does not where it is made of floats: what JSON keeps of
+    /// one may differ in its last bit.
+    const KEY_KEPT: bool = true;
     /// Secondary look-ups: (field, value), for [`Rows::find`]. At most 16, of at most 512 bytes each.
     fn fields(&self) -> Vec<(&'static str, String)> {
         Vec::new()
@@ -318,8 +321,9 @@ impl Store {
 
     /// As [`Store::outbox_pending`], all of them, once every commit that is still on its way to a server has come to its end.
     pub(crate) async fn outbox_settled(&self) -> Result<Vec<(u64, Vec<u8>)>> {
-        let mut txn = self.home.db.begin().await?;
-        records::outbox_pending(txn.sql()?, &self.home.codec, u32::MAX).await
+        let home = self.home();
+        let mut txn = home.db.begin().await?;
+        records::outbox_pending(txn.sql()?, &home.codec, u32::MAX).await
     }
 
     /// Forgets entries up to and with `generation`, once the ledger has them durably.
@@ -333,12 +337,15 @@ impl Store {
         Ok(())
     }
 
-    /// Removes objects that no row knows: left-overs of a crash.
+    /// Removes objects that no row knows: left-overs of a crash, or of a commit whose outcome nobody saw. That one may still be on its way
+    /// to a server, with its objects: whoever holds the rows waited for it, and nobody commits another one meanwhile.
     async fn sweep(&self) -> Result<()> {
-        let (mut reading, home) = self.reading().await?;
-        let known: HashSet<BlobId> = records::blob_ids(reading.sql()?).await?.into_iter().collect();
-        drop(reading);
-        home.objects.sweep(known).await
+        let home = self.home();
+        let mut txn = home.db.begin().await?;
+        let known: HashSet<BlobId> = records::blob_ids(txn.sql()?).await?.into_iter().collect();
+        home.objects.sweep(known).await?;
+        drop(txn);
+        Ok(())
     }
 }
 

@@ -285,7 +285,7 @@ mod tests {
                 found.clone_from(placement);
                 Ok(())
             };
-            kernel.0.control.tenant_place(id, replaced).await.unwrap();
+            kernel.0.control.tenant_place(id, None, replaced).await.unwrap();
         };
         let (mine, neighbour) = (placed("pooled1").await, placed("pooled2").await);
         let bucket = |placement: &Placement| format!("bucket {}", placement.buckets().next().unwrap());

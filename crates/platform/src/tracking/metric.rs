@@ -350,6 +350,7 @@ impl ModelMetric {
 
 impl Record for ModelMetric {
     const KIND: &'static str = "model_metric";
+    const KEY_KEPT: bool = false;
     /// `{model}/{digest}`: what is logged twice is there once.
     fn key(&self) -> String {
         let Point { value, timestamp, step } = self.point;

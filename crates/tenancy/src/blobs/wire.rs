@@ -237,8 +237,7 @@ impl Wire {
         body: Bytes,
     ) -> Result<Answer, Attempt> {
         let fault = |error: &dyn std::fmt::Display| Attempt::Fault(Error::internal(error));
-        let mut url = self.endpoint.clone();
-        url.set_path(path);
+        let mut url = located(&self.endpoint, path).map_err(Attempt::Fault)?;
         if !query.is_empty() {
             url.query_pairs_mut().extend_pairs(query);
         }
@@ -404,9 +403,44 @@ fn word(text: &str, what: &str) -> Result<String> {
     if fits { Ok(text.to_owned()) } else { Err(Error::Invalid(format!("the object store's {what} is not a word"))) }
 }
 
+/// Where something is: the path segment by segment as it is, whatever a name in it has. A server lists what somebody else wrote, and `..` in it
+/// must not lead to another bucket.
+fn located(endpoint: &Url, path: &str) -> Result<Url> {
+    if path.split('/').any(|segment| segment == "." || segment == "..") {
+        return Err(Error::integrity(format!(
+            "`{path}`: an object whose name has the part `.` or `..` is none of ours; remove it from its bucket"
+        )));
+    }
+    let mut url = endpoint.clone();
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~/".contains(&byte);
+    let encoded: String =
+        path.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect();
+    url.set_path(&encoded);
+    Ok(url)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_name_leads_out_of_its_bucket() {
+        let endpoint: Url = "http://localhost:9000/".parse().unwrap();
+        for (name, encoded) in [
+            ("objects/0a", "objects/0a"),
+            ("%2e%2e/other/x", "%252e%252e/other/x"),
+            (".\t./other/x", ".%09./other/x"),
+            ("..\\other\\x", "..%5Cother%5Cx"),
+            ("a?versionId=1#x", "a%3FversionId%3D1%23x"),
+            ("ä b", "%C3%A4%20b"),
+        ] {
+            let url = located(&endpoint, &format!("/mine/{name}")).unwrap();
+            assert_eq!((url.path(), url.query()), (format!("/mine/{encoded}").as_str(), None), "{name:?}");
+        }
+        for name in ["../other/x", "a/../../other/x", "./x", "a/.."] {
+            assert!(matches!(located(&endpoint, &format!("/mine/{name}")), Err(Error::Integrity(_))), "{name:?}");
+        }
+    }
 
     #[test]
     fn answers_are_read() {

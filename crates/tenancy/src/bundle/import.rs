@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use aws_lc_rs::digest;
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
@@ -29,16 +28,21 @@ use crate::name::{Name, TenantId, hex, unhex};
 use crate::operator::{CreatedTenant, Operator, info, resource};
 use crate::place::Placement;
 use crate::policy::Role;
+use crate::quota::Limits;
 use crate::rows::contents::Item as Content;
 use crate::rows::db::blocking;
 use crate::rows::{Record, Store, content_fits};
 use crate::seal::{self, Key};
 
-/// Where an import that is under way is noted, so that one that dies is swept.
-const IMPORTING: &str = "importing";
+/// Where an import that is under way is noted, each by the tenant to be, so that one that dies is swept.
+const IMPORTING: &str = "importing/";
 /// Ids of objects in one bundle.
 const KNOWN_BYTES_MAX: usize = 16 << 20;
 const VALUE_BYTES_MAX: usize = 1 << 20;
+/// Objects in one bundle, with those that were deleted while it was written.
+const OBJECTS_MAX: usize = KNOWN_BYTES_MAX / 16;
+/// Jobs that wait or run in one bundle.
+const JOBS_MAX: u64 = 10_000;
 /// Rows written in one transaction, and their bytes.
 const BATCH_ITEMS_MAX: usize = 200;
 const BATCH_BYTES_MAX: usize = 4 << 20;
@@ -91,79 +95,106 @@ async fn import(kernel: &Kernel, id: TenantId, name: Name, file: File, key: Key,
     let read = file.try_clone()?;
     let check = key.clone();
     let verified = blocking(move || verify(read, &check)).await?;
+    within(&verified.counted, &kernel.0.config.limits)?;
     let _one = kernel.0.importing.try_lock().map_err(|_| Error::Conflict("another import is under way: wait for it".to_owned()))?;
     sweep(kernel).await?;
     if kernel.0.control.tenant_by_name(&name).await?.is_some() {
         return Err(Error::Conflict(format!("a tenant named `{name}` exists already")));
     }
+    // First of all: who finds the note sees that its maker lives.
+    let _hold = kernel.home(id).await?;
     let tier = kernel.0.stores.config.tier;
     let rows = kernel.placement_new(id, tier)?;
     let placement = Placement { objects: kernel.objects_place_new(id, &name, tier).await?, ..rows };
-    let note = serde_json::to_vec(&Importing { id: id.hex(), placement: placement.clone() }).map_err(Error::internal)?;
-    kernel.0.control.meta_set(IMPORTING, &note).await?;
+    noted(kernel, id, &placement).await?;
     let made = make(kernel, id, name, file, &key, &placement, &verified, via).await;
-    // Also after success: the note goes, and the tenant is known by then.
-    sweep(kernel).await?;
+    if made.is_err() {
+        swept(kernel, id, &placement).await?;
+    }
     made
 }
 
-/// What an import that is under way has made so far.
-#[derive(Serialize, Deserialize)]
-struct Importing {
-    id: String,
-    placement: Placement,
+fn note(id: TenantId) -> String {
+    format!("{IMPORTING}{}", id.hex())
 }
 
-/// What an import has noted that is under way, or died.
-async fn noted(kernel: &Kernel) -> Result<Option<(TenantId, Placement)>> {
-    let Some(note) = kernel.0.control.meta(IMPORTING).await?.filter(|note| !note.is_empty()) else { return Ok(None) };
-    let note: Importing = serde_json::from_slice(&note).map_err(Error::integrity)?;
-    let id = TenantId::parse(&note.id).ok_or_else(|| Error::integrity("an import of no tenant"))?;
-    Ok(Some((id, note.placement)))
+async fn noted(kernel: &Kernel, id: TenantId, placement: &Placement) -> Result<()> {
+    kernel.0.control.meta_set(&note(id), placement.to_json()?.as_bytes()).await
 }
 
-/// Removes what an import left that did not come to its end. Under the lock of imports, or at start.
+/// What imports have made that are under way, or died.
+pub(crate) async fn importing(kernel: &Kernel) -> Result<Vec<(TenantId, Placement)>> {
+    let notes = kernel.0.control.metas(IMPORTING).await?;
+    let read = |(id, placement): (String, Vec<u8>)| {
+        let id = TenantId::parse(&id).ok_or_else(|| Error::integrity("an import of no tenant"))?;
+        Ok((id, Placement::parse(&String::from_utf8(placement).map_err(Error::integrity)?)?))
+    };
+    notes.into_iter().map(read).collect()
+}
+
+/// Removes what imports left that did not come to their end. Under the lock of imports, or at start. With several nodes, one that another
+/// node is at is left alone: that node is home to the tenant to be. From here on this node is, and the import can no longer succeed.
 pub(crate) async fn sweep(kernel: &Kernel) -> Result<()> {
-    let Some((id, placement)) = noted(kernel).await? else { return Ok(()) };
+    for (id, placement) in importing(kernel).await? {
+        let hold = match kernel.home(id).await {
+            Err(Error::Elsewhere(_)) => continue,
+            hold => hold?,
+        };
+        swept(kernel, id, &placement).await?;
+        if let Some(hold) = &hold {
+            kernel.bury(hold).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes what one import made, unless it came to its end. The note goes last.
+async fn swept(kernel: &Kernel, id: TenantId, placement: &Placement) -> Result<()> {
     if kernel.0.control.tenant_by_id(id).await?.is_none() {
-        kernel.rows_place_destroy(id, &placement).await?;
+        kernel.rows_place_destroy(id, placement).await?;
         kernel.objects_place_destroy(id, &placement.objects).await?;
         kernel.0.control.tickets_destroy(id).await?;
         let dir = kernel.tenant_dir(id);
         blocking(move || remove_folder(&dir)).await?;
     }
-    kernel.0.control.meta_set(IMPORTING, &[]).await
+    kernel.0.control.meta_delete(&note(id)).await
 }
 
-/// The same for the leader among several nodes, now and then. An import is not swept that is under way here, or on a node that lives:
-/// that is home to the tenant to be.
+/// The same for the leader among several nodes, now and then; not while an import is under way here.
 pub(crate) async fn sweep_dead(kernel: &Kernel) -> Result<()> {
     let Ok(_one) = kernel.0.importing.try_lock() else { return Ok(()) };
-    let Some((id, _)) = noted(kernel).await? else { return Ok(()) };
-    if kernel.0.control.tenant_by_id(id).await?.is_some() {
-        return sweep(kernel).await;
-    }
-    let hold = match kernel.home(id).await {
-        Err(Error::Elsewhere(_)) => return Ok(()),
-        hold => hold?,
-    };
-    let swept = sweep(kernel).await;
-    if let Some(hold) = &hold {
-        kernel.let_go(hold).await;
-    }
-    swept
+    sweep(kernel).await
 }
 
 /// As if an import had died now, with what it had made in `placement`.
 #[cfg(test)]
 pub(crate) async fn died(kernel: &Kernel, id: TenantId, placement: Placement) {
-    let note = serde_json::to_vec(&Importing { id: id.hex(), placement }).unwrap();
-    kernel.0.control.meta_set(IMPORTING, &note).await.unwrap();
+    noted(kernel, id, &placement).await.unwrap();
+}
+
+/// As if an import came to its end now.
+#[cfg(test)]
+pub(crate) async fn finished(kernel: &Kernel, id: TenantId) -> Result<()> {
+    let (keyring, keys) = Keyring::create(&kernel.0.root, id, now_micros())?;
+    drop(keyring);
+    let row = TenantRow {
+        id,
+        name: "late".parse()?,
+        state: TenantState::Active,
+        created_at: 1,
+        slot: 0,
+        limits: "{}".to_owned(),
+        placement: "{}".to_owned(),
+        epoch_generation: 0,
+    };
+    let (_, first) = kernel.key_made(Some(id), "ada", "operator", "x", Scope::all(), None)?;
+    kernel.0.control.tenant_import(&row, &keys, &first, &note(id), None).await.map(drop)
 }
 
 /// What the first reading found.
 pub(super) struct Verified {
     admin: Name,
+    counted: Counted,
     known: BTreeSet<BlobId>,
     tenant: String,
     service: String,
@@ -191,20 +222,23 @@ pub(super) fn verify(mut file: File, key: &Key) -> Result<Verified> {
                 record_checked(&mut found, &kind, &key, &fields, &value)?;
                 if kind == Member::KIND {
                     let member: Member = serde_json::from_slice(&value).map_err(|_| refused("a member is malformed"))?;
+                    if member.key() != key {
+                        return Err(refused("a member is under the name of another one"));
+                    }
+                    found.members += 1;
                     admin = admin.or(member.is(Role::Admin).then_some(member.name));
                 }
             }
             Item::Counter { name, value } => {
                 reader.whole(0)?;
-                if !name.starts_with("usage/") || value < 0 || !found.follows((1, &name, "")) {
-                    return Err(refused("a counter is malformed"));
-                }
-                found.counters += 1;
+                let counter = u64::try_from(value).ok().filter(|_| name.starts_with("usage/") && found.follows((1, &name, "")));
+                found.counter(&name, counter.ok_or_else(|| refused("a counter is malformed"))?);
             }
             Item::Job { kind, id, principal } => {
                 reader.whole(0)?;
                 let known: Result<Name> = principal.parse();
-                if !content_fits(&kind, &id, &[]) || known.is_err() || !found.follows((2, &id, "")) {
+                found.jobs += 1;
+                if found.jobs > JOBS_MAX || !content_fits(&kind, &id, &[]) || known.is_err() || !found.follows((2, &id, "")) {
                     return Err(refused("a job is malformed"));
                 }
             }
@@ -222,6 +256,11 @@ pub(super) fn verify(mut file: File, key: &Key) -> Result<Verified> {
                 if (records, counters, objects, bytes) != (found.records, found.counters, count, known) {
                     return Err(refused("it does not have as much as it says"));
                 }
+                // The new tenant is held to its limits by these.
+                let Counted { objects, storage_bytes, members } = found.counted;
+                if (objects, members) != (count, found.members) || storage_bytes < known {
+                    return Err(refused("its counters are not those of what it has"));
+                }
                 break;
             }
             Item::Manifest { .. } => return Err(refused("it has two manifests")),
@@ -232,7 +271,8 @@ pub(super) fn verify(mut file: File, key: &Key) -> Result<Verified> {
     let (ledger, ledger_vkey) = ledger.ok_or_else(|| refused("it has no ledger"))?;
     let known = found.known.ok_or_else(|| refused("it has no list of objects"))?;
     let admin = admin.ok_or_else(|| refused("no member of it is an administrator"))?;
-    Ok(Verified { admin, known, tenant, service, ledger, ledger_vkey })
+    let counted = found.counted;
+    Ok(Verified { admin, counted, known, tenant, service, ledger, ledger_vkey })
 }
 
 #[derive(Default)]
@@ -240,11 +280,49 @@ struct Found {
     objects: HashMap<BlobId, u64>,
     known: Option<BTreeSet<BlobId>>,
     records: u64,
+    members: u64,
     counters: u64,
+    counted: Counted,
+    jobs: u64,
     last: Option<(u8, String, String)>,
 }
 
+/// What the tenant has by its own counters.
+#[derive(Debug, Clone, Copy, Default)]
+struct Counted {
+    objects: u64,
+    storage_bytes: u64,
+    members: u64,
+}
+
+/// The new tenant has the service's limits from its first moment on.
+fn within(counted: &Counted, limits: &Limits) -> Result<()> {
+    let Counted { objects, storage_bytes, members } = *counted;
+    // The former ledger is one object more.
+    let used = [
+        ("objects", objects.saturating_add(1), limits.objects),
+        ("storage_bytes", storage_bytes, limits.storage_bytes),
+        ("members", members, limits.members),
+    ];
+    match used.into_iter().find(|(_, used, limit)| used > limit) {
+        None => Ok(()),
+        Some((name, used, limit)) => Err(Error::Invalid(format!(
+            "the tenant comes with {used} `{name}`, more than the {limit} that a new one may have here: raise the service's limits first"
+        ))),
+    }
+}
+
 impl Found {
+    fn counter(&mut self, name: &str, value: u64) {
+        self.counters += 1;
+        match name {
+            "usage/objects" => self.counted.objects = value,
+            "usage/storage_bytes" => self.counted.storage_bytes = value,
+            "usage/members" => self.counted.members = value,
+            _ => {}
+        }
+    }
+
     /// Rows come in order, each once.
     fn follows(&mut self, place: (u8, &str, &str)) -> bool {
         let place = (place.0, place.1.to_owned(), place.2.to_owned());
@@ -264,7 +342,7 @@ fn object_checked<R: BufRead>(reader: &mut Reader<R>, found: &mut Found, id: Blo
     if length != bytes || unhex::<32>(sha256).is_none_or(|wanted| context.finish().as_ref() != wanted) {
         return Err(refused(&format!("object {id} is not what was written")));
     }
-    if found.known.is_some() || found.objects.insert(id, bytes).is_some() {
+    if found.known.is_some() || found.objects.len() >= OBJECTS_MAX || found.objects.insert(id, bytes).is_some() {
         return Err(refused(&format!("object {id} is out of place")));
     }
     Ok(())
@@ -311,6 +389,7 @@ async fn make(
     let filled = fill(&store, id, file, key, verified).await;
     // Closed in any case, so that its place can be swept.
     let closed = store.close().await;
+    let mut left = store.anchor()?.now();
     drop(store);
     let jobs = filled?;
     closed?;
@@ -320,6 +399,7 @@ async fn make(
     }
     let ledger = kernel.ledger_open(&dir, &keyring, place.is_shared())?;
     place.ledger_append(&ledger, &entry(verified, via)).await?;
+    left.ledger_size = ledger.size();
     drop(ledger);
     let row = TenantRow {
         id,
@@ -335,15 +415,16 @@ async fn make(
     let (admin_key, credential) =
         kernel.key_made(Some(id), verified.admin.as_str(), "operator", "first administrator", Scope::all(), Some(expires_at))?;
     let _shared = kernel.0.epoch_gate.read().await;
-    if let Some(hold) = &hold {
-        // Whoever has taken over has swept what was made.
-        hold.check()?;
-    }
     // The root key may have a new epoch since.
     let keys = keyring.stored_anew(&kernel.0.root, now_micros())?;
-    let row = kernel.0.control.tenant_insert(&row, &keys, Some(&credential)).await?;
+    let fence = hold.as_ref().map(|hold| hold.fence());
+    let row = kernel.0.control.tenant_import(&row, &keys, &credential, &note(id), fence).await?;
     if let Some(hold) = &hold {
         hold.taken_up(row.epoch_generation);
+    }
+    if let Err(error) = kernel.0.anchors.put(row.slot, id, &left) {
+        // It is there. The first opening anchors it.
+        tracing::error!(%error, context = error.private(), "an imported tenant could not be anchored yet");
     }
     Ok(CreatedTenant { tenant: info(&row)?, admin_key })
 }

@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::kernel::Kernel;
 use crate::name::Name;
 use crate::operator::Operator;
+use crate::rows::contents::Item as Content;
 use crate::seal::Key;
 use crate::{Filter, Identity, KernelConfig, Limits, Presented, RequestId, Tenant, TenantSpec};
 
@@ -41,13 +42,17 @@ struct House {
 
 impl House {
     async fn new() -> Self {
+        Self::with(Limits { requests_per_second: 1_000_000, ..Limits::default() }).await
+    }
+
+    async fn with(limits: Limits) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = KernelConfig {
             data_dir: dir.path().join("data"),
             keystore_dir: dir.path().join("keystore"),
             issuer: "https://localhost".to_owned(),
             stores_open_max: 4,
-            limits: Limits { requests_per_second: 1_000_000, ..Limits::default() },
+            limits,
             stores: Default::default(),
         };
         let kernel = Kernel::open(config).await.unwrap().0;
@@ -161,6 +166,8 @@ async fn a_tenant_is_taken_out_and_lives_on_elsewhere() {
     assert_eq!(created.tenant.name, "b");
     let key = created.admin_key.secret();
     assert_eq!(created.admin_key.info.member, "ada-lovelace");
+    let row = to.kernel.0.control.tenant_by_name(&name("b")).await.unwrap().unwrap();
+    assert!(!to.kernel.0.anchors.untouched(row.slot, row.id).unwrap(), "anchored before anybody opens it");
     assert!(to.tenant(&old_key).await.is_err(), "old keys do not come along");
     assert_eq!(to.get(key, "two").await.unwrap().text, "blue");
     let permit = to.tenant(key).await.unwrap().allow::<DatasetRead>("x").unwrap();
@@ -291,7 +298,9 @@ async fn an_import_that_died_is_swept() {
     assert_ne!(to.traces(), before);
     super::sweep(&to.kernel).await.unwrap();
     assert_eq!(to.traces(), before);
+    assert!(matches!(super::finished(&to.kernel, id).await, Err(Error::Conflict(_))), "what was swept does not come to life");
     to.import("b", &bundle, KEY).await.unwrap();
+    assert!(super::importing(&to.kernel).await.unwrap().is_empty(), "none is under way any more");
 }
 
 #[tokio::test]
@@ -317,4 +326,46 @@ async fn jobs_that_waited_or_ran_are_done_where_the_tenant_comes_to() {
     taken.sort_unstable();
     assert_eq!(taken, ["first", "second"]);
     from.kernel.release(running).await.unwrap();
+}
+
+/// A take-out in which the tenant has this, too.
+async fn taken_out_with(item: Content) -> (House, String, Vec<u8>) {
+    let (from, key, _) = furnished(1000).await;
+    from.tenant(&key).await.unwrap().island.store.take_in(vec![item]).await.unwrap();
+    let bundle = from.export().await.0;
+    (from, key, bundle)
+}
+
+#[tokio::test]
+async fn a_member_under_the_name_of_another_is_refused_and_holds_nobody_up() {
+    let member = br#"{"name":"ada-lovelace","roles":["admin"],"description":""}"#.to_vec();
+    let item = Content::record("member".to_owned(), "zoe".to_owned(), member, vec![]);
+    let (from, key, bundle) = taken_out_with(item).await;
+    let refused = House::new().await.import("b", &bundle, KEY).await.map(drop);
+    assert!(matches!(&refused, Err(Error::Invalid(reason)) if reason.contains("under the name of another")), "{refused:?}");
+    // Where it is already, opening ends.
+    let id = from.tenant(&key).await.unwrap().island.id;
+    from.kernel.island_drop(id, crate::freeze::Why::Reopening).await.unwrap();
+    let opened = tokio::time::timeout(std::time::Duration::from_secs(5), from.tenant(&key)).await.expect("it does not end");
+    assert!(matches!(opened.map(drop), Err(Error::Integrity(_))));
+}
+
+#[tokio::test]
+async fn counters_that_do_not_count_what_is_there_are_refused() {
+    for (name, value) in [("objects", 0), ("objects", 2), ("storage_bytes", 999), ("members", 0), ("members", 2)] {
+        let (_, _, bundle) = taken_out_with(Content::Counter { name: format!("usage/{name}"), value }).await;
+        let refused = checked(&bundle, KEY);
+        assert!(matches!(&refused, Err(Error::Invalid(reason)) if reason.contains("counters")), "{name} {value}: {refused:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_tenant_that_has_more_than_a_new_one_may_is_refused() {
+    let (from, ..) = furnished(1000).await;
+    let (bundle, _) = from.export().await;
+    let tight = |limits: Limits| House::with(Limits { requests_per_second: 1_000_000, ..limits });
+    for limits in [Limits { objects: 0, ..Limits::default() }, Limits { storage_bytes: 999, ..Limits::default() }] {
+        let refused = tight(limits).await.import("b", &bundle, KEY).await.map(drop);
+        assert!(matches!(&refused, Err(Error::Invalid(reason)) if reason.contains("more than")), "{refused:?}");
+    }
 }

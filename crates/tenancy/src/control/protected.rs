@@ -115,6 +115,16 @@ impl<'a> ControlTxn<'a> {
         self.txn.commit().await.map(drop)
     }
 
+    /// Refuses unless the tenant's lease still has this number. From here on nobody takes it before this transaction ends.
+    pub(super) async fn at_home(&mut self, tenant: TenantId, fence: Option<u64>) -> Result<()> {
+        let Some(fence) = fence else { return Ok(()) };
+        let select = "SELECT 1 FROM lease WHERE tenant = $1 AND fence = $2 AND node IS NOT NULL FOR SHARE";
+        match self.sql()?.optional(select, &[(&tenant.0).into(), as_i64(fence)?.into()]).await? {
+            Some(_) => Ok(()),
+            None => Err(Error::Conflict("another node took the tenant over meanwhile: try again".to_owned())),
+        }
+    }
+
     pub(super) async fn tenant(&mut self, id: TenantId) -> Result<(TenantRow, Mac)> {
         let row = self.sql()?.optional("SELECT * FROM tenant WHERE id = $1", &[(&id.0).into()]).await?;
         self.verifier.read_with_mac(&row.ok_or(Error::NotFound("tenant"))?)

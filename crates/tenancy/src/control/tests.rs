@@ -39,6 +39,8 @@ on_both! {
     a_sweep_is_due_once_and_is_not_lost
     erasures_certificates_and_small_values
     keys_under_an_older_epoch_are_not_stored
+    keys_are_replaced_only_as_they_were_seen
+    revoked_credentials_do_not_pile_up
     edited_rows_are_refused
     a_row_put_back_does_not_add_up
     a_row_removed_does_not_add_up
@@ -124,7 +126,7 @@ async fn tenants_come_and_go(house: &House) {
         placement.rows = RowsPlace::Pooled;
         Ok(())
     };
-    control.tenant_place(blue.id, pooled).await.unwrap();
+    control.tenant_place(blue.id, None, pooled).await.unwrap();
     let moved = control.tenant_by_id(blue.id).await.unwrap().unwrap();
     assert_eq!((Placement::parse(&moved.placement).unwrap().rows, moved.epoch_generation), (RowsPlace::Pooled, blue.epoch_generation + 3));
 
@@ -257,6 +259,41 @@ async fn erasures_certificates_and_small_values(house: &House) {
     assert!(house.reopened(control).await.is_ok());
 }
 
+async fn revoked_credentials_do_not_pile_up(house: &House) {
+    let control = house.control().await;
+    let (blue, _) = insert(house, &control, "blue").await;
+    let (amber, _) = insert(house, &control, "amber").await;
+    for round in 0..i64::from(REVOKED_KEPT_MAX) + 20 {
+        let id = format!("c{round:04}");
+        control.credential_insert(&credential(&id, Some(blue.id))).await.unwrap();
+        assert!(control.credential_revoke(Some(blue.id), &id, 100 + round).await.unwrap());
+    }
+    let left = control.credentials_of(Some(blue.id)).await.unwrap();
+    assert_eq!(left.len(), REVOKED_KEPT_MAX as usize + 1);
+    assert!(left.iter().any(|row| row.id == "first-blue" && row.revoked_at.is_none()), "what is not revoked stays");
+    let oldest = left.iter().filter_map(|row| row.revoked_at).min();
+    assert_eq!(oldest, Some(120), "the newest ones can still be listed");
+    assert_eq!(control.credentials_of(Some(amber.id)).await.unwrap().len(), 1);
+    control.verifier.verify_all(control.db.read().await.unwrap().sql().unwrap()).await.unwrap();
+}
+
+async fn keys_are_replaced_only_as_they_were_seen(house: &House) {
+    let control = house.control().await;
+    let (blue, _) = insert(house, &control, "blue").await;
+    let before = control.keys_of(blue.id).await.unwrap();
+    let next = || Keyring::load(&house.place.root, blue.id, &before).unwrap().next_version(&house.place.root, &before, 2).unwrap().1;
+    // Two rotations that began with the same keys: what the first one wrapped since, the second one must not lose.
+    let (first, second) = (next(), next());
+    control.keys_replace(blue.id, None, &before, &first).await.unwrap();
+    assert!(matches!(control.keys_replace(blue.id, None, &before, &second).await, Err(Error::Conflict(_))));
+    assert!(control.keys_of(blue.id).await.unwrap().is_same(&first));
+    control.tenant_set_state(blue.id, TenantState::Erasing).await.unwrap();
+    assert!(matches!(control.keys_replace(blue.id, None, &first, &second).await, Err(Error::Conflict(_))));
+    control.keys_destroy(blue.id).await.unwrap();
+    assert!(matches!(control.keys_replace(blue.id, None, &first, &second).await, Err(Error::Conflict(_))));
+    assert_eq!(control.keys_of(blue.id).await.unwrap(), KeyRows::default(), "what was destroyed does not come back");
+}
+
 async fn keys_under_an_older_epoch_are_not_stored(house: &House) {
     let control = house.control().await;
     let (blue, blue_keys) = insert(house, &control, "blue").await;
@@ -268,15 +305,16 @@ async fn keys_under_an_older_epoch_are_not_stored(house: &House) {
     let refused = |result: Result<()>| matches!(result, Err(Error::Unavailable(_)));
     assert!(refused(control.tenant_insert(&late, &late_keys, None).await.map(drop)), "a new tenant's");
     assert!(control.tenant_by_id(late.id).await.unwrap().is_none(), "nothing of it");
-    assert!(refused(control.keys_replace(blue.id, &blue_keys).await), "a rotation's");
+    let stored = control.keys_of(blue.id).await.unwrap();
+    assert!(refused(control.keys_replace(blue.id, None, &stored, &blue_keys).await), "a rotation's");
     assert!(refused(control.rewrap_all(&house.place.root, epoch - 1).await.map(drop)), "a re-wrapping back");
     house.place.root.destroy_epochs_before(epoch).unwrap();
-    let stored = control.keys_of(blue.id).await.unwrap();
-    let keyring = Keyring::load(&house.place.root, blue.id, &stored).unwrap();
-    let (keyring, stored) = keyring.next_version(&house.place.root, &stored, 2).unwrap();
+    let before = control.keys_of(blue.id).await.unwrap();
+    let keyring = Keyring::load(&house.place.root, blue.id, &before).unwrap();
+    let (keyring, stored) = keyring.next_version(&house.place.root, &before, 2).unwrap();
     let (_, mut stored) = keyring.retire(&house.place.root, &stored, 1).unwrap();
     stored.tenant[0].epoch = epoch - 1;
-    control.keys_replace(blue.id, &stored).await.unwrap();
+    control.keys_replace(blue.id, None, &before, &stored).await.unwrap();
     let (_, late_keys) = Keyring::create(&house.place.root, late.id, 1).unwrap();
     control.tenant_insert(&late, &late_keys, None).await.unwrap();
 }

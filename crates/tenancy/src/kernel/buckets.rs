@@ -58,14 +58,18 @@ impl Kernel {
         self.begun_put(&begun).await
     }
 
-    /// What is begun, without what a tenant has by now, and without what is removed here because nobody will have it.
+    /// What is begun, without what a tenant or an import that is under way has by now, and without what is removed here because nobody will
+    /// have it.
     async fn still_begun(&self) -> Result<Vec<Begun>> {
+        // First: an import that comes to its end between the two has become a tenant.
+        let importing = bundle::importing(self).await?;
         let mut left = Vec::new();
         for begun in self.begun().await? {
             let id = TenantId::parse(&begun.tenant).ok_or_else(|| Error::integrity("a bucket of no tenant"))?;
             let row = self.0.control.tenant_by_id(id).await?;
             let placement = row.map(|row| Placement::parse(&row.placement)).transpose()?;
-            if placement.is_some_and(|placement| placement.buckets().any(|bucket| bucket == begun.bucket)) {
+            let imported = importing.iter().find(|(tenant, _)| *tenant == id).map(|(_, placement)| placement.clone());
+            if placement.or(imported).is_some_and(|placement| placement.buckets().any(|bucket| bucket == begun.bucket)) {
                 continue;
             }
             let age = Duration::from_micros(u64::try_from(now_micros().saturating_sub(begun.at)).unwrap_or_default());
@@ -108,20 +112,54 @@ mod tests {
     use crate::place::{ObjectsPlace, S3Credentials, Tier};
 
     #[tokio::test]
-    async fn a_bucket_whose_maker_died_is_removed_and_one_that_is_had_or_made_stays() {
+    async fn a_bucket_of_an_import_is_the_imports() {
         let Some(server) = server() else { return };
         let dir = tempfile::tempdir().unwrap();
+        let kernel = kernel(dir.path(), server).await;
+        let id = TenantId::random().unwrap();
+        let objects = kernel.objects_place_new(id, &"a".parse().unwrap(), Tier::Pooled).await.unwrap();
+        let placement = Placement { objects, ..Placement::default() };
+        // It is a large bundle.
+        let mut begun = kernel.begun().await.unwrap();
+        begun[0].at = long_ago();
+        kernel.begun_put(&begun).await.unwrap();
+        bundle::died(&kernel, id, placement.clone()).await;
+        kernel.buckets_sweep().await.unwrap();
+        assert!(writes(&kernel, id, &placement.objects).await, "the import goes on");
+        assert!(kernel.begun().await.unwrap().is_empty());
+        bundle::sweep(&kernel).await.unwrap();
+        assert!(!writes(&kernel, id, &placement.objects).await, "and it goes with the import");
+        kernel.close().await.unwrap();
+    }
+
+    async fn kernel(dir: &Path, server: [String; 3]) -> Kernel {
         let s3 = config(server, S3Credentials::Iam { endpoint: None });
         let kernel_config = KernelConfig {
-            data_dir: dir.path().join("data"),
-            keystore_dir: dir.path().join("keystore"),
+            data_dir: dir.join("data"),
+            keystore_dir: dir.join("keystore"),
             issuer: "https://localhost".to_owned(),
             stores_open_max: 4,
             limits: Limits::default(),
             stores: StoresConfig { s3: Some(s3), tier: Tier::Embedded, ..StoresConfig::default() },
         };
-        let (kernel, _) = Kernel::open(kernel_config).await.unwrap();
-        let long_ago = now_micros() - i64::try_from(MAKING_MAX.as_micros()).unwrap();
+        Kernel::open(kernel_config).await.unwrap().0
+    }
+
+    fn long_ago() -> i64 {
+        now_micros() - i64::try_from(MAKING_MAX.as_micros()).unwrap()
+    }
+
+    async fn writes(kernel: &Kernel, id: TenantId, objects: &ObjectsPlace) -> bool {
+        let placement = Placement { objects: objects.clone(), ..Placement::default() };
+        let objects = kernel.objects_place(id, &placement).unwrap();
+        objects.sweep(std::collections::HashSet::new()).await.is_ok()
+    }
+
+    #[tokio::test]
+    async fn a_bucket_whose_maker_died_is_removed_and_one_that_is_had_or_made_stays() {
+        let Some(server) = server() else { return };
+        let dir = tempfile::tempdir().unwrap();
+        let kernel = kernel(dir.path(), server).await;
         // Both died after the bucket was made and before a tenant had it, one of them just now.
         let (old, young) = (TenantId::random().unwrap(), TenantId::random().unwrap());
         let name = "a".parse().unwrap();
@@ -133,17 +171,12 @@ mod tests {
         };
         let mut begun = kernel.begun().await.unwrap();
         assert_eq!(begun.iter().map(|begun| &begun.bucket).collect::<Vec<_>>(), [&bucket(&old_place), &bucket(&young_place)]);
-        begun[0].at = long_ago;
+        begun[0].at = long_ago();
         kernel.begun_put(&begun).await.unwrap();
-        let writes = async |id, place: &ObjectsPlace| {
-            let placement = Placement { objects: place.clone(), ..Placement::default() };
-            let objects = kernel.objects_place(id, &placement).unwrap();
-            objects.sweep(std::collections::HashSet::new()).await.is_ok()
-        };
-        assert!(writes(old, &old_place).await && writes(young, &young_place).await);
+        assert!(writes(&kernel, old, &old_place).await && writes(&kernel, young, &young_place).await);
         kernel.buckets_sweep().await.unwrap();
-        assert!(!writes(old, &old_place).await, "it is gone");
-        assert!(writes(young, &young_place).await, "somebody may still be at it");
+        assert!(!writes(&kernel, old, &old_place).await, "it is gone");
+        assert!(writes(&kernel, young, &young_place).await, "somebody may still be at it");
         assert_eq!(kernel.begun().await.unwrap(), begun[1..]);
         kernel.objects_place_destroy(young, &young_place).await.unwrap();
         kernel.close().await.unwrap();

@@ -109,6 +109,20 @@ impl Kernel {
         Ok(Place::Postgres(rows, fence))
     }
 
+    /// Whether nothing was ever committed where its rows would be; asked of the place itself.
+    ///
+    /// # Errors
+    /// When the place cannot say: then it is not known.
+    pub(crate) async fn rows_place_empty(&self, id: TenantId, placement: &Placement) -> Result<bool> {
+        match placement.rows.tier() {
+            Tier::Embedded => Ok(!self.tenant_dir(id).join("rows.db").exists()),
+            tier => {
+                let password = self.password(id, placement)?;
+                self.0.stores.postgres()?.is_empty(id, tier, password.as_ref().map(|text| text.as_str())).await
+            }
+        }
+    }
+
     /// Destroys what a placement holds outside the data folder; nothing is left of it. Idempotent.
     pub(crate) async fn rows_place_destroy(&self, id: TenantId, placement: &Placement) -> Result<()> {
         match placement.rows.tier() {

@@ -10,6 +10,9 @@ use crate::control::SWEEP;
 /// A sweep's id in its ticket: there is one of each tenant.
 const SWEEP_ID: &str = "deleted";
 
+/// Tickets that cannot be claimed, for one claim: then it is not one tenant's trouble.
+const CLAIMS_FAILED_MAX: usize = 8;
+
 impl Kernel {
     /// Claims the next ticket: tenants below their number of running jobs, the one with the fewest running first, then oldest first.
     /// With several nodes only of tenants whose home is here, or nowhere, and in the name of this node, whatever `node` says.
@@ -22,16 +25,15 @@ impl Kernel {
         let running = self.0.running.lock().clone();
         let of = |ticket: &TicketRow| running.get(&ticket.tenant).copied().unwrap_or_default();
         waiting.sort_by_key(|ticket| (of(ticket), ticket.created_at));
+        let mut failed = 0;
         for ticket in waiting {
-            let Some(row) = self.0.control.tenant_by_id(ticket.tenant).await? else { continue };
-            let limits: Limits = serde_json::from_str(&row.limits).map_err(Error::integrity)?;
-            let limit = if row.state == TenantState::Active { limits.jobs_running } else { 0 };
-            if of(&ticket) >= limit {
-                continue;
-            }
-            if let Some(lease) = self.claim_one(&ticket, node).await? {
-                *self.0.running.lock().entry(lease.tenant).or_default() += 1;
-                return Ok(Some(lease));
+            match self.claim_within(&ticket, node, of(&ticket)).await {
+                Ok(Some(lease)) => {
+                    *self.0.running.lock().entry(lease.tenant).or_default() += 1;
+                    return Ok(Some(lease));
+                }
+                Ok(None) => {}
+                Err(error) => pass_over(&ticket, error, &mut failed)?,
             }
         }
         Ok(None)
@@ -43,12 +45,12 @@ impl Kernel {
     /// [`Error::Internal`] when the control store fails.
     pub async fn claim_sweep(&self, node: &str, now: i64) -> Result<Option<Lease>> {
         let _one = self.0.claiming.lock().await;
+        let mut failed = 0;
         for ticket in self.not_elsewhere(self.0.control.sweeps_due(now, TICKETS_SEEN_MAX).await?).await? {
-            let row = self.0.control.tenant_by_id(ticket.tenant).await?;
-            if row.is_some_and(|row| row.state == TenantState::Active)
-                && let Some(lease) = self.claim_one(&ticket, node).await?
-            {
-                return Ok(Some(lease));
+            match self.claim_due(&ticket, node).await {
+                Ok(Some(lease)) => return Ok(Some(lease)),
+                Ok(None) => {}
+                Err(error) => pass_over(&ticket, error, &mut failed)?,
             }
         }
         Ok(None)
@@ -64,7 +66,25 @@ impl Kernel {
         Ok(tickets)
     }
 
+    /// Claims the ticket if its tenant may have one more job than it has.
+    async fn claim_within(&self, ticket: &TicketRow, node: &str, running: u64) -> Result<Option<Lease>> {
+        let Some(row) = self.0.control.tenant_by_id(ticket.tenant).await? else { return Ok(None) };
+        let limits: Limits = serde_json::from_str(&row.limits).map_err(Error::integrity)?;
+        let limit = if row.state == TenantState::Active { limits.jobs_running } else { 0 };
+        if running >= limit { Ok(None) } else { self.claim_one(ticket, node).await }
+    }
+
+    /// Claims a sweep if its tenant is served.
+    async fn claim_due(&self, ticket: &TicketRow, node: &str) -> Result<Option<Lease>> {
+        let row = self.0.control.tenant_by_id(ticket.tenant).await?;
+        if row.is_some_and(|row| row.state == TenantState::Active) { self.claim_one(ticket, node).await } else { Ok(None) }
+    }
+
+    /// Claims the ticket if its tenant is at home here, or nowhere.
     async fn claim_one(&self, ticket: &TicketRow, node: &str) -> Result<Option<Lease>> {
+        if self.0.home.as_ref().is_some_and(|home| home.cluster.is_leaving(ticket.tenant)) {
+            return Ok(None);
+        }
         let node = self.0.home.as_ref().map_or(node, |home| &home.cluster.node().name);
         match self.home(ticket.tenant).await {
             Err(Error::Elsewhere(_)) => return Ok(None),
@@ -174,4 +194,14 @@ impl Kernel {
 fn ticket_row(tenant: TenantId, kind: &str, id: &str, principal: &str, created_at: i64) -> TicketRow {
     let (id, kind, principal) = (format!("{}/{id}", tenant.hex()), kind.to_owned(), principal.to_owned());
     TicketRow { id, tenant, kind, principal, created_at, claimed_by: None, attempts: 0 }
+}
+
+/// One tenant's trouble is not that of those who wait behind it.
+fn pass_over(ticket: &TicketRow, error: Error, failed: &mut usize) -> Result<()> {
+    *failed += 1;
+    if *failed > CLAIMS_FAILED_MAX {
+        return Err(error);
+    }
+    tracing::error!(tenant = %ticket.tenant.hex(), %error, context = error.private(), "a job could not be claimed");
+    Ok(())
 }

@@ -158,7 +158,7 @@ impl SharedCopy<'_> {
     async fn read(&self) -> Result<Reading<'_>> {
         match self {
             Self::Rows(db) => db.read().await,
-            Self::Place(rows) => Ok(Reading::Postgres(rows.begin().await?, rows.prepared())),
+            Self::Place(rows) => Ok(Reading::Postgres { transaction: rows.begin().await?, prepared: rows.prepared(), _turn: None }),
         }
     }
 

@@ -109,6 +109,7 @@ async fn rows_move_while_they_are_used() {
     assert!(dir.join("blobs").read_dir().unwrap().next().is_some(), "objects lie at the new place");
     let outbox = store.outbox_pending(u32::MAX).await.unwrap();
     assert!(waiting.iter().all(|entry| outbox.contains(entry)), "entries on their way came along");
+    assert_eq!(store.outbox_settled().await.unwrap(), outbox, "what became of a commit is asked where the rows are");
     assert!(store.anchor().unwrap().now().generation > generation);
     store.close().await.unwrap();
     let anchor = place.anchors.slot(1, tenant.id).unwrap();
@@ -461,7 +462,7 @@ async fn dead_between_any_two_steps_nothing_is_lost() {
     for (number, (at, between)) in STOPS.into_iter().enumerate() {
         let (from, to) = if number % 2 == 0 { (Tier::Embedded, Tier::Schema) } else { (Tier::Embedded, Tier::Pooled) };
         note_put(&kernel, &key, &format!("n{number}"), "x").await.unwrap();
-        let mover = Mover { kernel: kernel.clone(), id, between };
+        let mut mover = Mover { kernel: kernel.clone(), id, hold: None, between };
         let target = kernel.placement_new(id, to).unwrap();
         assert!(mover.go(Way::There(target), now_micros()).await.is_err(), "stopped at {at:?}");
         drop(mover);
@@ -628,7 +629,7 @@ async fn a_target_that_was_given_up_is_not_cut_over_to() {
         placement.next.as_mut().unwrap().left = Some(Left::default());
         Ok(())
     };
-    kernel.0.control.tenant_place(id, other).await.unwrap();
+    kernel.0.control.tenant_place(id, None, other).await.unwrap();
     let cut = mover.carry(&target, now_micros()).await;
     assert!(matches!(cut, Err(Error::Conflict(_))), "{cut:?}");
     mover.forget().await.unwrap();
@@ -637,4 +638,29 @@ async fn a_target_that_was_given_up_is_not_cut_over_to() {
     assert_eq!(blob_get(&kernel, &key, blob).await, "an object");
     drop((operator, kernel));
     house.end().await;
+}
+
+/// Moves the tenant to this tier, or back to the place that was kept, and calls `parted` right before the cut-over.
+pub(crate) async fn moved(kernel: &Kernel, id: TenantId, to: Option<Tier>, parted: fn()) -> Result<()> {
+    static PARTED: Mutex<fn()> = Mutex::new(|| {});
+    *PARTED.lock() = parted;
+    let between: Between = |step| {
+        if step == Step::Parted {
+            let parted = *PARTED.lock();
+            parted();
+        }
+        Ok(())
+    };
+    let row = kernel.0.control.tenant_by_id(id).await?.unwrap();
+    let way = match to {
+        Some(to) => Way::There(kernel.placement_new(id, to)?),
+        None => Way::Back(*Placement::parse(&row.placement)?.previous.unwrap()),
+    };
+    Mover { kernel: kernel.clone(), id, hold: None, between }.go(way, now_micros()).await
+}
+
+/// As many moves as may be under way are, of tenants that nobody knows; or none.
+pub(crate) fn moves_full(kernel: &Kernel, full: bool) {
+    kernel.0.moves.0.lock().clear();
+    while full && kernel.0.moves.begin(TenantId::random().unwrap(), Tier::Pooled, Tier::Schema).is_ok() {}
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use sqlx::postgres::PgConnection;
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Mutex, MutexGuard, Semaphore, SemaphorePermit};
 
 use super::postgres::{PgRows, PgTxn};
 use super::sql::{ANSWER_MAX, Asked, Prepared, Sql};
@@ -69,7 +69,10 @@ impl Db {
     pub(crate) async fn read(&self) -> Result<Reading<'_>> {
         Ok(match self {
             Self::Sqlite(db) => Reading::Sqlite(db.read().await?),
-            Self::Postgres(db) => Reading::Postgres(db.begin_reading().await?, db.rows.prepared()),
+            Self::Postgres(db) => {
+                let (turn, transaction) = db.begin_reading().await?;
+                Reading::Postgres { transaction, prepared: db.rows.prepared(), _turn: Some(turn) }
+            }
         })
     }
 
@@ -118,6 +121,8 @@ pub(crate) struct PostgresDb {
     /// With several nodes: the number of the lease under which this one writes.
     fence: Option<u64>,
     one: Mutex<()>,
+    /// Who reads at once: others have their rows on the same connections.
+    readers: Semaphore,
     closed: AtomicBool,
     was_clean: bool,
 }
@@ -147,6 +152,7 @@ impl PostgresDb {
         set(&mut sql, "clean", 0).await?;
         transaction.commit().answered(ANSWER_MAX).await?;
         let db = Self {
+            readers: Semaphore::new(rows.readers_max()),
             reading: rows.reading(),
             rows,
             anchor,
@@ -188,9 +194,12 @@ impl PostgresDb {
     }
 
     /// As on a file, nobody is seen to write meanwhile.
-    async fn begin_reading(&self) -> Result<Transaction> {
+    async fn begin_reading(&self) -> Result<(SemaphorePermit<'_>, Transaction)> {
         self.still_open()?;
-        self.reading.begin().await
+        let turn = tokio::time::timeout(LOCK_WAIT_MAX, self.readers.acquire()).await;
+        let turn = turn.map_err(|_| Error::Unavailable("the tenant's rows are busy"))?.map_err(Error::internal)?;
+        self.still_open()?;
+        Ok((turn, self.reading.begin().await?))
     }
 
     async fn begin_writing(&self) -> Result<Transaction> {
@@ -281,8 +290,12 @@ fn refuse_if_newer(fence: u64, stored: Option<u64>) -> Result<()> {
 /// A connection, for reading.
 pub(crate) enum Reading<'a> {
     Sqlite(Held<'a>),
-    /// Rolled back when dropped.
-    Postgres(Transaction, Prepared),
+    /// Rolled back when dropped. Whoever waits for a turn gets this one then.
+    Postgres {
+        transaction: Transaction,
+        prepared: Prepared,
+        _turn: Option<SemaphorePermit<'a>>,
+    },
 }
 
 impl Reading<'_> {
@@ -291,7 +304,7 @@ impl Reading<'_> {
     pub(crate) fn connection(&mut self) -> Result<&mut sqlx::sqlite::SqliteConnection> {
         match self {
             Self::Sqlite(held) => held.connection(),
-            Self::Postgres(..) => Err(Error::internal("not a file")),
+            Self::Postgres { .. } => Err(Error::internal("not a file")),
         }
     }
 
@@ -299,7 +312,7 @@ impl Reading<'_> {
     pub(crate) fn sql(&mut self) -> Result<Sql<'_>> {
         Ok(match self {
             Self::Sqlite(held) => Sql::Sqlite(held.connection()?),
-            Self::Postgres(transaction, prepared) => Sql::Postgres(transaction, *prepared),
+            Self::Postgres { transaction, prepared, .. } => Sql::Postgres(transaction, *prepared),
         })
     }
 }

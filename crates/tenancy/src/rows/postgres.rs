@@ -37,6 +37,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, Transaction, query_scalar};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::sql::{ANSWER_MAX, Asked, Prepared};
@@ -60,6 +61,9 @@ const IDLE_MAX: Duration = Duration::from_secs(600);
 const LIFETIME_MAX: Duration = Duration::from_secs(1800);
 /// Connections for the service's own rows.
 const CONTROL_CONNECTIONS_MAX: u32 = 8;
+/// Of the connections for pooled tenants one of them has this part for its readers, and at least so many.
+const READERS_PART: u32 = 4;
+const READERS_MIN: usize = 2;
 /// Prepared statements that a connection keeps: more than there are.
 const STATEMENTS_MAX: usize = 256;
 /// The server ends a statement after this.
@@ -184,6 +188,22 @@ impl Postgres {
         }
     }
 
+    /// Whether a tenant's place was never made, or nothing was ever committed there.
+    ///
+    /// # Errors
+    /// When the server does not tell.
+    pub(crate) async fn is_empty(&self, tenant: TenantId, tier: Tier, password: Option<&str>) -> Result<bool> {
+        if let Some(own) = Own::of(tenant, tier)
+            && !provision::made(&self.config, &own).await?
+        {
+            return Ok(true);
+        }
+        let mut transaction = self.rows(tenant, tier, password).await?.begin().await?;
+        let select = query_scalar("SELECT value FROM state WHERE name = 'generation'").persistent(false);
+        let generation: Option<i64> = select.fetch_optional(&mut *transaction).await?;
+        Ok(generation.is_none_or(|generation| generation == 0))
+    }
+
     /// A tenant's rows. `password` is that of the tenant's own role, where it has one.
     ///
     /// # Errors
@@ -194,7 +214,8 @@ impl Postgres {
             if tier != Tier::Pooled {
                 return Err(Error::internal("embedded rows do not lie on a server"));
             }
-            return Ok(PgRows { source: Source::Shared(self.pooled.clone()), begin, prepared: self.prepared });
+            let readers_max = usize::try_from(self.config.connections_pooled_max / READERS_PART).unwrap_or(usize::MAX).max(READERS_MIN);
+            return Ok(PgRows { source: Source::Shared(self.pooled.clone()), readers_max, begin, prepared: self.prepared });
         };
         let password = password.ok_or_else(|| Error::internal("a tenant's own role without its password"))?;
         let mut options = self.template.clone().username(own.role.as_str()).password(password);
@@ -205,12 +226,19 @@ impl Postgres {
                 self.checked.lock().insert(tenant);
             }
         }
-        Ok(PgRows { source: Source::Own(Arc::clone(&self.dedicated), Arc::new((own, options))), begin, prepared: self.prepared })
+        let readers_max = Semaphore::MAX_PERMITS;
+        Ok(PgRows {
+            source: Source::Own(Arc::clone(&self.dedicated), Arc::new((own, options))),
+            readers_max,
+            begin,
+            prepared: self.prepared,
+        })
     }
 
     /// The service's own rows.
     pub(crate) fn control(&self) -> PgRows {
-        PgRows { source: Source::Shared(self.control.clone()), begin: begin_text(CONTROL_SCHEMA, None), prepared: self.prepared }
+        let (source, begin) = (Source::Shared(self.control.clone()), begin_text(CONTROL_SCHEMA, None));
+        PgRows { source, readers_max: Semaphore::MAX_PERMITS, begin, prepared: self.prepared }
     }
 }
 
@@ -218,6 +246,7 @@ impl Postgres {
 #[derive(Clone)]
 pub(crate) struct PgRows {
     source: Source,
+    readers_max: usize,
     begin: Arc<str>,
     prepared: Prepared,
 }
@@ -288,6 +317,11 @@ impl PgRows {
         Self { begin: begin.into(), ..self.clone() }
     }
 
+    /// How many may read here at once.
+    pub(crate) fn readers_max(&self) -> usize {
+        self.readers_max
+    }
+
     /// Whether statements stay prepared.
     pub(crate) fn prepared(&self) -> Prepared {
         self.prepared
@@ -317,12 +351,13 @@ fn unavailable(error: sqlx::Error) -> Error {
     }
 }
 
-/// One message: begins the transaction, and sets where and whose it is for as long as it lasts.
+/// One message: begins the transaction, and sets where and whose it is for as long as it lasts; and that what it commits is on disk then,
+/// whatever somebody set for the role or the database.
 fn begin_text(schema: &str, tenant: Option<TenantId>) -> Arc<str> {
     let tenant = tenant.map_or_else(String::new, |tenant| format!("; SET LOCAL insula.tenant = '{}'", tenant.hex()));
     let (statement, lock, idle) = (STATEMENT_MAX.as_millis(), LOCK_MAX.as_millis(), IDLE_IN_TRANSACTION_MAX.as_millis());
     format!(
-        "BEGIN; SET LOCAL search_path = \"{schema}\", pg_temp; SET LOCAL statement_timeout = {statement}; SET LOCAL lock_timeout = {lock}; \
+        "BEGIN; SET LOCAL search_path = \"{schema}\", pg_temp; SET LOCAL synchronous_commit = on; SET LOCAL statement_timeout = {statement}; SET LOCAL lock_timeout = {lock}; \
          SET LOCAL idle_in_transaction_session_timeout = {idle}{tenant}"
     )
     .into()
@@ -372,6 +407,7 @@ async fn checked(options: &PgConnectOptions, what: &str) -> Result<String> {
     };
     let mut transaction = connection.begin().await?;
     server::version_checked(&mut transaction).await?;
+    server::durable_checked(&mut transaction).await?;
     server::role_checked(&mut transaction, what).await?;
     let select = query_scalar("SELECT current_database()::text").persistent(false);
     let database = select.fetch_one(&mut *transaction).await?;

@@ -372,9 +372,15 @@ fn decode_all<R: Record>(codec: &Codec, rows: &[Row]) -> Result<Vec<R>> {
     rows.iter().map(|row| decode(codec, &row.text("key")?, row.bytes("value")?)).collect()
 }
 
+/// The record, which is the one of this key: whoever pages through records goes on after the key of the last one.
 fn decode<R: Record>(codec: &Codec, key: &str, stored: Vec<u8>) -> Result<R> {
     let json = codec.json(R::KIND, key, stored)?;
-    serde_json::from_slice(&json).map_err(|error| Error::internal(format!("a stored {} does not parse: {error}", R::KIND)))
+    let record: R =
+        serde_json::from_slice(&json).map_err(|error| Error::internal(format!("a stored {} does not parse: {error}", R::KIND)))?;
+    if R::KEY_KEPT && record.key() != key {
+        return Err(Error::integrity(format!("a stored {} is under the key of another one", R::KIND)));
+    }
+    Ok(record)
 }
 
 fn blob_id(row: &Row) -> Result<BlobId> {

@@ -124,17 +124,18 @@ async fn the_sum_holds_after_interleaved_writes_and_counters_are_exact() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_are_read_as_of_one_moment() {
     let Some((house, other, one, two)) = two().await else { return };
-    let (blue, mut keys) = insert(&house, &one, "blue").await;
+    let (blue, _) = insert(&house, &one, "blue").await;
+    let mut keys = one.keys_of(blue.id).await.unwrap();
     let rotating = tokio::spawn({
         let root = RootStore::open_or_create(house.place.root.dir()).unwrap().0;
         async move {
             for _ in 0..60 {
                 let keyring = Keyring::load(&root, blue.id, &keys).unwrap();
                 let (keyring, next) = keyring.next_version(&root, &keys, 1).unwrap();
-                one.keys_replace(blue.id, &next).await.unwrap();
+                one.keys_replace(blue.id, None, &keys, &next).await.unwrap();
                 let version = keyring.version() - 1;
                 (_, keys) = keyring.retire(&root, &next, version).unwrap();
-                one.keys_replace(blue.id, &keys).await.unwrap();
+                one.keys_replace(blue.id, None, &next, &keys).await.unwrap();
             }
         }
     });

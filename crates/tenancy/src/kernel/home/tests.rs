@@ -2,6 +2,7 @@
 
 mod history;
 
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -9,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::*;
 use crate::act::{DatasetRead, DatasetWrite, KeyWrite, LedgerRead, TenantErase, TrainingRun};
 use crate::cluster::LEASE;
-use crate::place::{NodeConfig, StoresConfig, Tier};
+use crate::moving::tests::{moved, moves_full};
+use crate::place::{NodeConfig, Placement, StoresConfig, Tier};
 use crate::rows::postgres::Postgres;
 use crate::rows::postgres::tests::{Scratch, scratch};
 use crate::{Filter, KeySpec, Record, TenantSpec};
@@ -280,6 +282,160 @@ async fn a_transaction_under_way_when_the_home_changes_is_over_or_never_was() {
     if let Ok(permit) = permit {
         assert!(permit.tx().await.is_err(), "the next one meets the fence");
     }
+    town.gone([a, b]).await;
+}
+
+/// Whoever waits behind a tenant that is in trouble has its turn.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn jobs_behind_one_that_cannot_be_claimed_are_claimed() {
+    let Some(town) = Town::new().await else { return };
+    let ([a], root) = town.nodes().await;
+    let operator = operator(&a, &root).await.unwrap();
+    let mut ids = Vec::new();
+    for name in ["leaving", "broken", "waiting"] {
+        let tenant = tenant(&a, &tenant_new(&operator, name).await).await.unwrap();
+        let permit = tenant.allow::<TrainingRun>("j").unwrap();
+        permit.enqueue("training", "j").await.unwrap();
+        ids.push(tenant.island.id);
+        let _ = permit.finish().unwrap();
+    }
+    let leaving = a.home(ids[0]).await.unwrap().unwrap();
+    assert!(leaving.begin_leaving());
+    a.0.control.tenant_set_limits(ids[1], "no limits").await.unwrap();
+    let began = Instant::now();
+    let lease = a.claim("a").await.unwrap().expect("one waits");
+    assert_eq!(lease.tenant, ids[2]);
+    assert!(began.elapsed() < Duration::from_secs(1), "nobody waited for who leaves: {:?}", began.elapsed());
+    a.let_go(&leaving).await;
+    drop((operator, leaving));
+    town.gone([a]).await;
+}
+
+/// An import under one leader is none of the next one's business while its node lives.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_import_on_a_node_that_lives_is_not_swept() {
+    let Some(town) = Town::new().await else { return };
+    let ([a, b], _) = town.nodes().await;
+    let id = TenantId::random().unwrap();
+    let placement = a.placement_new(id, Tier::Pooled).unwrap();
+    a.rows_place_make(id, &placement).await.unwrap();
+    let hold = a.home(id).await.unwrap().unwrap();
+    bundle::died(&a, id, placement.clone()).await;
+    bundle::sweep(&b).await.unwrap();
+    assert_eq!(bundle::importing(&b).await.unwrap(), [(id, placement)]);
+    a.let_go(&hold).await;
+    bundle::sweep(&b).await.unwrap();
+    assert!(bundle::importing(&b).await.unwrap().is_empty());
+    assert!(matches!(bundle::finished(&a, id).await, Err(Error::Conflict(_))), "its maker comes too late");
+    drop(hold);
+    town.gone([a, b]).await;
+}
+
+/// The end of a tenant that goes for another one can take long: that is not for the other one to wait for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_does_not_wait_for_who_goes() {
+    let Some(town) = Town::new().await else { return };
+    let (a, _) = Kernel::open(KernelConfig { stores_open_max: 1, ..town.config("a") }).await.unwrap();
+    let root = a.bootstrap(&town.secret(), &RequestId::fresh()).await.unwrap().secret().to_owned();
+    let root = operator(&a, &root).await.unwrap();
+    let (blue, red) = (tenant_new(&root, "blue").await, tenant_new(&root, "red").await);
+    put(&a, &red, "x", 1).await.unwrap();
+    put(&a, &blue, "x", 1).await.unwrap();
+    let id = tenant(&a, &blue).await.unwrap().island.id;
+    let held = town.scratch.held(&format!("SELECT FROM insula.state WHERE tenant = '{}' FOR UPDATE", id.hex())).await;
+    let began = Instant::now();
+    assert_eq!(get(&a, &red, "x").await.unwrap(), Some(1));
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    drop(held);
+    // Locks are each tenant's own, and go with who holds them.
+    let ids = [1u8, 2].map(|last| TenantId([[7; 15].as_slice(), &[last]].concat().try_into().unwrap()));
+    let locks = ids.map(|id| a.opening(id));
+    let one = locks[0].clone().try_lock_owned().unwrap();
+    assert!(a.opening(ids[0]).try_lock_owned().is_err() && a.opening(ids[1]).try_lock_owned().is_ok());
+    drop((one, locks));
+    assert!(a.opening(ids[0]).try_lock_owned().is_ok());
+    assert!(a.0.opening.lock().len() <= 3, "no more than are in use");
+    drop(root);
+    until(AFTER_EXPIRY, || async { get(&a, &blue, "x").await.is_ok() }).await;
+    town.gone([a]).await;
+}
+
+/// That a tenant cannot be opened says nothing about what it has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_that_does_not_open_keeps_its_name_and_its_rows() {
+    let Some(town) = Town::new().await else { return };
+    let ([a], root) = town.nodes().await;
+    let operator = operator(&a, &root).await.unwrap();
+    let key = tenant_new(&operator, "blue").await;
+    put(&a, &key, "x", 1).await.unwrap();
+    let (mut bundle, name) = (Vec::new(), "red".parse().unwrap());
+    operator.export(&"blue".parse().unwrap(), [7; 32]).await.unwrap().write(&mut bundle).await.unwrap();
+    let created = operator.import(&name, &mut &bundle[..], [7; 32]).await.unwrap();
+    // As if it had never been anchored, too.
+    let row = a.0.control.tenant_by_name(&name).await.unwrap().unwrap();
+    a.0.anchors.put(row.slot, row.id, &crate::anchor::Anchor::default()).unwrap();
+    let rows = format!("{}_rows", town.scratch.name);
+    town.scratch.plant(&format!("REVOKE UPDATE ON insula.state FROM {rows}")).await;
+    let spec = TenantSpec { name, admin: "eve".parse().unwrap(), limits: None, tier: None };
+    let taken = operator.tenant_create(spec).await.map(drop);
+    assert!(matches!(taken, Err(Error::Conflict(_))), "{taken:?}");
+    town.scratch.plant(&format!("GRANT UPDATE ON insula.state TO {rows}")).await;
+    assert_eq!(get(&a, created.admin_key.secret(), "x").await.unwrap(), Some(1));
+    drop(operator);
+    town.gone([a]).await;
+}
+
+/// Somebody copied everything, said that nothing more is written, and slept. Meanwhile something was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_node_that_slept_before_the_cut_over_does_not_cut_over() {
+    static PARTED: AtomicBool = AtomicBool::new(false);
+    fn sleeps() {
+        PARTED.store(true, Ordering::Release);
+        let began = Instant::now();
+        tokio::task::block_in_place(|| {
+            while PARTED.load(Ordering::Acquire) && began.elapsed() < 2 * AFTER_EXPIRY {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+    }
+    let Some(town) = Town::new().await else { return };
+    let ([a, b], root) = town.nodes().await;
+    let key = tenant_new(&operator(&a, &root).await.unwrap(), "blue").await;
+    put(&a, &key, "x", 1).await.unwrap();
+    let id = tenant(&a, &key).await.unwrap().island.id;
+    let placement = async || Placement::parse(&b.0.control.tenant_by_id(id).await.unwrap().unwrap().placement).unwrap();
+    for (to, number) in [(Some(Tier::Schema), 2), (None, 3)] {
+        let moving = tokio::spawn({
+            let a = a.clone();
+            async move { moved(&a, id, to, sleeps).await }
+        });
+        until(AFTER_EXPIRY, || async { PARTED.load(Ordering::Acquire) }).await;
+        pause(&a);
+        let tenants = "tenant <> decode(repeat('00', 16), 'hex')";
+        town.scratch
+            .plant(&format!("UPDATE insula_control.lease SET expires_at = clock_timestamp() - interval '1 minute' WHERE {tenants}"))
+            .await;
+        // It has no time to give up what is being made.
+        moves_full(&b, true);
+        put(&b, &key, "x", number).await.unwrap();
+        PARTED.store(false, Ordering::Release);
+        let cut = moving.await.unwrap();
+        assert!(matches!(cut, Err(Error::Conflict(_))), "{cut:?}");
+        moves_full(&b, false);
+        b.island_drop(id, Why::Reopening).await.unwrap();
+        assert_eq!(get(&b, &key, "x").await.unwrap(), Some(number), "what was acknowledged meanwhile is there");
+        until(SOON, || async { placement().await.next.is_none() }).await;
+        wake(&a);
+        until(SOON, || async { matches!(get(&a, &key, "x").await, Err(Error::Elsewhere(_))) }).await;
+        settle(&b, &a, &key).await;
+        if to.is_some() {
+            moved(&a, id, to, || {}).await.unwrap();
+            assert_eq!((placement().await.rows.tier(), get(&a, &key, "x").await.unwrap()), (Tier::Schema, Some(number)));
+        }
+    }
+    moved(&a, id, None, || {}).await.unwrap();
+    let now = placement().await;
+    assert_eq!((now.rows.tier(), now.previous, get(&a, &key, "x").await.unwrap()), (Tier::Pooled, None, Some(3)));
     town.gone([a, b]).await;
 }
 

@@ -149,6 +149,20 @@ fault (object, fault, remedy) AS (
         AND EXISTS (SELECT FROM aclexplode(coalesce(proacl, acldefault('f', proowner)))
             WHERE privilege_type = 'EXECUTE' AND (grantee = 0 OR grantee IN (SELECT oid FROM service)))
     UNION ALL
+    -- And those with the rights of whom our tables belong to: whoever calls one is the owner for as long as it runs.
+    SELECT pg_proc.oid::regprocedure::text, format('runs with the rights of `%s`, whom our tables belong to, and %s may call it', pg_get_userbyid(proowner), name),
+        format('REVOKE EXECUTE ON ROUTINE %s FROM %s, or drop it', pg_proc.oid::regprocedure, name)
+    FROM pg_proc CROSS JOIN aclexplode(coalesce(proacl, acldefault('f', proowner))) JOIN named ON named.oid = grantee
+    WHERE prosecdef AND proowner IN (SELECT nspowner FROM ours) AND pronamespace NOT IN (SELECT schema FROM ours)
+        AND grantee NOT IN (0, proowner) AND grantee NOT IN (SELECT oid FROM service)
+    UNION ALL
+    -- A check, and an index on an expression or on some rows, call what somebody wrote, with the values of every row.
+    SELECT object, format('has the check `%s`', conname), format('ALTER TABLE %s DROP CONSTRAINT %I', object, conname)
+    FROM held JOIN pg_constraint ON conrelid = id AND contype = 'c'
+    UNION ALL
+    SELECT object, format('has the index `%s` on an expression or a condition', indexrelid::regclass), format('DROP INDEX %s', indexrelid::regclass)
+    FROM held JOIN pg_index ON indrelid = id WHERE indexprs IS NOT NULL OR indpred IS NOT NULL
+    UNION ALL
     -- Rights: reading and writing for the one role, none for anybody else.
     SELECT object, format('grants %s to %s', string_agg(privilege_type, ', '), name),
         format('REVOKE %s ON %s FROM %s', string_agg(privilege_type, ', '), object, name)
@@ -205,5 +219,11 @@ fault (object, fault, remedy) AS (
     UNION ALL
     SELECT format('the role %I', service.rolname), format('serves and is a member of `%s`', other.rolname), format('REVOKE %I FROM %I', other.rolname, service.rolname)
     FROM service JOIN pg_auth_members ON member = service.oid JOIN pg_roles other ON other.oid = roleid
+    UNION ALL
+    -- Who is a member of a role that serves may become it. The owner may: it makes these roles.
+    SELECT format('the role %I', service.rolname), format('serves, and `%s` is a member of it', other.rolname), format('REVOKE %I FROM %I', service.rolname, other.rolname)
+    FROM service JOIN pg_auth_members ON roleid = service.oid JOIN pg_roles other ON other.oid = member
+    WHERE NOT other.rolsuper AND other.oid NOT IN (SELECT nspowner FROM ours)
+        AND other.oid <> (SELECT datdba FROM pg_database WHERE datname = current_database())
 )
 SELECT object, fault, remedy FROM fault ORDER BY object, fault

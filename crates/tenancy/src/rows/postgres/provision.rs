@@ -51,6 +51,27 @@ pub(super) async fn provision(config: &PostgresConfig, tenant: TenantId, own: &O
     Ok(connection.close().await?)
 }
 
+/// Whether [`provision`] came to its end.
+pub(super) async fn made(config: &PostgresConfig, own: &Own) -> Result<bool> {
+    let owner = owner(config)?;
+    let mut connection = connect(&owner).await?;
+    let mut change = Change::begin(&mut connection).await?;
+    let mut made = change.exists(ROLE_EXISTS, own.role.as_str()).await?;
+    if let Some(database) = &own.database {
+        made = made && change.exists("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)", database.as_str()).await?;
+    }
+    change.commit().await?;
+    connection.close().await?;
+    if let Some(database) = own.database.as_ref().filter(|_| made) {
+        let mut there = connect(&owner.database(database.as_str())).await?;
+        let mut change = Change::begin(&mut there).await?;
+        made = change.exists("SELECT to_regclass($1 || '.state') IS NOT NULL", own.schema.as_str()).await?;
+        change.commit().await?;
+        there.close().await?;
+    }
+    Ok(made)
+}
+
 /// The reverse. Whoever is connected as the tenant's role is cut off.
 pub(super) async fn destroy(config: &PostgresConfig, own: &Own) -> Result<()> {
     let owner = owner(config)?;

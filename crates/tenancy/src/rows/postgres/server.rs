@@ -32,6 +32,22 @@ fn version_of(number: i32, name: &str) -> Result<()> {
     }
 }
 
+/// Refuses a server that forgets what it said is on disk.
+pub(super) async fn durable_checked(connection: &mut PgConnection) -> Result<()> {
+    let select = "SELECT current_setting('fsync'), current_setting('full_page_writes')";
+    let (fsync, pages): (String, String) = query_as(select).persistent(false).fetch_one(connection).await?;
+    durable(&fsync, &pages)
+}
+
+fn durable(fsync: &str, full_page_writes: &str) -> Result<()> {
+    if [fsync, full_page_writes] == ["on", "on"] {
+        return Ok(());
+    }
+    Err(Error::Invalid(
+        "the server forgets what it acknowledged when its machine fails: set `fsync` and `full_page_writes` to `on`".to_owned(),
+    ))
+}
+
 /// Refuses a role that could see or do more than it is for. `what` says where it comes from.
 pub(super) async fn role_checked(connection: &mut PgConnection, what: &str) -> Result<()> {
     let (role, faults): (String, Vec<String>) = query_as(ROLE_FAULTS).persistent(false).fetch_one(connection).await?;
@@ -48,6 +64,8 @@ const ROLE_FAULTS: &str = "
         CASE WHEN rolbypassrls THEN 'it bypasses row-level security (ALTER ROLE … NOBYPASSRLS)' END,
         CASE WHEN rolcreaterole THEN 'it may create roles (ALTER ROLE … NOCREATEROLE)' END,
         CASE WHEN rolcreatedb THEN 'it may create databases (ALTER ROLE … NOCREATEDB)' END,
+        CASE WHEN current_setting('synchronous_commit') = 'off'
+            THEN 'what it commits is not on disk (ALTER ROLE … RESET synchronous_commit, or set it to on in the server''s configuration)' END,
         CASE WHEN rolreplication THEN 'it may replicate (ALTER ROLE … NOREPLICATION)' END,
         (SELECT 'it is a member of ' || string_agg(quote_ident(other.rolname), ', ') || ' (REVOKE … FROM it)'
             FROM pg_auth_members JOIN pg_roles other ON other.oid = roleid WHERE member = role.oid),
@@ -65,6 +83,14 @@ const ROLE_FAULTS: &str = "
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_that_forgets_is_refused() {
+        durable("on", "on").unwrap();
+        for (fsync, pages) in [("off", "on"), ("on", "off")] {
+            assert!(matches!(durable(fsync, pages), Err(Error::Invalid(_))));
+        }
+    }
 
     #[test]
     fn a_server_with_known_holes_is_refused() {

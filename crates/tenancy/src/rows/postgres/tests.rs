@@ -87,6 +87,13 @@ impl Scratch {
         connection.close().await.unwrap();
     }
 
+    /// A superuser's connection with this done in a transaction that stays open.
+    pub(crate) async fn held(&self, sql: &str) -> PgConnection {
+        let mut connection = self.superuser.clone().database(&self.name).connect().await.unwrap();
+        raw_sql(built(format!("BEGIN; {sql}"))).execute(&mut connection).await.unwrap();
+        connection
+    }
+
     /// What one number is, to a superuser.
     pub(crate) async fn ask(&self, sql: &str) -> i64 {
         let mut connection = self.superuser.clone().database(&self.name).connect().await.unwrap();
@@ -162,6 +169,25 @@ async fn a_server_is_migrated_once_also_by_two_at_a_time() {
     assert!(refusal(Postgres::connect(&scratch.config).await).contains("was changed after it was applied"));
     scratch.plant("DELETE FROM insula_control.migration WHERE name = 'rows/0001'").await;
     assert!(refusal(Postgres::connect(&scratch.config).await).contains("older version"));
+    scratch.drop().await;
+}
+
+#[tokio::test]
+async fn what_is_committed_is_on_disk_whatever_was_set_for_the_role() {
+    let Some(scratch) = scratch().await else { return };
+    let postgres = scratch.open().await;
+    for role in ["rows", "control"] {
+        scratch.plant(&format!("ALTER ROLE {}_{role} SET synchronous_commit = off", scratch.name)).await;
+    }
+    for rows in [postgres.rows(tenant(), Tier::Pooled, None).await.unwrap(), postgres.control()] {
+        let mut transaction = rows.begin().await.unwrap();
+        let shown: String = query_scalar("SHOW synchronous_commit").persistent(false).fetch_one(&mut *transaction).await.unwrap();
+        assert_eq!(shown, "on");
+    }
+    // Leases are single statements: there the role must be right.
+    let refused = refusal(Postgres::connect(&scratch.config).await);
+    assert!(refused.contains("RESET synchronous_commit"), "{refused}");
+    drop(postgres);
     scratch.drop().await;
 }
 

@@ -33,6 +33,7 @@ on_every_tier! {
     a_closed_store_refuses
     values_lie_sealed_where_others_could_read_them
     another_fence_keeps_an_old_home_out
+    a_commit_on_its_way_keeps_its_objects
 }
 
 /// Polls a future at most `polls` times, then drops it: whether it was done.
@@ -220,6 +221,51 @@ async fn values_lie_sealed_where_others_could_read_them(place: &Place) {
     txn.sql().unwrap().execute("UPDATE record SET key = 'b'", &[]).await.unwrap();
     txn.commit().await.unwrap();
     refused(store.rows().get::<Note>("b").await);
+}
+
+/// Eight readers of one tenant, and four connections for all.
+#[tokio::test]
+async fn one_tenants_readers_leave_connections_to_the_others() {
+    let Some(place) = Place::of(Tier::Pooled).await else { return };
+    let (greedy, other) = (place.tenant(1).create().await, place.tenant(2).create().await);
+    let greedy = &greedy;
+    let reads = (0..8).map(|_| async move {
+        let reading = greedy.reading().await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        reading.map(drop)
+    });
+    let mut reads = pin!(futures_util::future::join_all(reads));
+    assert!(tokio::time::timeout(Duration::from_millis(300), &mut reads).await.is_err());
+    let found =
+        tokio::time::timeout(Duration::from_millis(500), other.rows().count::<Note>()).await.expect("it waits for the other tenant");
+    assert_eq!(found.unwrap(), 0);
+    for read in reads.await {
+        read.unwrap();
+    }
+    place.end().await;
+}
+
+/// Somebody began a commit and was cut off: its objects are swept only once it is known whether it came about.
+async fn a_commit_on_its_way_keeps_its_objects(place: &Place) {
+    if place.postgres.is_none() {
+        return; // what is on its way to a file ends with its process
+    }
+    let tenant = place.tenant(1);
+    let store = tenant.create().await;
+    let aside = tenant.open_aside(None).await.unwrap();
+    let mut blob = store.blob_writer().unwrap();
+    blob.write(bytes::Bytes::from_static(b"acknowledged")).await.unwrap();
+    let mut tx = aside.tx().await.unwrap();
+    let id = tx.attach(blob.finish().await.unwrap()).await.unwrap();
+    store.unseen.store(1, Ordering::Release);
+    let closed = store.close().await;
+    tx.commit_with(None).await.unwrap();
+    assert_eq!(aside.rows().blob(id).await.unwrap().read_at(0, 100).await.unwrap(), "acknowledged");
+    closed.unwrap();
+    // And it was left to be swept by whoever comes next.
+    let again = tenant.open_aside(None).await.unwrap();
+    let Db::Postgres(db) = &again.home().db else { panic!("not on a server") };
+    assert!(!db.was_clean());
 }
 
 async fn another_fence_keeps_an_old_home_out(place: &Place) {

@@ -204,6 +204,34 @@ const PLANTS: &[Plant] = &[
     plant("ALTER DATABASE {db} SET session_replication_role = replica", "database {db} sets", "ALTER DATABASE {db} RESET session_replication_role"),
     plant("ALTER ROLE {own} BYPASSRLS", "the role {own} serves and has a right that goes beyond it", "ALTER ROLE {own} NOBYPASSRLS"),
     plant("GRANT {rows} TO {own}", "the role {own} serves and is a member of `{rows}`", "REVOKE {rows} FROM {own}"),
+    plant(
+        "CREATE ROLE {rows}_guest; GRANT {rows} TO {rows}_guest",
+        "the role {rows} serves, and `{rows}_guest` is a member of it",
+        "DROP ROLE {rows}_guest",
+    ),
+    plant(
+        "CREATE FUNCTION public.peek(text) RETURNS bool IMMUTABLE LANGUAGE sql AS 'SELECT true';
+         ALTER TABLE insula.record ADD CONSTRAINT looks CHECK (public.peek(key))",
+        "insula.record has the check `looks`",
+        "ALTER TABLE insula.record DROP CONSTRAINT looks",
+    ),
+    plant(
+        "CREATE INDEX looks ON insula.record (tenant, public.peek(key))",
+        "has the index `insula.looks` on an expression or a condition",
+        "DROP INDEX insula.looks",
+    ),
+    plant(
+        "CREATE INDEX looks ON insula.record (tenant) WHERE public.peek(key)",
+        "has the index `insula.looks` on an expression or a condition",
+        "DROP INDEX insula.looks; DROP FUNCTION public.peek",
+    ),
+    plant(
+        "CREATE ROLE {rows}_guest; CREATE FUNCTION public.lends() RETURNS SETOF text SECURITY DEFINER LANGUAGE sql AS 'SELECT key FROM insula.record';
+         REVOKE EXECUTE ON FUNCTION public.lends FROM PUBLIC; GRANT EXECUTE ON FUNCTION public.lends TO {rows}_guest;
+         ALTER FUNCTION public.lends OWNER TO {owner}",
+        "and {rows}_guest may call it",
+        "DROP FUNCTION public.lends; DROP ROLE {rows}_guest",
+    ),
     plant("ALTER TABLE {own}.ledger_note RENAME TO elsewhere", "{own}.ledger_note is missing", "ALTER TABLE {own}.elsewhere RENAME TO ledger_note"),
 ];
 

@@ -715,7 +715,7 @@ async fn what_a_dead_import_left_goes_by_itself_and_what_a_living_one_makes_stay
     let began = Instant::now();
     drop(hold);
     kill(b);
-    while is_there(living).await || a.0.control.meta("importing").await.unwrap().is_some_and(|note| !note.is_empty()) {
+    while is_there(living).await || !bundle::importing(&a).await.unwrap().is_empty() {
         assert!(began.elapsed() < AFTER_EXPIRY * 2, "what it left is still there");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }

@@ -36,7 +36,7 @@ pub use model::{
 };
 pub use page::{PAGE_ITEMS_DEFAULT, PAGE_ITEMS_MAX, Page, PageRequest, Timestamp};
 pub use platform::{Platform, StartError};
-pub use predict::{Prediction, Protocol, Question};
+pub use predict::{Inferred, Protocol, Question};
 pub use statistics::{Counted, Counts};
 pub use stats::{COLD_START_BOUNDS_MS, PlatformStats};
 pub use tracking::trace::{

@@ -44,14 +44,14 @@ impl From<Bytes> for Question {
 
 /// What a cell answered, in the protocol of the question.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Prediction {
+pub struct Inferred {
     /// How much of the body is JSON, where tensors in binary form follow it.
     pub json_bytes: Option<u32>,
     /// The answer's body.
     pub body: Bytes,
 }
 
-impl Prediction {
+impl Inferred {
     /// Out of a cell's answer, if it is one to a prediction.
     pub(crate) fn of(answer: &FromCell) -> Option<Self> {
         match answer {
@@ -68,7 +68,7 @@ impl Platform {
     ///
     /// # Errors
     /// Not found; what the tenant's input, model or cell does wrong; overload and deadline.
-    pub async fn predict(&self, permit: &Permit<Predict>, version: Option<&str>, question: impl Into<Question>) -> Result<Prediction> {
+    pub async fn predict(&self, permit: &Permit<Predict>, version: Option<&str>, question: impl Into<Question>) -> Result<Inferred> {
         let question = question.into();
         permit.digest("input_sha256", &question.body);
         let begun = Instant::now();

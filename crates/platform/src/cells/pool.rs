@@ -25,7 +25,7 @@ use crate::config::PlatformConfig;
 use crate::dataset::hex;
 use crate::deployment::serving_for;
 use crate::error::{CellFailure, Error, Result};
-use crate::predict::{Prediction, Protocol, Question};
+use crate::predict::{Inferred, Protocol, Question};
 use crate::stats::bump;
 
 /// Deployments of one tenant whose meaning is remembered.
@@ -331,7 +331,7 @@ impl Cells {
         owner: &Owner,
         version: Option<&str>,
         asked: Question,
-    ) -> Result<Prediction> {
+    ) -> Result<Inferred> {
         if asked.body.len() > wire::BODY_BYTES_MAX as usize {
             return Err(Error::TooLarge { what: "request", bytes_max: wire::BODY_BYTES_MAX.into() });
         }
@@ -362,7 +362,7 @@ impl Cells {
         owner: &Owner,
         version: Option<&str>,
         asked: &Question,
-    ) -> Result<Prediction, Miss> {
+    ) -> Result<Inferred, Miss> {
         let resolved = island.resolve(permit, version).await?;
         island.breaker_check(&resolved.key)?;
         let begun = Instant::now();
@@ -386,7 +386,7 @@ impl Cells {
                 return Err(Miss::Final(Error::DeadlineExceeded { seconds: timeout.as_secs() }));
             }
         };
-        if let Some(prediction) = answer.as_ref().ok().and_then(Prediction::of) {
+        if let Some(prediction) = answer.as_ref().ok().and_then(Inferred::of) {
             island.breaker_worked(&resolved.key);
             permit.detail("model_sha256", &resolved.sha256);
             permit.detail("model_version", &resolved.version);

@@ -123,6 +123,12 @@ impl Model {
         Ok((Self { session, signature, buffers }, info))
     }
 
+    /// What it takes, in the model's order.
+    #[must_use]
+    pub fn inputs(&self) -> &[oip::Port] {
+        &self.signature.inputs
+    }
+
     /// One prediction: a request's body in, the answer's body in `out`.
     ///
     /// # Errors

@@ -13,7 +13,7 @@
 //! |---|---|
 //! | `link`, `serve` | the socket and the loop over requests |
 //! | `engine`, `oip`, `scoring`, `tensor`, `json`, `admit` | models: predictions in two protocols and the check of uploads |
-//! | `data`, `train`, `onnx` | data sets and training |
+//! | `data`, `train`, `onnx`, `predict` | data sets, training, and predictions for whole data sets |
 //!
 //! What is deliberately missing: a mode without the jail.
 
@@ -26,6 +26,7 @@ mod json;
 mod link;
 mod oip;
 mod onnx;
+mod predict;
 mod scoring;
 mod serve;
 mod tensor;

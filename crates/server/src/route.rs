@@ -9,6 +9,7 @@ pub(crate) mod model;
 pub(crate) mod moving;
 pub(crate) mod operator;
 pub(crate) mod people;
+pub(crate) mod prediction;
 pub(crate) mod training;
 
 use http::Method;
@@ -27,6 +28,7 @@ pub(crate) fn all() -> Api {
     people::register(&mut api);
     data::register(&mut api);
     training::register(&mut api);
+    prediction::register(&mut api);
     model::register(&mut api);
     deployment::register(&mut api);
     ledger::register(&mut api);

@@ -67,6 +67,25 @@ pub(crate) fn zeros() -> Vec<u8> {
     model(&graph(&nodes, &[], &[value("shape", INT64, &[Some(1)])], &[value("y", FLOAT, &[Some(1)])]))
 }
 
+/// As [`times`] to its caller, but fails on every vector of less than a thousand.
+pub(crate) fn fails() -> Vec<u8> {
+    let vector = |name| value(name, FLOAT, &[None]);
+    let far = [number(1, 1), number(2, INT64), field(8, b"far"), field(9, &1000i64.to_le_bytes())].concat();
+    model(&graph(&[node("Gather", &["x", "far"], &["y"], &[])], &[far], &[vector("x")], &[vector("y")]))
+}
+
+/// As [`times`] to its caller, but never comes to an end.
+pub(crate) fn endless() -> Vec<u8> {
+    let vector = |name| value(name, FLOAT, &[None]);
+    let body_inputs = [value("i", INT64, &[]), value("go", BOOL, &[]), value("a", FLOAT, &[None])];
+    let body_outputs = [value("on", BOOL, &[]), value("b", FLOAT, &[None])];
+    let body_nodes = [node("Identity", &["go"], &["on"], &[]), node("Add", &["a", "a"], &["b"], &[])];
+    let body = graph(&body_nodes, &[], &body_inputs, &body_outputs);
+    let attribute = [field(1, b"body"), field(6, &body), [varint(20 << 3), varint(5)].concat()].concat();
+    let turns = [number(2, INT64), field(8, b"turns"), field(9, &(1i64 << 50).to_le_bytes())].concat();
+    model(&graph(&[node("Loop", &["turns", "", "x"], &["y"], &[attribute])], &[turns], &[vector("x")], &[vector("y")]))
+}
+
 /// Counts to `m[0]`, one step at a time.
 pub(crate) fn counts() -> Vec<u8> {
     let body_inputs = [value("i", INT64, &[]), value("go", BOOL, &[]), value("a", FLOAT, &[Some(1)])];

@@ -2,7 +2,7 @@
 
 use http::HeaderName;
 use platform::tenancy::Permit;
-use platform::tenancy::act::{DeploymentRead, DeploymentWrite, Predict};
+use platform::tenancy::act::{DeploymentRead, DeploymentRollback, DeploymentWrite, Predict};
 use platform::{Deployment, DeploymentRequest, OipMetadata};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -21,10 +21,15 @@ pub(super) fn register(api: &mut Api) {
     api.tenant_route(
         PUT,
         "/v1/deployments/{name}",
-        Doc::new("deployment_put", "Deploy a version or an alias of a model").takes::<DeploymentRequest>().answers::<Deployment>(),
+        Doc::new("deployment_put", "Deploy a version or an alias of a model, with a canary and a shadow beside it if wanted").takes::<DeploymentRequest>().answers::<Deployment>(),
         put,
     );
     api.tenant_route(DELETE, "/v1/deployments/{name}", Doc::new("deployment_delete", "Remove a deployment").status(204), delete);
+    let rollout = |operation, about| Doc::new(operation, about).answers::<Deployment>();
+    let about = "Make the canary what answers";
+    api.tenant_route(POST, "/v1/deployments/{name}/promote", rollout("deployment_promote", about), promote);
+    let about = "Return to what was deployed before";
+    api.tenant_route(POST, "/v1/deployments/{name}/rollback", rollout("deployment_rollback", about), rollback);
     let metadata_doc = |operation| Doc::new(operation, "Model metadata (Open Inference Protocol)").answers::<OipMetadata>();
     api.tenant_route(GET, "/v2/models/{name}", metadata_doc("inference_metadata"), metadata);
     api.tenant_route(GET, "/v2/models/{name}/versions/{version}", metadata_doc("inference_version_metadata"), metadata);
@@ -59,6 +64,18 @@ async fn delete(permit: &Permit<DeploymentWrite>, ask: Ask) -> Result<Reply> {
     ask.no_body().await?;
     service.platform.deployment_delete(permit).await?;
     Ok(Reply::empty())
+}
+
+async fn promote(permit: &Permit<DeploymentWrite>, ask: Ask) -> Result<Reply> {
+    let service = ask.service.clone();
+    ask.no_body().await?;
+    Reply::json(&service.platform.deployment_promote(permit).await?)
+}
+
+async fn rollback(permit: &Permit<DeploymentRollback>, ask: Ask) -> Result<Reply> {
+    let service = ask.service.clone();
+    ask.no_body().await?;
+    Reply::json(&service.platform.deployment_rollback(permit).await?)
 }
 
 fn version(ask: &Ask) -> Option<&str> {

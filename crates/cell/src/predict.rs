@@ -194,6 +194,9 @@ impl<'a> Asking<'a> {
             ([(_, datatype)], features) => features.iter().map(|name| (name.clone(), *datatype)).collect(),
             _ => inputs,
         };
+        if self.features.is_empty() {
+            return Err(invalid("every column is kept and none is left to ask about: name the `features`"));
+        }
         for (at, (name, _)) in self.features.iter().enumerate() {
             let column = place(name)?;
             if let Some(of) = self.uses.get_mut(column) {
@@ -383,7 +386,7 @@ mod tests {
     #[test]
     fn records_become_fields() {
         let mut fields = Vec::new();
-        flatten(None, &serde_json::json!({"label": "a,b", "p": [0.25, 0.75], "m": {"x": 1, "y": null}}), &mut fields);
+        flatten(None, &serde_json::json!({"label": "a,b", "m": {"x": 1, "y": null}, "p": [0.25, 0.75]}), &mut fields);
         let text = |(name, text): &(String, String)| format!("{name}={text}");
         let found: Vec<String> = fields.iter().map(text).collect();
         assert_eq!(found, ["label=a,b", "m_x=1", "m_y=", "p_0=0.25", "p_1=0.75"]);

@@ -409,6 +409,39 @@ mod tests {
     }
 
     #[test]
+    fn answers_are_counted_by_version_and_waits_by_bound() {
+        let mut text = Text::default();
+        let of = VersionAnswers {
+            deployment: "gate".to_owned(),
+            version: 2,
+            answered: 7,
+            failed: 1,
+            shadow_answered: 0,
+            shadow_failed: 0,
+            shadow_dropped: 3,
+        };
+        answers_text(&[of], &mut text);
+        let stats = PlatformStats { cells_evicted_room: 4, zygotes_replaced: 1, ..PlatformStats::default() };
+        let mut queued = Times { micros: 2_500_000, ..Times::default() };
+        (queued.buckets[1], queued.buckets[12]) = (5, 1);
+        platform_text(&PlatformStats { queued, ..stats }, &mut text);
+        for line in [
+            "insula_deployment_answers_total{deployment=\"gate\",version=\"2\",outcome=\"answered\"} 7",
+            "insula_deployment_answers_total{deployment=\"gate\",version=\"2\",outcome=\"shadow_dropped\"} 3",
+            "insula_cells_evicted_total{why=\"room\"} 4",
+            "insula_zygotes_replaced_total 1",
+            "insula_queue_seconds_bucket{le=\"0.001\"} 0",
+            "insula_queue_seconds_bucket{le=\"0.002\"} 5",
+            "insula_queue_seconds_bucket{le=\"+Inf\"} 6",
+            "insula_queue_seconds_sum 2.5",
+            "insula_job_queue_seconds_count 0",
+        ] {
+            assert!(text.0.lines().any(|known| known == line), "{line}\n{}", text.0);
+        }
+        assert!(!text.0.contains("shadow_answered"), "what never happened is not listed");
+    }
+
+    #[test]
     fn labels_are_escaped() {
         let mut text = Text::default();
         text.line("a", &[("b", "x\"\\\n")], 1);

@@ -74,16 +74,21 @@ pub(crate) fn fails() -> Vec<u8> {
     model(&graph(&[node("Gather", &["x", "far"], &["y"], &[])], &[far], &[vector("x")], &[vector("y")]))
 }
 
-/// As [`times`] to its caller, but never comes to an end.
+/// As [`times`] to its caller, but for one positive number it never comes to an end.
 pub(crate) fn endless() -> Vec<u8> {
     let vector = |name| value(name, FLOAT, &[None]);
     let body_inputs = [value("i", INT64, &[]), value("go", BOOL, &[]), value("a", FLOAT, &[None])];
     let body_outputs = [value("on", BOOL, &[]), value("b", FLOAT, &[None])];
     let body_nodes = [node("Identity", &["go"], &["on"], &[]), node("Add", &["a", "a"], &["b"], &[])];
     let body = graph(&body_nodes, &[], &body_inputs, &body_outputs);
-    let attribute = [field(1, b"body"), field(6, &body), [varint(20 << 3), varint(5)].concat()].concat();
-    let turns = [number(2, INT64), field(8, b"turns"), field(9, &(1i64 << 50).to_le_bytes())].concat();
-    model(&graph(&[node("Loop", &["turns", "", "x"], &["y"], &[attribute])], &[turns], &[vector("x")], &[vector("y")]))
+    let body = [field(1, b"body"), field(6, &body), [varint(20 << 3), varint(5)].concat()].concat();
+    let to = [field(1, b"to"), number(3, INT64), [varint(20 << 3), varint(2)].concat()].concat();
+    let nodes = [
+        node("Mul", &["x", "many"], &["far"], &[]),
+        node("Cast", &["far"], &["turns"], &[to]),
+        node("Loop", &["turns", "", "x"], &["y"], &[body]),
+    ];
+    model(&graph(&nodes, &[scalar("many", 1e12)], &[vector("x")], &[vector("y")]))
 }
 
 /// Counts to `m[0]`, one step at a time.

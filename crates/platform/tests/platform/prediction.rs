@@ -128,6 +128,11 @@ async fn what_cannot_be_answered_names_its_row_and_leaves_nothing() {
     assert_eq!(permit.quota_use().used["objects"], 4, "two tables, a model, one table of answers");
     let _ = permit.finish().unwrap();
 
+    let mut nothing = ask("good");
+    nothing["keep"] = json!(["id", "x"]);
+    let job = queue(&world, &key, nothing).await.unwrap();
+    assert!(ended(&world, &key, &job.id).await.error.unwrap().message.contains("name the `features`"));
+
     let mut unknown = ask("good");
     unknown["keep"] = json!(["name"]);
     assert!(queue(&world, &key, unknown).await.unwrap_err().to_string().contains("no column `name`"));
@@ -150,7 +155,7 @@ async fn a_job_is_cancelled_queued_or_running_and_the_queue_is_bounded() {
     let key = world.tenant("clinic", |limits| limits.jobs_queued = 1).await;
     world.serve(&key, "endless", endless()).await;
     world.upload(&key, "rows", "x\n1\n2\n").await.unwrap();
-    let ask = || json!({"deployment": "endless", "dataset": "rows", "into": "answers"});
+    let ask = || json!({"deployment": "endless", "dataset": "rows", "into": "answers", "batch_rows": 1});
     let running = queue(&world, &key, ask()).await.unwrap();
     let tenant = world.open(&key).await;
     until("the cell", async || (pids(&tenant, &world).await == 1).then_some(())).await;
@@ -185,7 +190,8 @@ async fn a_job_survives_a_crash_between_any_two_steps() {
         world.serve(&key, "twice", times(2.0)).await;
         world.upload(&key, "rows", "x\n1\n2\n3\n").await.unwrap();
         armed.store(true, Ordering::Release);
-        let job = queue(&world, &key, json!({"deployment": "twice", "dataset": "rows", "into": "answers", "keep": ["x"]})).await.unwrap();
+        let ask = json!({"deployment": "twice", "dataset": "rows", "into": "answers", "keep": ["x"], "features": ["x"]});
+        let job = queue(&world, &key, ask).await.unwrap();
         until("the stop", async || stopped.load(Ordering::Acquire).then_some(())).await;
         let world = world.restart(|_| {}).await;
         let done = ended(&world, &key, &job.id).await;

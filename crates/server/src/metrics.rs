@@ -175,7 +175,7 @@ fn answers_text(answers: &[VersionAnswers], text: &mut Text) {
             ("shadow_dropped", of.shadow_dropped),
         ] {
             if count > 0 {
-                let labels = [("deployment", of.deployment.as_str()), ("version", &version), ("outcome", outcome)];
+                let labels = [("deployment", of.deployment.as_str()), ("version", version.as_str()), ("outcome", outcome)];
                 text.line("insula_deployment_answers_total", &labels, count);
             }
         }

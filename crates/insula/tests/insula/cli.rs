@@ -172,7 +172,7 @@ fn a_version_is_rolled_out_and_back_and_asked_about_a_table() {
     };
     asked("2");
     let shown = service.run("clinic", &["deploy", "show", "gate"]).json();
-    assert_eq!((&shown["rollout"]["state"], &shown["answers"][0]["answered"]), (&json!("canary"), &json!(1)), "{shown}");
+    assert_eq!((&shown["rollout"]["state"], &shown["answers"][1]["answered"]), (&json!("canary"), &json!(1)), "{shown}");
     assert_eq!(service.run("clinic", &["deploy", "promote", "gate"]).json()["serving_version"], 2);
     asked("2");
     assert_eq!(service.run("clinic", &["deploy", "rollback", "gate"]).json()["serving_version"], 1);

@@ -476,9 +476,8 @@ fn numbered(model: &Model, version: Option<u64>, alias: Option<&str>) -> Option<
 /// Requests that the stable version takes must make sense to who gets a share, or a copy, of them.
 fn takes_the_same(who: &str, stable: &Loadable, other: &Loadable) -> Result<(), String> {
     let dimension = |a: &i64, b: &i64| a == b || *a < 0 || *b < 0;
-    let shape = |a: &[i64], b: &[i64]| {
-        a.is_empty() || b.is_empty() || (a.len() == b.len() && a.iter().zip(b).all(|(a, b)| dimension(a, b)))
-    };
+    let shape =
+        |a: &[i64], b: &[i64]| a.is_empty() || b.is_empty() || (a.len() == b.len() && a.iter().zip(b).all(|(a, b)| dimension(a, b)));
     let alike = |a: &Tensor, b: &Tensor| a.name == b.name && a.datatype == b.datatype && shape(&a.shape, &b.shape);
     let takes = |of: &Onnx, input: &Tensor| of.inputs.iter().any(|own| alike(own, input));
     if stable.onnx.inputs.len() == other.onnx.inputs.len() && stable.onnx.inputs.iter().all(|input| takes(&other.onnx, input)) {

@@ -190,11 +190,7 @@ fn platform_text(stats: &PlatformStats, text: &mut Text) {
     text.one("insula_cells_memory_bytes", "gauge", "memory of all sandboxes", stats.cells_memory_bytes);
     text.one("insula_cells_started_total", "counter", "sandboxes started", stats.cells_started);
     text.head("insula_cells_ended_total", "counter", "sandboxes that did not end well");
-    for (why, count) in [
-        ("failed", stats.cells_failed),
-        ("out_of_memory", stats.cells_out_of_memory),
-        ("hostile", stats.cells_hostile),
-    ] {
+    for (why, count) in [("failed", stats.cells_failed), ("out_of_memory", stats.cells_out_of_memory), ("hostile", stats.cells_hostile)] {
         text.line("insula_cells_ended_total", &[("why", why)], count);
     }
     text.head("insula_cells_evicted_total", "counter", "serving sandboxes stopped after idling, or to make room");

@@ -22,7 +22,8 @@ const FIELDS: &[Field] = &[
     ("updated by", "/updated_by"),
 ];
 
-const DETAIL_FIELDS: &[Field] = &[("reason", "/rollout/reason"), ("rules", "/rollback_on"), ("before", "/previous"), ("answers", "/answers")];
+const DETAIL_FIELDS: &[Field] =
+    &[("reason", "/rollout/reason"), ("rules", "/rollback_on"), ("before", "/previous"), ("answers", "/answers")];
 
 /// Commands on deployments.
 #[derive(Debug, Subcommand)]
@@ -123,9 +124,7 @@ fn set(body: &mut Value, field: &str, value: Value) {
 
 pub(crate) async fn run(command: DeployCommand, client: &Client, output: &Output) -> Result<()> {
     match command {
-        DeployCommand::Put(args) => {
-            output.item(&client.send(Method::PUT, &["v1", "deployments", &args.name], &args.body()).await?, FIELDS)
-        }
+        DeployCommand::Put(args) => output.item(&client.send(Method::PUT, &["v1", "deployments", &args.name], &args.body()).await?, FIELDS),
         DeployCommand::Promote { name } => act(&name, "promote", client, output).await,
         DeployCommand::Rollback { name } => act(&name, "rollback", client, output).await,
         DeployCommand::List => output.list(&client.list(&["v1", "deployments"], &[]).await?, FIELDS),

@@ -14,7 +14,9 @@ use crate::model::StoredModelVersion;
 use crate::page::Timestamp;
 use crate::platform::Platform;
 use crate::stats::bump;
-use crate::training::{Failure, JobStep, Live, POSTPONE, ROWLESS_CLAIMS_MAX, ROWLESS_PAUSE, Scheduler, Stop, TrainingState, Verdict, resumed};
+use crate::training::{
+    Failure, JobStep, Live, POSTPONE, ROWLESS_CLAIMS_MAX, ROWLESS_PAUSE, Scheduler, Stop, TrainingState, Verdict, resumed,
+};
 
 /// What a finished job leaves.
 struct Product {

@@ -21,7 +21,9 @@ pub(super) fn register(api: &mut Api) {
     api.tenant_route(
         PUT,
         "/v1/deployments/{name}",
-        Doc::new("deployment_put", "Deploy a version or an alias of a model, with a canary and a shadow beside it if wanted").takes::<DeploymentRequest>().answers::<Deployment>(),
+        Doc::new("deployment_put", "Deploy a version or an alias of a model, with a canary and a shadow beside it if wanted")
+            .takes::<DeploymentRequest>()
+            .answers::<Deployment>(),
         put,
     );
     api.tenant_route(DELETE, "/v1/deployments/{name}", Doc::new("deployment_delete", "Remove a deployment").status(204), delete);

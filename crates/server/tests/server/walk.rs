@@ -181,7 +181,16 @@ impl World {
 }
 
 fn takes_no_body(route: &RouteInfo) -> bool {
-    matches!(route.operation, "keyring_rotate" | "training_cancel" | "prediction_cancel" | "deployment_promote" | "deployment_rollback" | "tenant_suspend" | "tenant_resume")
+    matches!(
+        route.operation,
+        "keyring_rotate"
+            | "training_cancel"
+            | "prediction_cancel"
+            | "deployment_promote"
+            | "deployment_rollback"
+            | "tenant_suspend"
+            | "tenant_resume"
+    )
 }
 
 async fn expired_key(insula: &Insula, admin: &str) -> String {

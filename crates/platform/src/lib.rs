@@ -28,9 +28,7 @@ mod training;
 
 pub use config::{JobStop, PlatformConfig};
 pub use dataset::{Column, Dataset, DatasetPreview, DatasetVersion, PREVIEW_ROWS_MAX, PreviewRequest, ValueCount};
-pub use deployment::{
-    Canary, Deployment, DeploymentRequest, OIP_PLATFORM, OipMetadata, Rollout, RolloutState, Shadow, VersionAnswers,
-};
+pub use deployment::{Canary, Deployment, DeploymentRequest, OIP_PLATFORM, OipMetadata, Rollout, RolloutState, Shadow, VersionAnswers};
 pub use error::{CellFailure, Error, Result};
 pub use model::{
     ALIASES_MAX, AliasChange, AliasRequest, Approval, Gate, GateRequest, HistoryEntry, Lineage, Logged, MODEL_NAME_BYTES_MAX, Model,

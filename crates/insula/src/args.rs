@@ -156,7 +156,6 @@ mod tests {
             "insula deploy put m --model m --alias champion",
             "insula deploy put m --model m --version 1 --canary 2 --canary-percent 5 --error-rate-max 0.05 --requests-min 50",
             "insula deploy put m --model m --alias champion --canary-alias challenger --shadow 4 --p99-ms-max 200 --window 120",
-            "insula deploy promote m",
             "insula deploy rollback m",
             "insula batch start m --dataset rows --into answers --keep id --keep name --batch-rows 1 --watch",
             "insula predict m --row a=1,b=2 --row a=3,b=4",

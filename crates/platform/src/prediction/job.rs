@@ -216,7 +216,6 @@ async fn model(tenant: &Tenant, job: &Prediction) -> Result<Source, Stop> {
 }
 
 /// The cell answers; its table is sealed while it comes.
-#[expect(clippy::too_many_arguments, reason = "what a job is made of, each once")]
 async fn ask(
     platform: &Platform,
     permit: &Permit<PredictionRun>,

@@ -126,6 +126,12 @@ impl Model {
         Ok((Self { session, signature, buffers }, info))
     }
 
+    /// What it takes, in the model's order.
+    #[must_use]
+    pub fn inputs(&self) -> &[oip::Port] {
+        &self.signature.inputs
+    }
+
     /// One prediction: a request's body in, the answer's body in `out`. `json_bytes`: how much of it is JSON, where tensors in binary form
     /// follow; the same of the answer comes back.
     ///

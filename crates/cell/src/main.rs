@@ -13,7 +13,7 @@
 //! |---|---|
 //! | `link`, `serve` | the socket and the loop over requests |
 //! | `engine`, `oip`, `grpc`, `scoring`, `tensor`, `element`, `json`, `admit` | models: predictions in three forms and the check of uploads |
-//! | `data`, `train`, `onnx` | data sets and training |
+//! | `data`, `train`, `onnx`, `predict` | data sets, training, and predictions for whole data sets |
 //!
 //! What is deliberately missing: a mode without the jail.
 
@@ -28,6 +28,7 @@ mod json;
 mod link;
 mod oip;
 mod onnx;
+mod predict;
 mod scoring;
 mod serve;
 mod tensor;

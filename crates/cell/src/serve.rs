@@ -15,7 +15,7 @@ use wire::{BLOCK_BYTES_MAX, Fail, FailCode, FromCell, Load, ToCell};
 
 use crate::engine::{Engine, Model, SLOTS_MAX};
 use crate::link::{Link, LinkError, Pull, Request};
-use crate::{admit, data, train};
+use crate::{admit, data, predict, train};
 
 /// Largest model file in bytes.
 pub const MODEL_BYTES_MAX: u64 = 2 << 30;
@@ -94,6 +94,15 @@ impl Models<'_> {
                         .map_err(|error| Fail::new(FailCode::Internal, error.to_string()))?;
                 }
                 Ok(FromCell::Trained(trained))
+            }
+            ToCell::Predict(spec) => {
+                let (mut model, _) = Model::load(self.engine, &map(&spec.load, request.file)?, &spec.load)?;
+                let (mut source, mut events) = (Pull::new(link, id, spec.source_bytes), Pull::new(link, id, 0));
+                let mut give = |piece: Bytes| {
+                    let sent = link.borrow_mut().answer(id, &FromCell::Output(piece));
+                    sent.map_err(|error| Fail::new(FailCode::Internal, error.to_string()))
+                };
+                predict::predict(&mut source, &mut model, &spec, &mut events, &mut give).map(FromCell::Predicted)
             }
             ToCell::Block(_) => Err(Fail::new(FailCode::Internal, "a block that nobody asked for")),
         }

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::commands::{audit, data, deploy, erase, import, key, keys, login, member, model, predict, quota, serve, tenant, train};
+use crate::commands::{
+    audit, batch, data, deploy, erase, import, key, keys, login, member, model, predict, quota, serve, tenant, train,
+};
 
 /// What `--help` says about environment and exit status.
 const AFTER_HELP: &str = "\
@@ -99,6 +101,9 @@ pub(crate) enum Command {
     Import(import::ImportCommand),
     /// Ask a deployment for predictions.
     Predict(predict::PredictArgs),
+    /// Ask a deployment about every row of a data set, and keep the answers as another.
+    #[command(subcommand)]
+    Batch(batch::BatchCommand),
     /// The audit log: read, export, and verify it offline.
     #[command(subcommand)]
     Audit(audit::AuditCommand),
@@ -156,6 +161,10 @@ mod tests {
             "insula import mlflow --from sqlite:///mlflow.db --tenant clinic --dry-run --python python3.11 --artifacts ./a",
             "insula model alias m champion --delete",
             "insula deploy put m --model m --alias champion",
+            "insula deploy put m --model m --version 1 --canary 2 --canary-percent 5 --error-rate-max 0.05 --requests-min 50",
+            "insula deploy put m --model m --alias champion --canary-alias challenger --shadow 4 --p99-ms-max 200 --window 120",
+            "insula deploy rollback m",
+            "insula batch start m --dataset rows --into answers --keep id --keep name --batch-rows 1 --watch",
             "insula predict m --row a=1,b=2 --row a=3,b=4",
             "insula predict m --data -",
             "insula audit ls --act Predict --limit 5 --json",

@@ -1,6 +1,7 @@
 //! One module a group of commands.
 
 pub(crate) mod audit;
+pub(crate) mod batch;
 pub(crate) mod data;
 pub(crate) mod deploy;
 pub(crate) mod erase;
@@ -48,6 +49,7 @@ pub(crate) async fn run(command: Command, globals: &Globals, output: &Output) ->
         Command::Model(command) => model::run(command, &client, output).await,
         Command::Deploy(command) => deploy::run(command, &client, output).await,
         Command::Import(command) => import::run(command, &client, &settings, &environment.mlflow, output).await,
+        Command::Batch(command) => batch::run(command, &client, output).await,
         Command::Predict(args) => predict::run(args, &client, output).await,
         Command::Audit(command) => audit::run(command, &client, output).await,
         Command::Keys(command) => keys::run(&command, &client, output).await,

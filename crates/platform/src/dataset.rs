@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use serde::{Deserialize, Serialize};
 use tenancy::act::{DatasetDelete, DatasetRead, DatasetWrite};
-use tenancy::{BlobId, Name, Permit, Record};
+use tenancy::{BlobId, Name, Permit, Record, Tx};
 use utoipa::ToSchema;
 use wire::{ColumnKind, Format};
 
@@ -21,6 +21,7 @@ use crate::cells::{Source, blob_stream};
 use crate::error::{Error, Result};
 use crate::page::{Page, PageRequest, Timestamp};
 use crate::platform::Platform;
+use crate::prediction::PredictionLineage;
 
 /// Rows of one preview at most.
 pub const PREVIEW_ROWS_MAX: u32 = 1000;
@@ -58,9 +59,12 @@ pub struct DatasetVersion {
     pub rows: u64,
     /// Columns in file order.
     pub columns: Vec<Column>,
-    /// When it was uploaded.
+    /// What it was made of; absent when somebody uploaded it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lineage: Option<PredictionLineage>,
+    /// When it was uploaded or made.
     pub created_at: Timestamp,
-    /// Who uploaded it.
+    /// Who uploaded it, or had it made.
     pub created_by: String,
 }
 
@@ -214,42 +218,10 @@ impl Platform {
         };
         let source = Source::blob(sealed.open().await?);
         let inspection = self.cells().inspect(&self.owner(permit), inspect, source).await?;
-        let version = self.dataset_commit(permit, name, sealed, inspection).await?;
-        permit.detail("dataset_version", version.version.to_string());
-        Ok(version)
-    }
-
-    /// The one transaction that makes a version.
-    async fn dataset_commit(
-        &self,
-        permit: &Permit<DatasetWrite>,
-        name: Name,
-        sealed: tenancy::StoredUpload,
-        inspection: wire::Inspection,
-    ) -> Result<DatasetVersion> {
-        let now = Timestamp::now();
         let mut tx = permit.tx().await?;
-        let before = tx.get::<Dataset>(name.as_str()).await?;
-        let number = before.as_ref().map_or(0, |dataset| dataset.latest_version) + 1;
-        let version = DatasetVersion {
-            dataset: name.clone(),
-            version: number,
-            format: inspection.format,
-            bytes: sealed.bytes(),
-            sha256: hex(&sealed.sha256()),
-            rows: inspection.rows,
-            columns: inspection.columns.into_iter().map(Column::from).collect(),
-            created_at: now,
-            created_by: permit.principal().to_owned(),
-        };
-        permit.detail("sha256", version.sha256.clone());
-        let stored = StoredVersion { version, blob: sealed.id() };
-        tx.put(&Dataset { name, latest_version: number, created_at: before.map_or(now, |dataset| dataset.created_at), updated_at: now })
-            .await?;
-        tx.insert(&stored).await?;
-        tx.attach(sealed).await?;
+        let version = version_insert(&mut tx, name, sealed, inspection, None).await?;
         tx.commit().await?;
-        Ok(stored.version)
+        Ok(version)
     }
 
     /// A few rows, read in a cell.
@@ -308,6 +280,39 @@ impl Platform {
         tx.commit().await?;
         Ok(())
     }
+}
+
+/// Makes the next version of a data set, out of what a cell said of its bytes.
+pub(crate) async fn version_insert(
+    tx: &mut Tx<'_>,
+    name: Name,
+    sealed: tenancy::StoredUpload,
+    inspection: wire::Inspection,
+    lineage: Option<PredictionLineage>,
+) -> Result<DatasetVersion> {
+    let now = Timestamp::now();
+    let before = tx.get::<Dataset>(name.as_str()).await?;
+    let number = before.as_ref().map_or(0, |dataset| dataset.latest_version) + 1;
+    let version = DatasetVersion {
+        dataset: name.clone(),
+        version: number,
+        format: inspection.format,
+        bytes: sealed.bytes(),
+        sha256: hex(&sealed.sha256()),
+        rows: inspection.rows,
+        columns: inspection.columns.into_iter().map(Column::from).collect(),
+        lineage,
+        created_at: now,
+        created_by: tx.principal().to_owned(),
+    };
+    tx.detail("sha256", version.sha256.clone());
+    tx.detail("dataset_version", number);
+    let stored = StoredVersion { version, blob: sealed.id() };
+    let created_at = before.map_or(now, |dataset| dataset.created_at);
+    tx.put(&Dataset { name, latest_version: number, created_at, updated_at: now }).await?;
+    tx.insert(&stored).await?;
+    tx.attach(sealed).await?;
+    Ok(stored.version)
 }
 
 /// Versions deleted in one step of a transaction.

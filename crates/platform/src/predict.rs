@@ -4,11 +4,13 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use tenancy::Permit;
-use tenancy::act::Predict;
+use tenancy::act::{Act, Predict};
 use wire::FromCell;
 
+use crate::deployment::VersionAnswers;
 use crate::error::Result;
 use crate::platform::Platform;
+use crate::rollout::Broken;
 
 /// How a prediction is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +66,7 @@ impl Inferred {
 
 impl Platform {
     /// Asks the deployment the permit is about. The entry in the ledger names the model's digest and version and the digests of question
-    /// and answer. `version`, when given, must be the one that answers.
+    /// and answer. `version`, when given, must be one that answers: the stable one, or the canary.
     ///
     /// # Errors
     /// Not found; what the tenant's input, model or cell does wrong; overload and deadline.
@@ -72,10 +74,30 @@ impl Platform {
         let question = question.into();
         permit.digest("input_sha256", &question.body);
         let begun = Instant::now();
-        let answer = self.cells().predict(permit, &self.owner(permit), version, question).await;
+        let mut broken = None;
+        let answer = self.cells().predict(permit, &self.owner(permit), version, question, &mut broken).await;
         self.statistics().count(permit, begun.elapsed(), answer.as_ref().err());
+        if let Some(broken) = broken {
+            self.canary_broke(permit, broken);
+        }
         let answer = answer?;
         permit.digest("output_sha256", &answer.body);
         Ok(answer)
+    }
+
+    /// The canary gets no requests any more; that it is taken out is written down by whoever ordered it, while this request goes on.
+    fn canary_broke(&self, permit: &Permit<Predict>, broken: Broken) {
+        match permit.rollback_ordered(&broken.author) {
+            Ok(ordered) => {
+                let platform = self.clone();
+                tokio::spawn(async move { platform.canary_take_out(ordered, broken).await });
+            }
+            Err(error) => tracing::warn!(private = error.private(), "a canary that broke its rules is held out in memory only: {error}"),
+        }
+    }
+
+    /// What the versions of the tenant's deployments did, as far as this node remembers.
+    pub fn version_answers<A: Act>(&self, permit: &Permit<A>) -> Vec<VersionAnswers> {
+        self.cells().version_answers(permit.island())
     }
 }

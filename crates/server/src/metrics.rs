@@ -14,7 +14,7 @@ use http::StatusCode;
 use lru::LruCache;
 use parking_lot::Mutex;
 use platform::tenancy::{IslandToken, QuotaUse, TenantUsage};
-use platform::{COLD_START_BOUNDS_MS, PlatformStats};
+use platform::{COLD_START_BOUNDS_MS, PlatformStats, Times, VersionAnswers};
 
 use crate::service::status_class;
 
@@ -126,7 +126,7 @@ impl Metrics {
     }
 
     /// A tenant's own view.
-    pub(crate) fn tenant_text(&self, island: IslandToken, quota: &QuotaUse) -> String {
+    pub(crate) fn tenant_text(&self, island: IslandToken, quota: &QuotaUse, answers: &[VersionAnswers]) -> String {
         let mut text = Text::default();
         self.tenant(island).write(&self.operations, &mut text);
         let usage = &quota.usage;
@@ -139,6 +139,10 @@ impl Metrics {
         text.one("insula_cold_starts_total", "counter", "predictions that waited for a sandbox or a model", usage.cold_starts);
         text.head("insula_cold_start_seconds_total", "counter", "time those predictions waited");
         text.line("insula_cold_start_seconds_total", &[], Seconds(usage.cold_start_micros));
+        text.head("insula_queue_seconds_total", "counter", "time that predictions waited for their turn");
+        text.line("insula_queue_seconds_total", &[], Seconds(usage.queue_micros));
+        text.one("insula_cells_failed_total", "counter", "sandboxes that ended badly and were replaced", usage.cells_failed);
+        text.one("insula_cells_evicted_total", "counter", "sandboxes stopped after idling, or to make room", usage.cells_evicted);
         text.head("insula_training_seconds_total", "counter", "time that training jobs ran");
         text.line("insula_training_seconds_total", &[], Seconds(usage.training_micros));
         text.head("insula_quota_limit", "gauge", "limits of stored things");
@@ -153,7 +157,28 @@ impl Metrics {
         for (name, used) in &quota.used {
             text.line("insula_quota_used", &[("limit", name)], used);
         }
+        answers_text(answers, &mut text);
         text.0
+    }
+}
+
+/// What versions did, in the tenant's own view alone: the platform remembers a bounded number of them.
+fn answers_text(answers: &[VersionAnswers], text: &mut Text) {
+    text.head("insula_deployment_answers_total", "counter", "answers of the versions of a deployment");
+    for of in answers {
+        let version = of.version.to_string();
+        for (outcome, count) in [
+            ("answered", of.answered),
+            ("failed", of.failed),
+            ("shadow_answered", of.shadow_answered),
+            ("shadow_failed", of.shadow_failed),
+            ("shadow_dropped", of.shadow_dropped),
+        ] {
+            if count > 0 {
+                let labels = [("deployment", of.deployment.as_str()), ("version", version.as_str()), ("outcome", outcome)];
+                text.line("insula_deployment_answers_total", &labels, count);
+            }
+        }
     }
 }
 
@@ -165,26 +190,19 @@ fn platform_text(stats: &PlatformStats, text: &mut Text) {
     text.one("insula_cells_memory_bytes", "gauge", "memory of all sandboxes", stats.cells_memory_bytes);
     text.one("insula_cells_started_total", "counter", "sandboxes started", stats.cells_started);
     text.head("insula_cells_ended_total", "counter", "sandboxes that did not end well");
-    for (why, count) in [
-        ("failed", stats.cells_failed),
-        ("out_of_memory", stats.cells_out_of_memory),
-        ("hostile", stats.cells_hostile),
-        ("evicted", stats.cells_evicted),
-    ] {
+    for (why, count) in [("failed", stats.cells_failed), ("out_of_memory", stats.cells_out_of_memory), ("hostile", stats.cells_hostile)] {
         text.line("insula_cells_ended_total", &[("why", why)], count);
     }
+    text.head("insula_cells_evicted_total", "counter", "serving sandboxes stopped after idling, or to make room");
+    text.line("insula_cells_evicted_total", &[("why", "idle")], stats.cells_evicted_idle);
+    text.line("insula_cells_evicted_total", &[("why", "room")], stats.cells_evicted_room);
+    text.one("insula_zygotes_replaced_total", "counter", "fork servers replaced after a death or many forks", stats.zygotes_replaced);
     text.one("insula_models_loaded_total", "counter", "models loaded", stats.models_loaded);
     text.one("insula_models_evicted_total", "counter", "models evicted", stats.models_evicted);
     text.one("insula_overloaded_total", "counter", "work refused because too much was waiting", stats.overloaded);
-    text.head("insula_cold_start_seconds", "histogram", "wait of a prediction for its sandbox and model");
-    let mut sum = 0;
-    for (bound, count) in COLD_START_BOUNDS_MS.iter().zip(&stats.cold_start_buckets) {
-        sum += count;
-        text.line("insula_cold_start_seconds_bucket", &[("le", &Seconds(bound * 1000).to_string())], sum);
-    }
-    text.line("insula_cold_start_seconds_bucket", &[("le", "+Inf")], stats.cold_starts);
-    text.line("insula_cold_start_seconds_sum", &[], Seconds(stats.cold_start_micros));
-    text.line("insula_cold_start_seconds_count", &[], stats.cold_starts);
+    times_text("insula_cold_start_seconds", "wait of a prediction for its sandbox and model", &stats.cold_start_times, text);
+    times_text("insula_queue_seconds", "wait of a prediction for its turn, loading not counted", &stats.queued, text);
+    times_text("insula_job_queue_seconds", "wait of a job from being queued to being begun", &stats.jobs_queued, text);
     text.head("insula_trainings", "gauge", "training jobs");
     text.line("insula_trainings", &[("state", "waiting")], stats.trainings_waiting);
     text.line("insula_trainings", &[("state", "running")], stats.trainings_running);
@@ -194,6 +212,25 @@ fn platform_text(stats: &PlatformStats, text: &mut Text) {
     {
         text.line("insula_trainings_ended_total", &[("state", state)], count);
     }
+    text.head("insula_prediction_jobs_ended_total", "counter", "jobs of predictions for whole data sets that ended");
+    for (state, count) in
+        [("succeeded", stats.predictions_succeeded), ("failed", stats.predictions_failed), ("cancelled", stats.predictions_cancelled)]
+    {
+        text.line("insula_prediction_jobs_ended_total", &[("state", state)], count);
+    }
+}
+
+fn times_text(name: &str, about: &str, times: &Times, text: &mut Text) {
+    text.head(name, "histogram", about);
+    let (bucket, mut sum) = (format!("{name}_bucket"), 0);
+    for (bound, count) in COLD_START_BOUNDS_MS.iter().zip(&times.buckets) {
+        sum += count;
+        text.line(&bucket, &[("le", &Seconds(bound * 1000).to_string())], sum);
+    }
+    let count: u64 = times.buckets.iter().sum();
+    text.line(&bucket, &[("le", "+Inf")], count);
+    text.line(&format!("{name}_sum"), &[], Seconds(times.micros));
+    text.line(&format!("{name}_count"), &[], count);
 }
 
 fn tenants_text(tenants: &[TenantUsage], text: &mut Text) {
@@ -201,10 +238,13 @@ fn tenants_text(tenants: &[TenantUsage], text: &mut Text) {
     busiest.sort_by_key(|tenant| std::cmp::Reverse(tenant.usage.requests.saturating_add(tenant.usage.predictions)));
     busiest.truncate(TENANT_LABELS_MAX);
     type Pick = fn(&TenantUsage) -> u64;
-    let columns: [(&str, &str, Pick); 5] = [
+    let columns: [(&str, &str, Pick); 8] = [
         ("insula_tenant_requests_total", "requests admitted", |tenant| tenant.usage.requests),
         ("insula_tenant_predictions_total", "predictions admitted", |tenant| tenant.usage.predictions),
         ("insula_tenant_refused_total", "requests refused by rate or concurrency", |tenant| tenant.usage.refused),
+        ("insula_tenant_cold_starts_total", "predictions that waited for a sandbox or a model", |tenant| tenant.usage.cold_starts),
+        ("insula_tenant_cells_failed_total", "sandboxes that ended badly and were replaced", |tenant| tenant.usage.cells_failed),
+        ("insula_tenant_cells_evicted_total", "sandboxes stopped after idling, or to make room", |tenant| tenant.usage.cells_evicted),
         ("insula_tenant_received_bytes_total", "bytes received", |tenant| tenant.usage.bytes_in),
         ("insula_tenant_sent_bytes_total", "bytes sent", |tenant| tenant.usage.bytes_out),
     ];
@@ -214,9 +254,15 @@ fn tenants_text(tenants: &[TenantUsage], text: &mut Text) {
             text.line(name, &[("tenant", &tenant.name)], pick(tenant));
         }
     }
-    text.head("insula_tenant_cell_cpu_seconds_total", "counter", "CPU of the tenant's sandboxes");
-    for tenant in &busiest {
-        text.line("insula_tenant_cell_cpu_seconds_total", &[("tenant", &tenant.name)], Seconds(tenant.usage.cpu_micros));
+    let columns: [(&str, &str, Pick); 2] = [
+        ("insula_tenant_cell_cpu_seconds_total", "CPU of the tenant's sandboxes", |tenant| tenant.usage.cpu_micros),
+        ("insula_tenant_queue_seconds_total", "time that predictions waited for their turn", |tenant| tenant.usage.queue_micros),
+    ];
+    for (name, about, pick) in columns {
+        text.head(name, "counter", about);
+        for tenant in &busiest {
+            text.line(name, &[("tenant", &tenant.name)], Seconds(pick(tenant)));
+        }
     }
 }
 
@@ -356,6 +402,39 @@ mod tests {
             let (name, value) = line.rsplit_once(' ').unwrap();
             assert!(!name.is_empty() && value.parse::<f64>().is_ok(), "{line}");
         }
+    }
+
+    #[test]
+    fn answers_are_counted_by_version_and_waits_by_bound() {
+        let mut text = Text::default();
+        let of = VersionAnswers {
+            deployment: "gate".to_owned(),
+            version: 2,
+            answered: 7,
+            failed: 1,
+            shadow_answered: 0,
+            shadow_failed: 0,
+            shadow_dropped: 3,
+        };
+        answers_text(&[of], &mut text);
+        let stats = PlatformStats { cells_evicted_room: 4, zygotes_replaced: 1, ..PlatformStats::default() };
+        let mut queued = Times { micros: 2_500_000, ..Times::default() };
+        (queued.buckets[1], queued.buckets[12]) = (5, 1);
+        platform_text(&PlatformStats { queued, ..stats }, &mut text);
+        for line in [
+            "insula_deployment_answers_total{deployment=\"gate\",version=\"2\",outcome=\"answered\"} 7",
+            "insula_deployment_answers_total{deployment=\"gate\",version=\"2\",outcome=\"shadow_dropped\"} 3",
+            "insula_cells_evicted_total{why=\"room\"} 4",
+            "insula_zygotes_replaced_total 1",
+            "insula_queue_seconds_bucket{le=\"0.001\"} 0",
+            "insula_queue_seconds_bucket{le=\"0.002\"} 5",
+            "insula_queue_seconds_bucket{le=\"+Inf\"} 6",
+            "insula_queue_seconds_sum 2.5",
+            "insula_job_queue_seconds_count 0",
+        ] {
+            assert!(text.0.lines().any(|known| known == line), "{line}\n{}", text.0);
+        }
+        assert!(!text.0.contains("shadow_answered"), "what never happened is not listed");
     }
 
     #[test]

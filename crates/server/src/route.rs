@@ -10,6 +10,7 @@ pub(crate) mod model;
 pub(crate) mod moving;
 pub(crate) mod operator;
 pub(crate) mod people;
+pub(crate) mod prediction;
 pub(crate) mod training;
 
 use http::Method;
@@ -28,6 +29,7 @@ pub(crate) fn all() -> Api {
     people::register(&mut api);
     data::register(&mut api);
     training::register(&mut api);
+    prediction::register(&mut api);
     model::register(&mut api);
     deployment::register(&mut api);
     inference::register(&mut api);

@@ -14,6 +14,8 @@ pub enum ResourceKind {
     Dataset,
     /// A training job.
     Training,
+    /// A job that asks a deployment about every row of a data set.
+    Prediction,
     /// A recorded run: parameters, metrics, logs.
     Run,
     /// A group of runs, with their artifacts.
@@ -34,12 +36,13 @@ pub enum ResourceKind {
 
 impl ResourceKind {
     /// All kinds.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Tenant,
         Self::Member,
         Self::Key,
         Self::Dataset,
         Self::Training,
+        Self::Prediction,
         Self::Run,
         Self::Experiment,
         Self::LoggedModel,
@@ -59,6 +62,7 @@ impl ResourceKind {
             Self::Key => "Key",
             Self::Dataset => "Dataset",
             Self::Training => "Training",
+            Self::Prediction => "Prediction",
             Self::Run => "Run",
             Self::Experiment => "Experiment",
             Self::LoggedModel => "LoggedModel",
@@ -79,6 +83,7 @@ impl ResourceKind {
             Self::Key => "key",
             Self::Dataset => "dataset",
             Self::Training => "training",
+            Self::Prediction => "prediction",
             Self::Run => "run",
             Self::Experiment => "experiment",
             Self::LoggedModel => "logged_model",
@@ -216,6 +221,10 @@ acts! {
     TrainingCreate: Training, Writes, Request, seen by TrainingRead, "queue a training job";
     TrainingRun: Training, Writes, Request, seen by TrainingRead, "run a queued training job (asked again by the scheduler)";
     TrainingCancel: Training, Writes, Request, seen by TrainingRead, "cancel a training job";
+    PredictionRead: Prediction, Reads, Request, seen by PredictionRead, "see jobs that ask about every row of a data set";
+    PredictionCreate: Prediction, Writes, Request, seen by PredictionRead, "queue a job that asks about every row of a data set";
+    PredictionRun: Prediction, Writes, Request, seen by PredictionRead, "run such a job (asked again by the scheduler)";
+    PredictionCancel: Prediction, Writes, Request, seen by PredictionRead, "cancel such a job";
     RunRead: Run, Reads, Request, seen by RunRead, "see runs with parameters and metrics";
     RunWrite: Run, Writes, Request, seen by RunRead, "record runs: parameters, metrics, tags, inputs";
     RunDelete: Run, Writes, Request, seen by RunRead, "delete and restore runs";
@@ -241,6 +250,7 @@ acts! {
     ModelDelete: Model, Writes, Request, seen by ModelRead, "delete a registered model with all versions";
     DeploymentRead: Deployment, Reads, Request, seen by DeploymentRead, "see deployments, their metadata and readiness";
     DeploymentWrite: Deployment, Writes, Request, seen by DeploymentRead, "deploy a version, change or remove a deployment";
+    DeploymentRollback: Deployment, Writes, Request, seen by DeploymentRead, "put a deployment back to what it was before";
     Predict: Deployment, Reads, Prediction, seen by DeploymentRead, "ask a deployment for a prediction";
     LedgerRead: Ledger, Reads, Request, seen by LedgerRead, "read, search and export the audit log and its proofs";
 }

@@ -20,7 +20,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::act::{Act, ActInfo, ResourceKind, Writes, act_by_name};
+use crate::act::{Act, ActInfo, DeploymentRollback, Predict, ResourceKind, Writes, act_by_name};
 use crate::blobs::{self, BlobId, BlobReader};
 use crate::clock::now_micros;
 use crate::credential::Scope;
@@ -34,7 +34,7 @@ use crate::policy::Role;
 use crate::quota::{Limits, Meter, Reservation, Resource, Slot};
 use crate::rows::{self, Rows};
 use crate::seal::{self, Key};
-use crate::tenant::{IslandToken, RequestId, Scoped};
+use crate::tenant::{IslandToken, RequestId, Scoped, Tenant};
 
 /// Most details of one entry, and their length in bytes: each, and all of them as JSON, so that an entry always fits into the ledger.
 const DETAILS_MAX: usize = 16;
@@ -228,6 +228,29 @@ impl<A: Act> Permit<A> {
     pub fn failed(self, code: &str) -> Result<Closed> {
         self.inner.close(Outcome::Failed, Some(code))?;
         Ok(Closed(()))
+    }
+}
+
+impl Permit<Predict> {
+    /// The way back that `author` ordered when it gave the deployment its rules: asked anew in that member's name, for the same deployment
+    /// and this one act, with an entry of its own. Takes no request's place: whoever predicts does not wait for it.
+    ///
+    /// # Errors
+    /// [`Error::Unauthenticated`] when there is no such member any more; as [`Tenant::allow`].
+    pub fn rollback_ordered(&self, author: &str) -> Result<Permit<DeploymentRollback>> {
+        let inner = &self.inner;
+        let tenant = Tenant {
+            kernel: inner.kernel.clone(),
+            island: Arc::clone(&inner.island),
+            member: inner.island.member(author).ok_or(Error::Unauthenticated)?,
+            via: format!("rule of {}", inner.resource),
+            scope: Arc::new(Scope::all()),
+            request: RequestId::fresh(),
+            admitted: true,
+        };
+        let permit = tenant.allow::<DeploymentRollback>(&inner.resource)?;
+        permit.detail("after_request", &inner.request);
+        Ok(permit)
     }
 }
 
@@ -619,6 +642,21 @@ impl MeterHandle {
     /// A prediction that waited this long for a cell or a model.
     pub fn count_cold_start(&self, waited: std::time::Duration) {
         self.0.count_cold_start(u64::try_from(waited.as_micros()).unwrap_or(u64::MAX));
+    }
+
+    /// A prediction that waited this long for its turn.
+    pub fn count_queued(&self, waited: std::time::Duration) {
+        self.0.count_queued(u64::try_from(waited.as_micros()).unwrap_or(u64::MAX));
+    }
+
+    /// A cell that ended badly.
+    pub fn count_cell_failed(&self) {
+        self.0.count_cell_failed();
+    }
+
+    /// A cell that was stopped to make room, or because it idled.
+    pub fn count_cell_evicted(&self) {
+        self.0.count_cell_evicted();
     }
 
     /// A training job that ran this long.

@@ -252,6 +252,12 @@ pub struct Usage {
     pub cold_starts: u64,
     /// Sum of those waits, in microseconds.
     pub cold_start_micros: u64,
+    /// Time that predictions waited for their turn, in microseconds.
+    pub queue_micros: u64,
+    /// Sandboxes that ended badly and were replaced when they were needed again.
+    pub cells_failed: u64,
+    /// Sandboxes that were stopped because they idled, or to make room.
+    pub cells_evicted: u64,
     /// Time that training jobs ran, in microseconds.
     pub training_micros: u64,
     /// Bytes received.
@@ -351,6 +357,9 @@ impl Meter {
             cpu_micros: read(&self.counted.cpu_micros),
             cold_starts: read(&self.counted.cold_starts),
             cold_start_micros: read(&self.counted.cold_start_micros),
+            queue_micros: read(&self.counted.queue_micros),
+            cells_failed: read(&self.counted.cells_failed),
+            cells_evicted: read(&self.counted.cells_evicted),
             training_micros: read(&self.counted.training_micros),
             bytes_in: read(&self.counted.bytes_in),
             bytes_out: read(&self.counted.bytes_out),
@@ -366,6 +375,21 @@ impl Meter {
     pub(crate) fn count_cold_start(&self, micros: u64) {
         self.counted.cold_starts.fetch_add(1, Ordering::Relaxed);
         self.counted.cold_start_micros.fetch_add(micros, Ordering::Relaxed);
+    }
+
+    /// Adds time that a prediction waited for its turn, in microseconds.
+    pub(crate) fn count_queued(&self, micros: u64) {
+        self.counted.queue_micros.fetch_add(micros, Ordering::Relaxed);
+    }
+
+    /// Adds a cell that ended badly.
+    pub(crate) fn count_cell_failed(&self) {
+        self.counted.cells_failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Adds a cell that was stopped to make room, or because it idled.
+    pub(crate) fn count_cell_evicted(&self) {
+        self.counted.cells_evicted.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Adds time that a training job ran, in microseconds.
@@ -458,6 +482,9 @@ struct Counted {
     cpu_micros: AtomicU64,
     cold_starts: AtomicU64,
     cold_start_micros: AtomicU64,
+    queue_micros: AtomicU64,
+    cells_failed: AtomicU64,
+    cells_evicted: AtomicU64,
     training_micros: AtomicU64,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,

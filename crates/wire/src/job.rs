@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::Load;
+
 /// File formats of a data set. Told from content, never from a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -204,4 +206,34 @@ pub struct Trained {
     pub fit_ms: u64,
     /// Length of the ONNX file in bytes.
     pub model_bytes: u64,
+}
+
+/// Ask the attached model about every row of the source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Predict {
+    /// Length of the source in bytes.
+    pub source_bytes: u64,
+    /// Its format.
+    pub format: Format,
+    /// The model in the attached memory file.
+    pub load: Load,
+    /// Columns that are the one input of a model, in its order; empty for all that are not kept.
+    #[serde(default)]
+    pub features: Vec<String>,
+    /// Columns that go into the result as they are.
+    #[serde(default)]
+    pub keep: Vec<String>,
+    /// Rows in one run of the model.
+    pub batch_rows: u32,
+}
+
+/// Result of [`Predict`]; the table itself came before it as `Output` frames, as CSV.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Predicted {
+    /// Rows asked about, and rows of the result.
+    pub rows: u64,
+    /// Length of the result in bytes.
+    pub output_bytes: u64,
 }

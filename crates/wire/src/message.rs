@@ -3,7 +3,7 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{Frame, Inspect, Inspection, Load, ModelInfo, Preview, Rows, Train, Trained, WireError};
+use crate::{Frame, Inspect, Inspection, Load, ModelInfo, Predict, Predicted, Preview, Rows, Train, Trained, WireError};
 
 /// Largest piece of a source or an output in one frame, in bytes.
 pub const BLOCK_BYTES_MAX: u32 = 1 << 20;
@@ -68,6 +68,8 @@ pub enum ToCell {
     Preview(Preview),
     /// Answered by reads, progress, logs, outputs and [`FromCell::Trained`].
     Train(Train),
+    /// Ask the attached model about every row. Answered by reads, progress, outputs and [`FromCell::Predicted`].
+    Predict(Predict),
     /// The bytes a [`FromCell::Read`] asked for; shorter only at the end of the source.
     Block(Bytes),
 }
@@ -94,6 +96,8 @@ pub enum FromCell {
     Previewed(Rows),
     /// Training is done; all [`FromCell::Output`] came before.
     Trained(Trained),
+    /// Every row was asked about; all [`FromCell::Output`] came before.
+    Predicted(Predicted),
     /// Send me a piece of the source, at most [`BLOCK_BYTES_MAX`].
     Read {
         /// First byte.
@@ -196,6 +200,8 @@ mod kind {
     pub(super) const INFER_BINARY: u8 = 11;
     pub(super) const INFER_GRPC: u8 = 12;
 
+    pub(super) const PREDICT: u8 = 20;
+
     pub(super) const READY: u8 = 65;
     pub(super) const MODEL: u8 = 66;
     pub(super) const INFERRED: u8 = 67;
@@ -208,6 +214,7 @@ mod kind {
     pub(super) const LOG: u8 = 74;
     pub(super) const FAIL: u8 = 75;
     pub(super) const INFERRED_BINARY: u8 = 76;
+    pub(super) const PREDICTED: u8 = 84;
 }
 
 fn to_meta<T: Serialize>(value: &T) -> Result<Bytes, WireError> {
@@ -255,6 +262,7 @@ impl ToCell {
             Self::Inspect(inspect) => (kind::INSPECT, 0, to_meta(inspect)?, none()),
             Self::Preview(preview) => (kind::PREVIEW, 0, to_meta(preview)?, none()),
             Self::Train(train) => (kind::TRAIN, 0, to_meta(train)?, none()),
+            Self::Predict(predict) => (kind::PREDICT, 0, to_meta(predict)?, none()),
             Self::Block(body) => (kind::BLOCK, 0, none(), block(body)?),
         };
         Frame::new(kind, slot, id, meta, body)
@@ -277,6 +285,7 @@ impl ToCell {
             kind::INSPECT => Self::Inspect(from_meta(frame)?),
             kind::PREVIEW => Self::Preview(from_meta(frame)?),
             kind::TRAIN => Self::Train(from_meta(frame)?),
+            kind::PREDICT => Self::Predict(from_meta(frame)?),
             kind::BLOCK => Self::Block(block(&frame.body)?),
             other => return Err(WireError::Kind(other)),
         })
@@ -285,7 +294,7 @@ impl ToCell {
     /// Whether the frame is sent with one file descriptor attached.
     #[must_use]
     pub fn carries_descriptor(&self) -> bool {
-        matches!(self, Self::Load { .. } | Self::Admit(_))
+        matches!(self, Self::Load { .. } | Self::Admit(_) | Self::Predict(_))
     }
 }
 
@@ -304,6 +313,7 @@ impl FromCell {
             Self::Inspected(inspection) => (kind::INSPECTED, to_meta(inspection)?, none()),
             Self::Previewed(rows) => (kind::PREVIEWED, none(), to_meta(rows)?),
             Self::Trained(trained) => (kind::TRAINED, to_meta(trained)?, none()),
+            Self::Predicted(predicted) => (kind::PREDICTED, to_meta(predicted)?, none()),
             Self::Read { offset, bytes } => {
                 let mut meta = BytesMut::with_capacity(12);
                 meta.put_u64_le(*offset);
@@ -331,6 +341,7 @@ impl FromCell {
             kind::INSPECTED => Self::Inspected(from_meta(frame)?),
             kind::PREVIEWED => Self::Previewed(serde_json::from_slice(&frame.body).map_err(|_| WireError::Malformed("rows"))?),
             kind::TRAINED => Self::Trained(from_meta(frame)?),
+            kind::PREDICTED => Self::Predicted(from_meta(frame)?),
             kind::READ => {
                 let mut meta = frame.meta.clone();
                 if meta.len() != 12 {
@@ -378,7 +389,15 @@ mod tests {
             ToCell::Score { slot: 1, body: Bytes::from_static(b"{}") },
             ToCell::InferBinary { slot: 1, json_bytes: 2, body: Bytes::from_static(b"{}xyz") },
             ToCell::InferGrpc { slot: 1, body: Bytes::from_static(b"\x0a\x01d") },
-            ToCell::Admit(load),
+            ToCell::Admit(load.clone()),
+            ToCell::Predict(Predict {
+                source_bytes: 7,
+                format: crate::Format::Csv,
+                load,
+                features: vec!["x".into()],
+                keep: vec!["id".into()],
+                batch_rows: 256,
+            }),
             ToCell::Block(Bytes::from_static(b"abc")),
         ] {
             assert_eq!(ToCell::parse(&message.frame(5).unwrap()).unwrap(), message);
@@ -389,6 +408,7 @@ mod tests {
             FromCell::InferredBinary { json_bytes: 2, body: Bytes::from_static(b"{}xyz") },
             FromCell::Read { offset: u64::MAX, bytes: 17 },
             FromCell::Output(Bytes::from_static(b"x")),
+            FromCell::Predicted(Predicted { rows: 3, output_bytes: 9 }),
             FromCell::Log("line".into()),
             FromCell::Fail(Fail::new(FailCode::Invalid, "bad").at_line(3).at_column("age")),
         ] {

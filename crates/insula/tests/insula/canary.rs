@@ -65,6 +65,7 @@ struct Part {
     what: Mark,
     key: String,
     training: String,
+    prediction: String,
     run: String,
     key_id: String,
     /// Its things in MLflow, by the name of the field or of the path's parameter.
@@ -104,7 +105,7 @@ impl Part {
         } else {
             self.who.name.clone()
         };
-        let ids = [&self.training, &self.run, &self.key_id];
+        let ids = [&self.training, &self.prediction, &self.run, &self.key_id];
         let path = path.replace("{name}", &name).replace("{version}", "1").replace("{alias}", &format!("alias-{}", self.what.name));
         match () {
             () if path.contains("{id}") => ids.iter().map(|id| path.replace("{id}", id)).collect(),
@@ -160,7 +161,8 @@ async fn readable(service: &Service, key: &str, of: &Part) -> Vec<(String, Vec<u
 async fn play(service: &Service, tenant: &str) -> Part {
     let (who, what) = (Mark::new(&format!("who{tenant}")), Mark::new(&format!("what{tenant}")));
     let key = service.busy_tenant(&who.name, &format!("a-{}", who.name));
-    let mut part = Part { who, what, key, training: String::new(), run: String::new(), key_id: String::new(), mlflow: Vec::new() };
+    let none = String::new;
+    let mut part = Part { who, what, key, training: none(), prediction: none(), run: none(), key_id: none(), mlflow: Vec::new() };
     let (mark, id) = (part.what.name.clone(), part.who.name.clone());
     let key = part.key.clone();
     let ask = async |method: Method, path: &str, body: Body, status: u16| {
@@ -192,7 +194,12 @@ async fn play(service: &Service, tenant: &str) -> Part {
     ask(Method::PUT, &format!("/v1/deployments/{gate}"), json!({"model": model, "alias": format!("alias-{mark}")}).into(), 200).await;
     let answer = ask(Method::POST, &format!("/v2/models/{gate}/infer"), tensors(&mark).into(), 200).await;
     assert!(part.what.is_in(&answer.body), "the class comes back with its mark: {}", answer.text());
+    let answers = json!({"deployment": gate, "dataset": dataset, "into": format!("answers-{mark}"), "keep": [format!("town-{mark}")]});
+    let job = ask(Method::POST, "/v1/predictions", answers.into(), 202).await.json();
+    part.prediction = job["id"].as_str().unwrap().to_owned();
     errors(service, &part, &training).await;
+    let done = service.ended(&format!("/v1/predictions/{}", part.prediction), &part.key).await;
+    assert_eq!(done["state"], "succeeded", "{done}");
     part.mlflow = tracked(service, &part).await;
     part
 }
@@ -417,6 +424,8 @@ fn at_home(part: &Part, own: &[(String, Vec<u8>)]) {
         format!("/v2/models/{gate}"),
         "/v1/trainings".to_owned(),
         format!("/v1/trainings/{}", part.training),
+        "/v1/predictions".to_owned(),
+        format!("/v1/predictions/{}", part.prediction),
         "/v1/runs".to_owned(),
         format!("/v1/runs/{}", part.run),
         "/v1/keys".to_owned(),

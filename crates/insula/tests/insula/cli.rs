@@ -4,7 +4,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use crate::world::{Service, insula};
+use serde_json::json;
+
+use crate::world::{Service, insula, rows};
 
 #[test]
 fn credentials_are_kept_and_narrowed() {
@@ -147,6 +149,44 @@ fn a_model_goes_out_and_comes_in() {
     ask("taster", &cells[1..].join(",")).failed(6, "has no column");
     ask("taster", &cells.join(",").replace('=', "=x")).failed(6, "is not a number");
     service.run("clinic", &["model", "delete", "copy"]).failed(7, "copy");
+}
+
+#[test]
+fn a_version_is_rolled_out_and_back_and_asked_about_a_table() {
+    let Some(service) = Service::start() else { return };
+    service.tenant("clinic", &[]);
+    let table = service.file("rows.csv", rows(120));
+    service.run("clinic", &["data", "put", "rows", &table]).json();
+    let train = ["train", "start", "--dataset", "rows", "--target", "label", "--task", "classification", "--name", "m", "--watch"];
+    for version in 1..=2 {
+        assert_eq!(service.run("clinic", &train).json()["model_version"], version);
+    }
+    let put = |more: &[&str]| service.run("clinic", &[&["deploy", "put", "gate", "--model", "m", "--version", "1"], more].concat());
+    put(&[]).json();
+    put(&["--error-rate-max", "0.5"]).failed(6, "about a canary");
+    let rollout = put(&["--canary", "2", "--canary-percent", "100", "--error-rate-max", "0.5"]).json();
+    assert_eq!((rollout["serving_version"].as_u64(), rollout["canary_version"].as_u64()), (Some(1), Some(2)));
+    let asked = |expected: &str| {
+        let answer = service.run("clinic", &["predict", "gate", "--row", "x=11,y=0"]).json();
+        assert_eq!(answer["model_version"], expected, "{answer}");
+    };
+    asked("2");
+    let shown = service.run("clinic", &["deploy", "show", "gate"]).json();
+    assert_eq!((&shown["rollout"]["state"], &shown["answers"][1]["answered"]), (&json!("canary"), &json!(1)), "{shown}");
+    assert_eq!(service.run("clinic", &["deploy", "promote", "gate"]).json()["serving_version"], 2);
+    asked("2");
+    assert_eq!(service.run("clinic", &["deploy", "rollback", "gate"]).json()["serving_version"], 1);
+    asked("1");
+    service.run("clinic", &["deploy", "rollback", "gate"]).failed(7, "no state before");
+
+    let batch = ["batch", "start", "gate", "--dataset", "rows", "--into", "answers", "--keep", "label", "--watch"];
+    let job = service.run("clinic", &batch).json();
+    assert_eq!((&job["state"], &job["rows"], &job["into_version"]), (&json!("succeeded"), &json!(120), &json!(1)), "{job}");
+    let id = job["id"].as_str().unwrap();
+    assert_eq!(service.run("clinic", &["batch", "list"]).json()[0]["id"], id);
+    service.run("clinic", &["batch", "cancel", id]).failed(7, "already succeeded");
+    let answers = service.run("clinic", &["data", "show", "answers"]).json();
+    assert_eq!((&answers["rows"], &answers["lineage"]["prediction"]), (&json!(120), &json!(id)), "{answers}");
 }
 
 #[test]

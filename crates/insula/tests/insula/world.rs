@@ -242,13 +242,18 @@ impl Service {
 
     /// Waits until a training has ended.
     pub(crate) async fn trained(&self, id: &str, token: &str) -> Value {
+        self.ended(&format!("/v1/trainings/{id}"), token).await
+    }
+
+    /// Waits until the job at this address has ended.
+    pub(crate) async fn ended(&self, path: &str, token: &str) -> Value {
         let deadline = Instant::now() + WAIT_MAX;
         loop {
-            let training = self.get(&format!("/v1/trainings/{id}"), token).await.expect(200).json();
-            if !matches!(training["state"].as_str(), Some("queued" | "running")) {
-                return training;
+            let job = self.get(path, token).await.expect(200).json();
+            if !matches!(job["state"].as_str(), Some("queued" | "running")) {
+                return job;
             }
-            assert!(Instant::now() < deadline, "a training does not end: {training}");
+            assert!(Instant::now() < deadline, "a job does not end: {job}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }

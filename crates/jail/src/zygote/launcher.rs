@@ -62,6 +62,7 @@ struct Inner {
     groups: Arc<Groups>,
     uids: Arc<Uids>,
     next_cell: AtomicU64,
+    replaced: AtomicU64,
     current: Mutex<Current>,
 }
 
@@ -114,6 +115,7 @@ impl Launcher {
             groups,
             uids,
             next_cell: AtomicU64::new(1),
+            replaced: AtomicU64::new(0),
             current: Mutex::new(Current { zygote, started: now, restarts: 0, not_before: now }),
         };
         inner.report = probe::probe(&inner)?;
@@ -128,6 +130,11 @@ impl Launcher {
     /// Forks one cell, confined before this returns. Starts a fresh zygote first if the last one died or has forked often enough.
     pub fn spawn(&self, limits: &Limits) -> Result<Cell, JailError> {
         self.0.spawn(limits, self.0.layers, None)
+    }
+
+    /// Zygotes that followed another one, because it died or had forked often enough.
+    pub fn zygotes_replaced(&self) -> u64 {
+        self.0.replaced.load(Ordering::Relaxed)
     }
 
     /// Process id of the present zygote.
@@ -209,6 +216,7 @@ impl Inner {
             return Err(JailError::Gone("its successor is less confined than it was"));
         }
         fresh.forks.store(1, Ordering::Relaxed);
+        self.replaced.fetch_add(1, Ordering::Relaxed);
         current.started = now;
         current.zygote = Arc::clone(&fresh);
         Ok(fresh)

@@ -10,7 +10,7 @@ use jail::memory::SealedFile;
 use tenancy::BlobReader;
 use tokio::net::UnixStream;
 use tokio::time::Instant;
-use wire::{BLOCK_BYTES_MAX, Fail, FailCode, FromCell, ModelInfo, Progress, Rows, ToCell, Trained};
+use wire::{BLOCK_BYTES_MAX, Fail, FailCode, FromCell, ModelInfo, Predicted, Progress, Rows, ToCell, Trained};
 
 use super::socket::{Allowed, End, Inbox, Outbox};
 use crate::error::Error;
@@ -248,6 +248,11 @@ fn allowed(request: &ToCell, reads: bool) -> Allowed {
                 fit_ms: 0,
                 model_bytes: 0,
             }),
+        ]),
+        ToCell::Predict(_) => kinds.extend([
+            FromCell::Output(Bytes::new()),
+            FromCell::Progress(Progress { stage: String::new(), done: 0, total: 0 }),
+            FromCell::Predicted(Predicted { rows: 0, output_bytes: 0 }),
         ]),
         _ => {}
     }

@@ -40,6 +40,7 @@ pub(crate) struct Link {
 
 struct Shared {
     stream: UnixStream,
+    begun: Begun,
     outbox: Mutex<Outbox>,
     backlog: Notify,
     waiting: Mutex<Waiting>,
@@ -47,17 +48,27 @@ struct Shared {
 
 struct Waiting {
     next_id: u64,
-    requests: BTreeMap<u64, oneshot::Sender<Answer>>,
+    requests: BTreeMap<u64, Pending>,
     /// When the oldest request became the oldest.
     since: Instant,
     end: Option<End>,
 }
 
+/// Is told how long a request waited for its turn.
+pub(crate) type Begun = Box<dyn Fn(Duration) + Send + Sync>;
+
+struct Pending {
+    answer: oneshot::Sender<Answer>,
+    /// Since when it waits; none when nobody wants to know.
+    since: Option<Instant>,
+}
+
 impl Link {
     /// Over a connected stream; answers longer than `answer_bytes_max` end the conversation. Needs a tokio runtime.
-    pub(crate) fn new(stream: UnixStream, answer_bytes_max: usize) -> Self {
+    pub(crate) fn new(stream: UnixStream, answer_bytes_max: usize, begun: Begun) -> Self {
         let shared = Arc::new(Shared {
             stream,
+            begun,
             outbox: Mutex::default(),
             backlog: Notify::new(),
             waiting: Mutex::new(Waiting { next_id: 1, requests: BTreeMap::new(), since: Instant::now(), end: None }),
@@ -69,6 +80,11 @@ impl Link {
 
     /// Sends a request; the receiver gets its answer. Dropping the receiver drops the answer, not the request.
     pub(crate) fn ask(&self, message: &ToCell, attach: Option<SealedFile>) -> oneshot::Receiver<Answer> {
+        self.ask_since(message, attach, None)
+    }
+
+    /// As [`Link::ask`], of one that has waited since then and is told how long it was in all.
+    pub(crate) fn ask_since(&self, message: &ToCell, attach: Option<SealedFile>, since: Option<Instant>) -> oneshot::Receiver<Answer> {
         let (sender, receiver) = oneshot::channel();
         let mut outbox = self.shared.outbox.lock();
         let id = {
@@ -82,7 +98,7 @@ impl Link {
             if waiting.requests.is_empty() {
                 waiting.since = Instant::now();
             }
-            waiting.requests.insert(id, sender);
+            waiting.requests.insert(id, Pending { answer: sender, since });
             id
         };
         match outbox.push(message, id, attach) {
@@ -94,8 +110,8 @@ impl Link {
             },
             Err(error) => {
                 let fail = Fail::new(FailCode::TooLarge, error.to_string());
-                if let Some(sender) = self.shared.waiting.lock().requests.remove(&id) {
-                    let _ = sender.send(Ok(FromCell::Fail(fail)));
+                if let Some(pending) = self.shared.waiting.lock().requests.remove(&id) {
+                    let _ = pending.answer.send(Ok(FromCell::Fail(fail)));
                 }
             }
         }
@@ -160,7 +176,7 @@ impl Shared {
     }
 
     fn answer(&self, allowed: &Allowed, frame: &Frame) -> Result<(), End> {
-        let sender = {
+        let (pending, message, turn) = {
             let mut waiting = self.waiting.lock();
             // In order: an answer to anything but the oldest request cannot come from a cell that works in order.
             if waiting.requests.first_key_value().is_none_or(|(oldest, _)| *oldest != frame.id) {
@@ -168,12 +184,14 @@ impl Shared {
             }
             // Parsed before it leaves the map, so that a malformed answer still finds its request begun.
             let message = allowed.parse(frame)?;
-            waiting.since = Instant::now();
-            waiting.requests.remove(&frame.id).map(|sender| (sender, message))
+            let turn = std::mem::replace(&mut waiting.since, Instant::now());
+            (waiting.requests.remove(&frame.id), message, turn)
         };
-        if let Some((sender, message)) = sender {
+        if let Some(Pending { answer, since }) = pending {
             // Whoever asked may have left.
-            let _ = sender.send(Ok(message));
+            let _ = answer.send(Ok(message));
+            // It was the oldest from then on, and a cell works in order.
+            since.inspect(|since| (self.begun)(turn.saturating_duration_since(*since)));
         }
         Ok(())
     }
@@ -205,8 +223,8 @@ impl Shared {
             waiting.end = Some(end.clone());
             std::mem::take(&mut waiting.requests)
         };
-        for (at, (_, sender)) in requests.into_iter().enumerate() {
-            let _ = sender.send(Err(Lost { begun: at == 0, end: end.clone() }));
+        for (at, (_, pending)) in requests.into_iter().enumerate() {
+            let _ = pending.answer.send(Err(Lost { begun: at == 0, end: end.clone() }));
         }
     }
 }
@@ -224,7 +242,7 @@ mod tests {
     /// A link and the cell's end of it, to be hostile with.
     fn pair() -> (Link, Peer) {
         let (ours, theirs) = Peer::pair().unwrap();
-        (Link::new(super::super::socket::stream(ours.into()).unwrap(), ANSWER_BYTES_MAX), theirs)
+        (Link::new(super::super::socket::stream(ours.into()).unwrap(), ANSWER_BYTES_MAX, Box::new(|_| {})), theirs)
     }
 
     fn infer(link: &Link) -> oneshot::Receiver<Answer> {
@@ -359,6 +377,29 @@ mod tests {
             assert!(patient(answer).await.unwrap().is_ok());
         }
         assert_eq!(reader.join().unwrap().0, [1, 2, 3, 4]);
+    }
+
+    #[tokio::test]
+    async fn a_request_waits_until_those_before_it_are_answered() {
+        let (ours, mut peer) = Peer::pair().unwrap();
+        let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
+        let begun = Box::new(move |waited| told.send(waited).unwrap());
+        let link = Link::new(super::super::socket::stream(ours.into()).unwrap(), ANSWER_BYTES_MAX, begun);
+        let ask = |since| link.ask_since(&ToCell::Infer { slot: 1, body: Bytes::new() }, None, since);
+        let before = Instant::now();
+        let (_unload, _first, _second) = (link.ask(&ToCell::Unload { slot: 0 }, None), ask(Some(before)), ask(Some(before)));
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        let ready = FromCell::Ready.frame(1).unwrap().encode();
+        peer.write_all(&[ready, inferred(2, b"a")].concat()).unwrap();
+        let first = patient(heard.recv()).await.unwrap();
+        // Its own work is no waiting.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        peer.write_all(&inferred(3, b"b")).unwrap();
+        let second = patient(heard.recv()).await.unwrap();
+        assert!(
+            first >= Duration::from_millis(30) && second >= first && second < first + Duration::from_millis(400),
+            "{first:?} {second:?}"
+        );
     }
 
     #[tokio::test]

@@ -35,9 +35,10 @@ pub(crate) use process::{Owner, Process};
 use socket::End;
 
 use crate::config::PlatformConfig;
+use crate::deployment::VersionAnswers;
 use crate::error::{CellFailure, Error, Result};
 use crate::stats::{Counters, PlatformStats, bump};
-use pool::Island;
+use pool::{Island, Lane};
 use process::{Blank, blank_limits};
 
 /// Time between a cell leaving the pool and the fork of its successor: longer than most cold starts from the pool take.
@@ -64,7 +65,7 @@ struct Inner {
     places: Arc<Semaphore>,
     blank: Mutex<VecDeque<Blank>>,
     refill: Notify,
-    islands: Mutex<HashMap<IslandToken, Arc<Island>>>,
+    islands: Mutex<HashMap<(IslandToken, Lane), Arc<Island>>>,
     stopped: Mutex<HashMap<IslandToken, tokio::time::Instant>>,
     working: Mutex<Vec<(IslandToken, Weak<Process>)>>,
     short_jobs: Semaphore,
@@ -128,6 +129,16 @@ impl Cells {
         fresh.adopt(owner, Arc::clone(&self.0.counters)).map_err(Error::CellFailed)
     }
 
+    /// A cell for which nobody has to make room: a place that is free, and no blank cell that is kept for others.
+    pub(crate) async fn spare_cell(&self, owner: &Owner) -> Result<(Process, UnixStream)> {
+        if self.0.closed.load(Ordering::Acquire) || self.is_stopped(owner.island) {
+            return Err(Error::CellFailed(CellFailure::Stopped));
+        }
+        let place = Arc::clone(&self.0.places).try_acquire_owned();
+        let place = place.map_err(|_| Error::Overloaded("all places for sandboxes are taken"))?;
+        self.fork(place, owner.limits()).await?.adopt(owner, Arc::clone(&self.0.counters)).map_err(Error::CellFailed)
+    }
+
     async fn fork(&self, place: OwnedSemaphorePermit, limits: jail::Limits) -> Result<Blank> {
         let launcher = self.0.launcher.clone();
         let forked = tokio::task::spawn_blocking(move || launcher.spawn(&limits)).await;
@@ -151,8 +162,16 @@ impl Cells {
         place.ok().and_then(Result::ok).ok_or_else(full)
     }
 
-    /// Stops the serving cell that has been idle for longest; `false` when none is idle.
+    /// Stops a shadow's cell, whatever it does, else the serving cell that has been idle for longest; `false` when there is neither.
     fn evict_idle(&self) -> bool {
+        let shadow = {
+            let islands = self.0.islands.lock();
+            islands.values().find(|island| island.lane == Lane::Shadow && island.is_serving()).cloned()
+        };
+        if let Some(cell) = shadow.and_then(|shadow| shadow.take()) {
+            cell.evicted(&self.0.counters.evicted_room);
+            return true;
+        }
         let mut idle: Vec<_> = {
             let islands = self.0.islands.lock();
             islands.values().filter_map(|island| Some((island.idle_for()?, Arc::clone(island)))).collect()
@@ -160,16 +179,15 @@ impl Cells {
         idle.sort_by_key(|(idle_for, _)| std::cmp::Reverse(*idle_for));
         for (_, island) in idle {
             if let Some(cell) = island.take_if_idle(Duration::ZERO) {
-                bump(&self.0.counters.evicted);
-                drop(cell);
+                cell.evicted(&self.0.counters.evicted_room);
                 return true;
             }
         }
         false
     }
 
-    fn island(&self, token: IslandToken) -> Arc<Island> {
-        Arc::clone(self.0.islands.lock().entry(token).or_insert_with(|| Arc::new(Island::new(&self.0.config))))
+    fn lane(&self, token: IslandToken, lane: Lane) -> Arc<Island> {
+        Arc::clone(self.0.islands.lock().entry((token, lane)).or_insert_with(|| Arc::new(Island::new(&self.0.config, lane))))
     }
 
     fn is_stopped(&self, token: IslandToken) -> bool {
@@ -189,9 +207,14 @@ impl Cells {
     /// Kills every cell of an island, drops all that is remembered of it, and lets no new one start.
     pub(crate) async fn stop_island(&self, token: IslandToken) {
         self.0.stopped.lock().insert(token, tokio::time::Instant::now());
-        let island = self.0.islands.lock().remove(&token);
-        if let Some(cell) = island.and_then(|island| island.take()) {
-            cell.stop().await;
+        let islands: Vec<_> = {
+            let mut islands = self.0.islands.lock();
+            [Lane::Live, Lane::Shadow].into_iter().filter_map(|lane| islands.remove(&(token, lane))).collect()
+        };
+        for island in islands {
+            if let Some(cell) = island.take() {
+                cell.stop().await;
+            }
         }
         let working: Vec<_> = {
             let working = self.0.working.lock();
@@ -242,8 +265,7 @@ impl Cells {
             island.end_if_stuck(self.0.config.infer_timeout, self.0.config.load_timeout);
             island.bury();
             if let Some(cell) = island.take_if_idle(self.0.config.idle_timeout) {
-                bump(&self.0.counters.evicted);
-                drop(cell);
+                cell.evicted(&self.0.counters.evicted_idle);
             }
             memory_bytes = memory_bytes.saturating_add(island.bill());
         }
@@ -289,6 +311,7 @@ impl Cells {
             cells_blank: blank,
             cells_serving: serving,
             cells_working: working,
+            zygotes_replaced: self.0.launcher.zygotes_replaced(),
             ..self.0.counters.snapshot()
         }
     }
@@ -301,7 +324,13 @@ impl Cells {
 
     /// Process id of a tenant's serving cell, for tests that kill it.
     pub(crate) fn serving_pid(&self, token: IslandToken) -> Option<u32> {
-        self.0.islands.lock().get(&token).and_then(|island| island.pid())
+        self.0.islands.lock().get(&(token, Lane::Live)).and_then(|island| island.pid())
+    }
+
+    /// What the versions of a tenant's deployments did.
+    pub(crate) fn version_answers(&self, token: IslandToken) -> Vec<VersionAnswers> {
+        let island = self.0.islands.lock().get(&(token, Lane::Live)).cloned();
+        island.map(|island| island.answers()).unwrap_or_default()
     }
 }
 
@@ -352,7 +381,11 @@ impl Cells {
         let (process, stream) = self.cell(owner).await?;
         let process = Arc::new(process);
         self.0.working.lock().push((owner.island, Arc::downgrade(&process)));
-        let link = JobLink::begin(stream, request, attach, source, time, self.0.config.model_bytes_max);
+        let output_bytes_max = match request {
+            ToCell::Predict(_) => self.0.config.upload_bytes_max,
+            _ => self.0.config.model_bytes_max,
+        };
+        let link = JobLink::begin(stream, request, attach, source, time, output_bytes_max);
         match link {
             Ok(link) => Ok(Job { link, process, time }),
             Err(JobError::Fail(fail)) => Err(Error::Input(fail)),
@@ -403,7 +436,20 @@ impl Cells {
         }
     }
 
-    fn load_of(&self, name: &str, version: &str, bytes: u64) -> Load {
+    /// Starts to ask a model about every row of a source.
+    pub(crate) async fn predict_all(
+        &self,
+        owner: &Owner,
+        predict: wire::Predict,
+        model: &Source,
+        source: Source,
+        time: Duration,
+    ) -> Result<Job> {
+        let file = self.memory_file(model).await?;
+        self.job(owner, &ToCell::Predict(predict), Some(file), Some(source), time).await
+    }
+
+    pub(crate) fn load_of(&self, name: &str, version: &str, bytes: u64) -> Load {
         Load { bytes, name: name.to_owned(), version: version.to_owned(), nodes_max: self.0.config.model_nodes_max }
     }
 

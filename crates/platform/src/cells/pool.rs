@@ -3,17 +3,22 @@
 //! A prediction looks its deployment up in a cache that the tenant's epoch makes stale, finds the model's slot, and goes into the cell's socket
 //! behind those before it. What is missing is made on the way, once, however many wait: a cell, a loaded model. What breaks, breaks for this
 //! island alone: the cell is replaced by the next request, and a model that breaks cells again and again is left alone for a while.
+//!
+//! What shadows do happens in a lane of its own: another cell, which starts only where nobody has to make room for it, takes few copies at
+//! a time, and is the first to go.
+
+mod routes;
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::Mutex;
 use tenancy::act::Predict;
-use tenancy::{BlobId, Permit};
+use tenancy::{BlobId, BlobReader, Permit};
 use tokio::sync::Semaphore;
 use wire::{Fail, FailCode, FromCell, ToCell};
 
@@ -23,10 +28,11 @@ use super::socket::End;
 use super::{Cells, Source, Waiting, job};
 use crate::config::PlatformConfig;
 use crate::dataset::hex;
-use crate::deployment::serving_for;
 use crate::error::{CellFailure, Error, Result};
 use crate::predict::{Inferred, Protocol, Question};
+use crate::rollout::{self, Broken};
 use crate::stats::bump;
+use routes::{Counted, Resolved, Routes};
 
 /// Deployments of one tenant whose meaning is remembered.
 const RESOLVED_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
@@ -43,27 +49,32 @@ const MODELS_MEMORY_SHARE_PERCENT: u64 = 60;
 const RESIDENT_PER_BYTE: u64 = 3;
 /// Times one prediction is begun: at most one retry after a cell died before it was its turn, and one after its model was put out.
 const TRIES_MAX: u32 = 3;
+/// Copies of one tenant that its shadows work on or hold; others are dropped.
+const SHADOW_IN_FLIGHT_MAX: usize = 2;
+/// Versions of one tenant's deployments whose answers are counted.
+const COUNTED_MAX: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
-/// One tenant's serving side on this node.
+/// What a cell of a tenant is there for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Lane {
+    /// Somebody waits for its answers.
+    Live,
+    /// Nobody does.
+    Shadow,
+}
+
+/// One tenant's serving side on this node, in one lane.
 pub(super) struct Island {
-    resolved: Mutex<LruCache<Box<str>, Arc<Resolved>>>,
+    pub(super) lane: Lane,
+    resolved: Mutex<LruCache<Box<str>, Arc<Routes>>>,
+    counted: Mutex<LruCache<(Arc<str>, u64), Arc<Counted>>>,
     serving: Mutex<Option<Arc<Serving>>>,
     starting: tokio::sync::Mutex<()>,
-    in_flight: Semaphore,
+    in_flight: Arc<Semaphore>,
     waiting: AtomicUsize,
     breakers: Mutex<LruCache<SlotKey, Breaker>>,
     any_breaker: AtomicBool,
     used: Mutex<Instant>,
-}
-
-/// What a deployment means at one epoch.
-struct Resolved {
-    epoch: u64,
-    key: SlotKey,
-    version: String,
-    sha256: String,
-    bytes: u64,
-    resident_bytes: u64,
 }
 
 /// A model as it is loaded: its bytes, under the names its answers carry.
@@ -114,8 +125,21 @@ impl Serving {
         self.process.stop().await;
     }
 
-    /// Asks a loaded model; `None` when it is not loaded any more.
-    fn infer(&self, key: &SlotKey, protocol: Protocol, body: &Bytes) -> Option<tokio::sync::oneshot::Receiver<Answer>> {
+    /// Stops it without waiting, and counts why.
+    pub(super) fn evicted(&self, why: &AtomicU64) {
+        bump(why);
+        self.process.evicted();
+        self.link.end(End::Stopped);
+    }
+
+    /// Asks a loaded model, for somebody who waits since then; `None` when it is not loaded any more.
+    fn infer(
+        &self,
+        key: &SlotKey,
+        protocol: Protocol,
+        body: &Bytes,
+        since: Option<Instant>,
+    ) -> Option<tokio::sync::oneshot::Receiver<Answer>> {
         let mut slots = self.slots.lock();
         let (slot, body) = (slots.loaded.get(key)?.number, body.clone());
         let request = match protocol {
@@ -124,7 +148,7 @@ impl Serving {
             Protocol::InferenceGrpc => ToCell::InferGrpc { slot, body },
             Protocol::Scoring => ToCell::Score { slot, body },
         };
-        Some(self.link.ask(&request, None))
+        Some(self.link.ask_since(&request, None, since))
     }
 
     /// Forgets a model, in the cell too.
@@ -146,6 +170,15 @@ impl Drop for InUse {
     }
 }
 
+/// When it was a prediction's turn.
+#[derive(Default)]
+struct Turn {
+    /// How long it waited before it was let in.
+    at_the_door: Duration,
+    /// When the cell was asked.
+    sent: Option<Instant>,
+}
+
 /// How one try of a prediction went wrong.
 enum Miss {
     /// Asking again is safe and makes sense.
@@ -161,12 +194,18 @@ impl From<Error> for Miss {
 }
 
 impl Island {
-    pub(super) fn new(config: &PlatformConfig) -> Self {
+    pub(super) fn new(config: &PlatformConfig, lane: Lane) -> Self {
+        let in_flight_max = match lane {
+            Lane::Live => config.infer_in_flight_max,
+            Lane::Shadow => SHADOW_IN_FLIGHT_MAX,
+        };
         Self {
+            lane,
             resolved: Mutex::new(LruCache::new(RESOLVED_MAX)),
+            counted: Mutex::new(LruCache::new(COUNTED_MAX)),
             serving: Mutex::default(),
             starting: tokio::sync::Mutex::default(),
-            in_flight: Semaphore::new(config.infer_in_flight_max),
+            in_flight: Arc::new(Semaphore::new(in_flight_max)),
             waiting: AtomicUsize::new(0),
             breakers: Mutex::new(LruCache::new(BREAKERS_MAX)),
             any_breaker: AtomicBool::new(false),
@@ -221,6 +260,10 @@ impl Island {
         cell.map_or(0, |cell| cell.process.bill())
     }
 
+    fn has_loaded(&self, key: &SlotKey) -> bool {
+        self.serving.lock().as_ref().is_some_and(|cell| cell.slots.lock().loaded.contains(key))
+    }
+
     pub(super) fn is_serving(&self) -> bool {
         self.serving.lock().is_some()
     }
@@ -268,48 +311,6 @@ impl Island {
         }
     }
 
-    /// What the deployment means now: from the cache while the tenant's epoch is the same, else from the rows.
-    async fn resolve(&self, permit: &Permit<Predict>, version: Option<&str>) -> Result<Arc<Resolved>> {
-        let epoch = permit.epoch();
-        let known = self.resolved.lock().get(permit.resource()).cloned();
-        let resolved = match known {
-            Some(known) if known.epoch == epoch => known,
-            known => match serving_for(permit).await {
-                Ok(stored) => {
-                    let deployment = known.as_ref().map_or_else(|| permit.resource().into(), |known| Arc::clone(&known.key.deployment));
-                    let resolved = Arc::new(Resolved {
-                        epoch,
-                        key: SlotKey { deployment, version: stored.number, blob: stored.blob },
-                        version: stored.number.to_string(),
-                        sha256: stored.onnx.sha256,
-                        bytes: stored.onnx.bytes,
-                        resident_bytes: stored.resident_bytes,
-                    });
-                    self.forget(known.filter(|known| known.key != resolved.key));
-                    self.resolved.lock().put(permit.resource().into(), Arc::clone(&resolved));
-                    resolved
-                }
-                Err(error) => {
-                    self.resolved.lock().pop(permit.resource());
-                    self.forget(known);
-                    return Err(error);
-                }
-            },
-        };
-        if version.is_some_and(|version| version != resolved.version) {
-            return Err(Error::not_found("deployment version"));
-        }
-        Ok(resolved)
-    }
-
-    /// A model that no longer answers leaves the cell.
-    fn forget(&self, known: Option<Arc<Resolved>>) {
-        let cell = self.serving.lock().clone();
-        if let (Some(known), Some(cell)) = (known, cell) {
-            cell.unload(&known.key);
-        }
-    }
-
     /// The island's cell, if it lives.
     fn living(&self) -> Option<InUse> {
         let mut serving = self.serving.lock();
@@ -324,19 +325,21 @@ impl Island {
 }
 
 impl Cells {
-    /// One prediction.
+    /// One prediction. `broken` is set when a canary turned out to have broken its rules.
     pub(crate) async fn predict(
         &self,
         permit: &Permit<Predict>,
         owner: &Owner,
         version: Option<&str>,
         asked: Question,
+        broken: &mut Option<Broken>,
     ) -> Result<Inferred> {
         if asked.body.len() > wire::BODY_BYTES_MAX as usize {
             return Err(Error::TooLarge { what: "request", bytes_max: wire::BODY_BYTES_MAX.into() });
         }
-        let island = self.island(owner.island);
+        let island = self.lane(owner.island, Lane::Live);
         *island.used.lock() = Instant::now();
+        let arrived = Instant::now();
         let _turn = {
             let _waiting = Waiting::enter(&island.waiting, self.config().infer_queue_max).ok_or_else(|| {
                 bump(&self.counters().overloaded);
@@ -344,9 +347,10 @@ impl Cells {
             })?;
             island.in_flight.acquire().await.map_err(|_| Error::CellFailed(CellFailure::Stopped))?
         };
-        let mut tries = 1;
+        let (at_the_door, mut tries) = (arrived.elapsed(), 1);
         loop {
-            match self.predict_once(&island, permit, owner, version, &asked).await {
+            let mut turn = Turn { at_the_door, sent: None };
+            match self.predict_once(&island, permit, owner, (version, &asked), &mut turn, broken).await {
                 Ok(answer) => return Ok(answer),
                 Err(Miss::Again) if tries < TRIES_MAX => tries += 1,
                 Err(Miss::Again) => return Err(Error::CellFailed(CellFailure::Died("it was not this request's fault".to_owned()))),
@@ -360,21 +364,81 @@ impl Cells {
         island: &Island,
         permit: &Permit<Predict>,
         owner: &Owner,
-        version: Option<&str>,
-        asked: &Question,
+        (version, asked): (Option<&str>, &Question),
+        turn: &mut Turn,
+        broken: &mut Option<Broken>,
     ) -> Result<Inferred, Miss> {
-        let resolved = island.resolve(permit, version).await?;
+        let routes = island.resolve(permit).await?;
+        let (resolved, watch) = routes.pick(version, permit.request().as_str())?;
+        let open = async { Ok(permit.blobs().open(resolved.key.blob).await?) };
+        let answer = match self.answer(island, owner, resolved, asked, open, turn).await {
+            Err(Miss::Again) => return Err(Miss::Again),
+            Err(Miss::Final(error)) => Err(error),
+            Ok(body) => Ok(body),
+        };
+        if let Some(failed) = rollout::blame(&answer) {
+            bump(if failed { &resolved.counted.failed } else { &resolved.counted.answered });
+            watch.inspect(|watch| watch.add(failed, turn.sent.map_or(Duration::ZERO, |sent| sent.elapsed())));
+        }
+        *broken = routes.untold();
+        if let Some(shadow) = &routes.shadow {
+            self.shadow(permit, owner, shadow, asked).await;
+        }
+        permit.detail("model_sha256", &resolved.sha256);
+        permit.detail("model_version", &resolved.version);
+        Ok(answer?)
+    }
+
+    /// Hands a copy to the shadow if there is room for it. What it answers, and whether, is counted and nothing else.
+    async fn shadow(&self, permit: &Permit<Predict>, owner: &Owner, resolved: &Arc<Resolved>, asked: &Question) {
+        let island = self.lane(owner.island, Lane::Shadow);
+        let Ok(turn) = Arc::clone(&island.in_flight).try_acquire_owned() else {
+            return bump(&resolved.counted.shadow_dropped);
+        };
+        // The permit ends with the request, so what it alone can open is opened now.
+        let reader = match island.has_loaded(&resolved.key) {
+            true => None,
+            false => permit.blobs().open(resolved.key.blob).await.ok(),
+        };
+        permit.detail("shadow_version", &resolved.version);
+        let (cells, owner, resolved, asked) = (self.clone(), owner.shadow(), Arc::clone(resolved), asked.clone());
+        tokio::spawn(async move {
+            let open = async { reader.ok_or(Error::Overloaded("a shadow's model was put out")) };
+            let answer = cells.answer(&island, &owner, &resolved, &asked, open, &mut Turn::default()).await;
+            let counted = &resolved.counted;
+            bump(match &answer {
+                Ok(_) => &counted.shadow_answered,
+                Err(Miss::Again | Miss::Final(Error::Overloaded(_) | Error::CellFailed(CellFailure::Stopped))) => &counted.shadow_dropped,
+                Err(Miss::Final(_)) => &counted.shadow_failed,
+            });
+            drop(turn);
+        });
+    }
+
+    /// One model's answer, from the island's cell. `open` is asked for its bytes when it is not loaded.
+    async fn answer(
+        &self,
+        island: &Island,
+        owner: &Owner,
+        resolved: &Resolved,
+        asked: &Question,
+        open: impl Future<Output = Result<BlobReader>> + Send,
+        turn: &mut Turn,
+    ) -> Result<Inferred, Miss> {
         island.breaker_check(&resolved.key)?;
         let begun = Instant::now();
         let (cell, fresh_cell) = self.serving_cell(island, owner).await?;
-        let fresh_slot = self.loaded(island, &cell.0, permit, &resolved).await?;
-        if fresh_cell || fresh_slot {
+        let fresh_slot = self.loaded(island, &cell.0, open, resolved).await?;
+        if (fresh_cell || fresh_slot) && island.lane == Lane::Live {
             let waited = begun.elapsed();
-            self.counters().cold_start(waited);
+            self.counters().cold_starts.add(waited);
             owner.meter.count_cold_start(waited);
         }
+        let sent = *turn.sent.insert(Instant::now());
+        // What loading took is no waiting for a turn.
+        let since = sent.checked_sub(turn.at_the_door).filter(|_| island.lane == Lane::Live);
         let timeout = self.config().infer_timeout;
-        let answer = cell.0.infer(&resolved.key, asked.protocol, &asked.body).ok_or(Miss::Again)?;
+        let answer = cell.0.infer(&resolved.key, asked.protocol, &asked.body, since).ok_or(Miss::Again)?;
         let answer = match tokio::time::timeout(timeout, answer).await {
             Ok(answer) => answer.unwrap_or(Err(Lost { begun: true, end: End::Stopped })),
             Err(_) => {
@@ -386,11 +450,9 @@ impl Cells {
                 return Err(Miss::Final(Error::DeadlineExceeded { seconds: timeout.as_secs() }));
             }
         };
-        if let Some(prediction) = answer.as_ref().ok().and_then(Inferred::of) {
+        if let Some(inferred) = answer.as_ref().ok().and_then(Inferred::of) {
             island.breaker_worked(&resolved.key);
-            permit.detail("model_sha256", &resolved.sha256);
-            permit.detail("model_version", &resolved.version);
-            return Ok(prediction);
+            return Ok(inferred);
         }
         match answer {
             Ok(FromCell::Fail(fail)) if fail.code == FailCode::NoModel => {
@@ -436,10 +498,18 @@ impl Cells {
         if let Some(cell) = island.living() {
             return Ok((cell, true));
         }
-        let (process, stream) = self.cell(owner).await?;
+        let (process, stream) = match island.lane {
+            Lane::Live => self.cell(owner).await?,
+            Lane::Shadow => self.spare_cell(owner).await?,
+        };
         let slots_max = NonZeroUsize::new(self.config().models_per_cell_max).unwrap_or(NonZeroUsize::MIN);
+        let (counters, meter) = (Arc::clone(self.counters()), owner.meter.clone());
+        let begun = Box::new(move |waited| {
+            counters.queued.add(waited);
+            meter.count_queued(waited);
+        });
         let serving = Arc::new(Serving {
-            link: Link::new(stream, self.config().answer_bytes_max),
+            link: Link::new(stream, self.config().answer_bytes_max, begun),
             process,
             slots: Mutex::new(Slots { loaded: LruCache::new(slots_max) }),
             loading: tokio::sync::Mutex::default(),
@@ -451,7 +521,13 @@ impl Cells {
     }
 
     /// Sees to it that a model is loaded, by one of those who need it; `true` when that took time.
-    async fn loaded(&self, island: &Island, cell: &Serving, permit: &Permit<Predict>, resolved: &Resolved) -> Result<bool, Miss> {
+    async fn loaded(
+        &self,
+        island: &Island,
+        cell: &Serving,
+        open: impl Future<Output = Result<BlobReader>> + Send,
+        resolved: &Resolved,
+    ) -> Result<bool, Miss> {
         if cell.slots.lock().loaded.contains(&resolved.key) {
             return Ok(false);
         }
@@ -463,7 +539,7 @@ impl Cells {
         if let Some(failure) = last_failure.as_ref().filter(|failure| failure.key == resolved.key && failure.at >= arrived) {
             return Err(Miss::Final(Error::Input(failure.fail.clone())));
         }
-        let reader = permit.blobs().open(resolved.key.blob).await.map_err(Error::from)?;
+        let reader = open.await?;
         if hex(&reader.sha256()) != resolved.sha256 || reader.bytes() != resolved.bytes {
             return Err(Error::from(tenancy::Error::integrity("a model is not the one that was admitted")).into());
         }
@@ -559,7 +635,7 @@ mod tests {
     #[test]
     fn a_model_that_keeps_crashing_is_left_alone_until_it_works() {
         let config = PlatformConfig::new("cell".into(), "engine".into(), jail::Floor::Development);
-        let island = Island::new(&config);
+        let island = Island::new(&config, Lane::Live);
         for _ in 1..CRASHES_MAX {
             island.breaker_crashed(&key());
             assert!(island.breaker_check(&key()).is_ok());

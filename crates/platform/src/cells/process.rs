@@ -30,6 +30,11 @@ pub(crate) struct Owner {
 }
 
 impl Owner {
+    /// As it is for work that nobody waits for: half of the CPU.
+    pub(crate) fn shadow(&self) -> Self {
+        Self { limits: Limits { cpu_percent: (self.limits.cpu_percent / 2).max(1), ..self.limits }, ..self.clone() }
+    }
+
     /// The jail's limits for a cell of this tenant.
     pub(crate) fn limits(&self) -> jail::Limits {
         jail::Limits {
@@ -122,6 +127,11 @@ impl Process {
         }
     }
 
+    /// Counts that it is stopped to make room, or because it idled.
+    pub(crate) fn evicted(&self) {
+        self.meter.count_cell_evicted();
+    }
+
     /// Process id, for tests and logs.
     pub(crate) fn pid(&self) -> u32 {
         self.cell.pid()
@@ -159,6 +169,7 @@ impl Process {
         };
         self.cell.kill();
         if !self.failed.swap(true, Ordering::AcqRel) {
+            self.meter.count_cell_failed();
             bump(match &failure {
                 CellFailure::Protocol(_) => &self.counters.hostile,
                 CellFailure::OutOfMemory { .. } => &self.counters.out_of_memory,

@@ -172,7 +172,7 @@ impl Platform {
         }
         promote::renamed(&mut tx, old, &new).await?;
         for deployment in tx.find::<Deployment>("model", old, None, DEPLOYMENTS_MAX).await? {
-            tx.put(&Deployment { model: new.clone(), ..deployment }).await?;
+            tx.put(&deployment.renamed(&new)).await?;
         }
         tx.delete::<Model>(old).await?;
         (model.name, model.updated_at) = (new, Timestamp::now());
@@ -260,8 +260,7 @@ impl Platform {
         let mut model = stored_model(&mut tx, permit.resource()).await?;
         let stored = stored_version(&mut tx, &model.name, version).await?;
         for user in tx.find::<Deployment>("model", model.name.as_str(), None, DEPLOYMENTS_MAX).await? {
-            let by_alias = user.alias.as_ref().and_then(|alias| model.aliases.get(alias));
-            if user.version == Some(version) || by_alias == Some(&version) {
+            if user.uses(&model, version) {
                 return Err(Error::conflict(format!("the version is used by the deployment `{}`; delete that first", user.name)));
             }
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tenancy::act::{DatasetRead, ModelWrite, TrainingRun};
+use tenancy::act::{Act, DatasetRead, ModelWrite, TrainingRun};
 use tenancy::{Lease, Permit, StoredUpload, Tenant};
 use wire::{FromCell, ToCell, Trained};
 
@@ -17,11 +17,11 @@ use crate::platform::Platform;
 use crate::stats::bump;
 
 /// Pause before a job that could not be run now is tried again.
-const POSTPONE: Duration = Duration::from_secs(2);
+pub(crate) const POSTPONE: Duration = Duration::from_secs(2);
 /// Claims of a ticket whose row is not there yet, before it is taken for abandoned.
-const ROWLESS_CLAIMS_MAX: u32 = 10;
+pub(crate) const ROWLESS_CLAIMS_MAX: u32 = 10;
 /// Pause before a ticket's row is looked for again: the request that made it is still committing.
-const ROWLESS_PAUSE: Duration = Duration::from_millis(500);
+pub(crate) const ROWLESS_PAUSE: Duration = Duration::from_millis(500);
 /// Claims of one ticket in all, whatever happens to it.
 const CLAIMS_MAX: u32 = 1000;
 /// Most metrics of a run.
@@ -40,11 +40,11 @@ pub enum JobStep {
     Claimed,
     /// The row says running.
     Started,
-    /// The model's bytes are sealed, attached to nothing.
+    /// The bytes of the model, or of the table of answers, are sealed, attached to nothing.
     Trained,
-    /// The model was admitted.
+    /// The model was admitted, or the table inspected.
     Admitted,
-    /// Run and version are committed; the ticket is still there.
+    /// The result is committed; the ticket is still there.
     Registered,
 }
 
@@ -54,7 +54,7 @@ impl JobStep {
 }
 
 /// What becomes of the ticket.
-pub(super) enum Verdict {
+pub(crate) enum Verdict {
     /// The job has come to its end, or never will.
     Release,
     /// Later again.
@@ -66,7 +66,7 @@ pub(super) enum Verdict {
 }
 
 /// Why a job did not come to a result.
-enum Stop {
+pub(crate) enum Stop {
     /// It failed for good.
     Failed(Error),
     /// It could not be run now.
@@ -109,19 +109,9 @@ pub(super) async fn run(platform: &Platform, scheduler: &Scheduler, lease: &Leas
     if scheduler.stops_at(JobStep::Claimed) {
         return Verdict::Vanish;
     }
-    if lease.kind() != super::TICKET_KIND || lease.attempts() > CLAIMS_MAX {
-        return Verdict::Release;
-    }
-    // The policy is asked again: who queued it may have lost the right since.
-    let tenant = match platform.kernel().resume(lease).await {
-        Ok(tenant) => tenant,
-        Err(tenancy::Error::Unauthenticated) => return Verdict::Release,
-        Err(_) => return Verdict::Postpone(POSTPONE),
-    };
-    let permit = match tenant.allow::<TrainingRun>(lease.id()) {
-        Ok(permit) => permit,
-        Err(tenancy::Error::Forbidden { .. } | tenancy::Error::NotFound(_)) => return Verdict::Release,
-        Err(_) => return Verdict::Postpone(POSTPONE),
+    let (tenant, permit) = match resumed::<TrainingRun>(platform, lease, super::TICKET_KIND).await {
+        Ok(resumed) => resumed,
+        Err(verdict) => return verdict,
     };
     match attempt(platform, scheduler, lease, &tenant, &permit).await {
         Ok(verdict) => {
@@ -134,6 +124,23 @@ pub(super) async fn run(platform: &Platform, scheduler: &Scheduler, lease: &Leas
             let _ = permit.failed(error.code());
             Verdict::Postpone(POSTPONE)
         }
+    }
+}
+
+/// The tenant behind a ticket and its leave to run the job. The policy is asked again: who queued it may have lost the right since.
+pub(crate) async fn resumed<A: Act>(platform: &Platform, lease: &Lease, kind: &str) -> Result<(Tenant, Permit<A>), Verdict> {
+    if lease.kind() != kind || lease.attempts() > CLAIMS_MAX {
+        return Err(Verdict::Release);
+    }
+    let tenant = match platform.kernel().resume(lease).await {
+        Ok(tenant) => tenant,
+        Err(tenancy::Error::Unauthenticated) => return Err(Verdict::Release),
+        Err(_) => return Err(Verdict::Postpone(POSTPONE)),
+    };
+    match tenant.allow::<A>(lease.id()) {
+        Ok(permit) => Ok((tenant, permit)),
+        Err(tenancy::Error::Forbidden { .. } | tenancy::Error::NotFound(_)) => Err(Verdict::Release),
+        Err(_) => Err(Verdict::Postpone(POSTPONE)),
     }
 }
 
@@ -162,6 +169,7 @@ async fn attempt(
     if !start(permit, &mut training).await? {
         return Ok(Verdict::Release);
     }
+    platform.counters().job_begun(training.attempts, training.created_at);
     if scheduler.stops_at(JobStep::Started) {
         return Ok(Verdict::Vanish);
     }

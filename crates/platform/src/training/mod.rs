@@ -27,7 +27,8 @@ use crate::page::{Page, PageRequest, Timestamp};
 use crate::platform::Platform;
 
 pub use job::JobStep;
-pub(crate) use scheduler::Scheduler;
+pub(crate) use job::{POSTPONE, ROWLESS_CLAIMS_MAX, ROWLESS_PAUSE, Stop, Verdict, resumed};
+pub(crate) use scheduler::{Live, Scheduler};
 
 /// Lines kept of a training's log; later ones are counted, not kept.
 pub const LOG_LINES_MAX: u64 = 2000;
@@ -127,7 +128,7 @@ impl TrainingState {
         matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
     }
 
-    fn word(self) -> &'static str {
+    pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Queued => "queued",
             Self::Running => "running",

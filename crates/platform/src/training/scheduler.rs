@@ -19,13 +19,14 @@ use super::{LOG_LINES_MAX, LogLine, Progress, Training, TrainingState};
 use crate::config::JobStop;
 use crate::page::Timestamp;
 use crate::platform::Platform;
+use crate::prediction;
 
 /// A look at the queue without being woken, should a wake-up get lost.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Pause after the queue could not be read.
 const ERROR_PAUSE: Duration = Duration::from_secs(1);
 
-/// The trainings of this node.
+/// The trainings of this node, and other jobs that run as they do.
 pub(crate) struct Scheduler {
     kernel: Kernel,
     node: String,
@@ -39,7 +40,7 @@ pub(crate) struct Scheduler {
 }
 
 /// What is remembered of a job while it runs.
-pub(super) struct Live {
+pub(crate) struct Live {
     progress: Mutex<Option<Progress>>,
     lines: Mutex<VecDeque<LogLine>>,
     count: AtomicU64,
@@ -59,7 +60,7 @@ impl Live {
     }
 
     /// The next log line; the oldest goes when there are too many.
-    pub(super) fn log(&self, text: String) {
+    pub(crate) fn log(&self, text: String) {
         let number = self.count.fetch_add(1, Ordering::AcqRel) + 1;
         let mut lines = self.lines.lock();
         if lines.len() as u64 >= LOG_LINES_MAX {
@@ -68,16 +69,16 @@ impl Live {
         lines.push_back(LogLine { number, at: Timestamp::now(), text });
     }
 
-    pub(super) fn progress(&self, progress: wire::Progress) {
+    pub(crate) fn progress(&self, progress: wire::Progress) {
         *self.progress.lock() = Some(Progress { stage: progress.stage, done: progress.done, total: progress.total });
     }
 
-    pub(super) fn lines(&self) -> Vec<LogLine> {
+    pub(crate) fn lines(&self) -> Vec<LogLine> {
         self.lines.lock().iter().cloned().collect()
     }
 
     /// Waits until somebody cancels the job.
-    pub(super) async fn cancelled(&self) {
+    pub(crate) async fn cancelled(&self) {
         flagged(&self.cancelled, &self.cancel).await;
     }
 }
@@ -153,7 +154,13 @@ impl Scheduler {
 
     /// One claimed ticket, to its end. A panic stays in here.
     async fn run(&self, platform: Platform, lease: Lease, place: tokio::sync::OwnedSemaphorePermit) {
-        let verdict = AssertUnwindSafe(super::job::run(&platform, self, &lease)).catch_unwind().await;
+        let running = async {
+            match lease.kind() {
+                prediction::TICKET_KIND => prediction::run(&platform, self, &lease).await,
+                _ => super::job::run(&platform, self, &lease).await,
+            }
+        };
+        let verdict = AssertUnwindSafe(running).catch_unwind().await;
         // The place is free for others while a ticket that cannot be run now waits.
         drop(place);
         let done = match verdict {
@@ -199,12 +206,12 @@ impl Scheduler {
     }
 
     /// Whether the configuration wants the job to stop here.
-    pub(super) fn stops_at(&self, step: JobStep) -> bool {
+    pub(crate) fn stops_at(&self, step: JobStep) -> bool {
         self.stop.as_ref().is_some_and(|stop| stop(step))
     }
 
     /// Remembers a job while the returned guard lives.
-    pub(super) fn begin<'a, A: Act>(&'a self, permit: &Permit<A>, id: &str) -> LiveGuard<'a> {
+    pub(crate) fn begin<'a, A: Act>(&'a self, permit: &Permit<A>, id: &str) -> LiveGuard<'a> {
         let (key, live) = (permit.scoped(id.to_owned()), Arc::new(Live::new()));
         self.live.lock().insert(key.clone(), Arc::clone(&live));
         LiveGuard { scheduler: self, key, live }
@@ -217,9 +224,14 @@ impl Scheduler {
     /// The training with its present progress.
     pub(super) fn live<A: Act>(&self, permit: &Permit<A>, mut training: Training) -> Training {
         if training.state == TrainingState::Running {
-            training.progress = self.find(permit, &training.id).and_then(|live| live.progress.lock().clone());
+            training.progress = self.progress(permit, &training.id);
         }
         training
+    }
+
+    /// How far a job is that runs here.
+    pub(crate) fn progress<A: Act>(&self, permit: &Permit<A>, id: &str) -> Option<Progress> {
+        self.find(permit, id).and_then(|live| live.progress.lock().clone())
     }
 
     /// Log lines of a training that runs here.
@@ -228,7 +240,7 @@ impl Scheduler {
     }
 
     /// Stops a training that runs here.
-    pub(super) fn cancel<A: Act>(&self, permit: &Permit<A>, id: &str) {
+    pub(crate) fn cancel<A: Act>(&self, permit: &Permit<A>, id: &str) {
         if let Some(live) = self.find(permit, id) {
             live.cancelled.store(true, Ordering::Release);
             live.cancel.notify_waiters();
@@ -247,7 +259,7 @@ impl Scheduler {
 }
 
 /// Forgets the job when it ends.
-pub(super) struct LiveGuard<'a> {
+pub(crate) struct LiveGuard<'a> {
     scheduler: &'a Scheduler,
     key: Scoped<String>,
     live: Arc<Live>,

@@ -16,5 +16,7 @@ mod cells;
 mod crash;
 mod main_job;
 mod models;
+mod prediction;
+mod rollout;
 mod tracking;
 mod world;

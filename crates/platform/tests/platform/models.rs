@@ -67,6 +67,30 @@ pub(crate) fn zeros() -> Vec<u8> {
     model(&graph(&nodes, &[], &[value("shape", INT64, &[Some(1)])], &[value("y", FLOAT, &[Some(1)])]))
 }
 
+/// As [`times`] to its caller, but fails on every vector of less than a thousand.
+pub(crate) fn fails() -> Vec<u8> {
+    let vector = |name| value(name, FLOAT, &[None]);
+    let far = [number(1, 1), number(2, INT64), field(8, b"far"), field(9, &1000i64.to_le_bytes())].concat();
+    model(&graph(&[node("Gather", &["x", "far"], &["y"], &[])], &[far], &[vector("x")], &[vector("y")]))
+}
+
+/// As [`times`] to its caller, but for one positive number it never comes to an end.
+pub(crate) fn endless() -> Vec<u8> {
+    let vector = |name| value(name, FLOAT, &[None]);
+    let body_inputs = [value("i", INT64, &[]), value("go", BOOL, &[]), value("a", FLOAT, &[None])];
+    let body_outputs = [value("on", BOOL, &[]), value("b", FLOAT, &[None])];
+    let body_nodes = [node("Identity", &["go"], &["on"], &[]), node("Add", &["a", "a"], &["b"], &[])];
+    let body = graph(&body_nodes, &[], &body_inputs, &body_outputs);
+    let body = [field(1, b"body"), field(6, &body), [varint(20 << 3), varint(5)].concat()].concat();
+    let to = [field(1, b"to"), number(3, INT64), [varint(20 << 3), varint(2)].concat()].concat();
+    let nodes = [
+        node("Mul", &["x", "many"], &["far"], &[]),
+        node("Cast", &["far"], &["turns"], &[to]),
+        node("Loop", &["turns", "", "x"], &["y"], &[body]),
+    ];
+    model(&graph(&nodes, &[scalar("many", 1e12)], &[vector("x")], &[vector("y")]))
+}
+
 /// Counts to `m[0]`, one step at a time.
 pub(crate) fn counts() -> Vec<u8> {
     let body_inputs = [value("i", INT64, &[]), value("go", BOOL, &[]), value("a", FLOAT, &[Some(1)])];

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use platform::tenancy::act::{Act, DatasetWrite, DeploymentWrite, ModelWrite, Predict, TrainingCreate, TrainingRead};
+use platform::tenancy::act::{Act, DatasetWrite, DeploymentRead, DeploymentWrite, ModelWrite, Predict, TrainingCreate, TrainingRead};
 use platform::tenancy::{Identity, Kernel, KernelConfig, Limits, Permit, Presented, RequestId, Tenant, TenantSpec};
 use platform::{
     DatasetVersion, Deployment, DeploymentRequest, Error, ModelVersion, Platform, PlatformConfig, Result, Training, TrainingRequest,
@@ -132,6 +132,13 @@ impl World {
         let permit = self.allow::<DeploymentWrite>(key, name).await;
         let deployment = self.platform.deployment_put(&permit, request).await;
         close(permit, deployment)
+    }
+
+    /// A deployment as it is now.
+    pub(crate) async fn deployment(&self, key: &str, name: &str) -> Deployment {
+        let permit = self.allow::<DeploymentRead>(key, name).await;
+        let deployment = self.platform.deployment_get(&permit).await;
+        close(permit, deployment).unwrap()
     }
 
     /// Uploads a model and deploys it under the same name.

@@ -1,10 +1,10 @@
 //! Deployments: which version of a model answers under a name.
 
 use platform::tenancy::Permit;
-use platform::tenancy::act::{DeploymentRead, DeploymentWrite};
+use platform::tenancy::act::{DeploymentRead, DeploymentRollback, DeploymentWrite};
 use platform::{Deployment, DeploymentRequest};
 
-use super::{DELETE, GET, PUT};
+use super::{DELETE, GET, POST, PUT};
 use crate::api::{Api, Ask, Reply};
 use crate::error::Result;
 use crate::openapi::Doc;
@@ -15,10 +15,17 @@ pub(super) fn register(api: &mut Api) {
     api.tenant_route(
         PUT,
         "/v1/deployments/{name}",
-        Doc::new("deployment_put", "Deploy a version or an alias of a model").takes::<DeploymentRequest>().answers::<Deployment>(),
+        Doc::new("deployment_put", "Deploy a version or an alias of a model, with a canary and a shadow beside it if wanted")
+            .takes::<DeploymentRequest>()
+            .answers::<Deployment>(),
         put,
     );
     api.tenant_route(DELETE, "/v1/deployments/{name}", Doc::new("deployment_delete", "Remove a deployment").status(204), delete);
+    let rollout = |operation, about| Doc::new(operation, about).answers::<Deployment>();
+    let about = "Make the canary what answers";
+    api.tenant_route(POST, "/v1/deployments/{name}/promote", rollout("deployment_promote", about), promote);
+    let about = "Return to what was deployed before";
+    api.tenant_route(POST, "/v1/deployments/{name}/rollback", rollout("deployment_rollback", about), rollback);
 }
 
 async fn list(permit: &Permit<DeploymentRead>, ask: Ask) -> Result<Reply> {
@@ -40,4 +47,16 @@ async fn delete(permit: &Permit<DeploymentWrite>, ask: Ask) -> Result<Reply> {
     ask.no_body().await?;
     service.platform.deployment_delete(permit).await?;
     Ok(Reply::empty())
+}
+
+async fn promote(permit: &Permit<DeploymentWrite>, ask: Ask) -> Result<Reply> {
+    let service = ask.service.clone();
+    ask.no_body().await?;
+    Reply::json(&service.platform.deployment_promote(permit).await?)
+}
+
+async fn rollback(permit: &Permit<DeploymentRollback>, ask: Ask) -> Result<Reply> {
+    let service = ask.service.clone();
+    ask.no_body().await?;
+    Reply::json(&service.platform.deployment_rollback(permit).await?)
 }

@@ -17,7 +17,9 @@ pub(super) fn register(api: &mut Api) {
 }
 
 async fn tenant(permit: &Permit<MetricsRead>, ask: Ask) -> Result<Reply> {
-    Ok(Reply::bytes(MEDIA, ask.service.metrics.tenant_text(permit.island(), &permit.quota_use()).into()))
+    let service = &ask.service;
+    let answers = service.platform.version_answers(permit);
+    Ok(Reply::bytes(MEDIA, service.metrics.tenant_text(permit.island(), &permit.quota_use(), &answers).into()))
 }
 
 async fn operator(operator: &Operator, ask: Ask) -> Result<Reply> {

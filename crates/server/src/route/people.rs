@@ -430,6 +430,11 @@ struct UsageAnswer {
     /// Predictions that waited for a sandbox or a model, and how long in all, in microseconds.
     cold_starts: u64,
     cold_start_micros: u64,
+    /// Time that predictions waited for their turn, in microseconds.
+    queue_micros: u64,
+    /// Sandboxes that ended badly, and that were stopped because they idled or to make room.
+    cells_failed: u64,
+    cells_evicted: u64,
     /// Time that training jobs ran, in microseconds.
     training_micros: u64,
     bytes_in: u64,
@@ -437,17 +442,19 @@ struct UsageAnswer {
 }
 
 async fn usage_get(permit: &Permit<QuotaRead>, _ask: Ask) -> Result<Reply> {
-    let Usage { requests, predictions, refused, cpu_micros, cold_starts, cold_start_micros, training_micros, bytes_in, bytes_out } =
-        permit.quota_use().usage;
+    let usage: Usage = permit.quota_use().usage;
     Reply::json(&UsageAnswer {
-        requests,
-        predictions,
-        refused,
-        cpu_micros,
-        cold_starts,
-        cold_start_micros,
-        training_micros,
-        bytes_in,
-        bytes_out,
+        requests: usage.requests,
+        predictions: usage.predictions,
+        refused: usage.refused,
+        cpu_micros: usage.cpu_micros,
+        cold_starts: usage.cold_starts,
+        cold_start_micros: usage.cold_start_micros,
+        queue_micros: usage.queue_micros,
+        cells_failed: usage.cells_failed,
+        cells_evicted: usage.cells_evicted,
+        training_micros: usage.training_micros,
+        bytes_in: usage.bytes_in,
+        bytes_out: usage.bytes_out,
     })
 }

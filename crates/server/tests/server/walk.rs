@@ -63,6 +63,8 @@ impl World {
         insula.put("/v1/models/fence/versions/1/tags/stage", &admin, json!({"value": "x"})).await.expect(204);
         insula.put("/v1/models/fence/gate", &admin, json!({"aliases": ["later"], "approval": true})).await.expect(200);
         insula.put("/v1/deployments/portcullis", &admin, json!({"model": "fence", "alias": "champion"})).await.expect(200);
+        let answers = json!({"deployment": "portcullis", "dataset": "flowers", "into": "answers", "keep": ["label"]});
+        let prediction = insula.post("/v1/predictions", &admin, answers).await.expect(202).json()["id"].as_str().unwrap().to_owned();
         // Somebody of whom nothing else here depends: the walk may remove them.
         let spare = insula.member(&admin, "mona", "viewer").await;
         let key = insula.get("/v1/whoami", &spare).await.json()["credential"].as_str().unwrap().to_owned();
@@ -86,6 +88,7 @@ impl World {
             ("keys", key),
             ("datasets", "flowers".to_owned()),
             ("trainings", training),
+            ("predictions", prediction),
             ("runs", run),
             ("models", "fence".to_owned()),
             ("deployments", "portcullis".to_owned()),
@@ -181,7 +184,16 @@ impl World {
 }
 
 fn takes_no_body(route: &RouteInfo) -> bool {
-    matches!(route.operation, "keyring_rotate" | "training_cancel" | "tenant_suspend" | "tenant_resume")
+    matches!(
+        route.operation,
+        "keyring_rotate"
+            | "training_cancel"
+            | "prediction_cancel"
+            | "deployment_promote"
+            | "deployment_rollback"
+            | "tenant_suspend"
+            | "tenant_resume"
+    )
 }
 
 async fn expired_key(insula: &Insula, admin: &str) -> String {

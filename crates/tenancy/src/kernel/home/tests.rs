@@ -411,13 +411,16 @@ async fn a_node_that_slept_before_the_cut_over_does_not_cut_over() {
         });
         until(AFTER_EXPIRY, || async { PARTED.load(Ordering::Acquire) }).await;
         pause(&a);
-        let tenants = "tenant <> decode(repeat('00', 16), 'hex')";
-        town.scratch
-            .plant(&format!("UPDATE insula_control.lease SET expires_at = clock_timestamp() - interval '1 minute' WHERE {tenants}"))
-            .await;
+        let expired = "UPDATE insula_control.lease SET expires_at = clock_timestamp() - interval '1 minute'
+             WHERE tenant <> decode(repeat('00', 16), 'hex')";
         // It has no time to give up what is being made.
         moves_full(&b, true);
-        put(&b, &key, "x", number).await.unwrap();
+        // A renewal may still have been on its way.
+        let taken = || async {
+            town.scratch.plant(expired).await;
+            put(&b, &key, "x", number).await.is_ok()
+        };
+        until(SOON, taken).await;
         PARTED.store(false, Ordering::Release);
         let cut = moving.await.unwrap();
         assert!(matches!(cut, Err(Error::Conflict(_))), "{cut:?}");

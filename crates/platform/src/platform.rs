@@ -22,7 +22,7 @@ use crate::training::Scheduler;
 /// A look for orders to erase without being woken.
 const ERASURE_LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Between two looks for what can no longer be restored.
-const RETENTION_LOOK_EVERY: Duration = Duration::from_secs(60);
+const RETENTION_LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How long a graceful stop waits for its tasks.
 const SHUTDOWN_WAIT: Duration = Duration::from_secs(20);
 

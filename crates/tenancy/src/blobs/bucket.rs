@@ -110,20 +110,6 @@ impl Bucket {
         Ok(Remote { bucket: Arc::clone(self), id })
     }
 
-    /// All of a small object.
-    pub(super) async fn whole(&self, id: BlobId, bytes: u64) -> Result<Bytes> {
-        self.owned().await?;
-        let found = match self.store.get(&path(id)).await {
-            Ok(found) => found.bytes().await.map_err(|error| fault("reading an object", &error))?,
-            Err(StoreError::NotFound { .. }) => return Err(Error::integrity(format!("object {id}: it is not in its bucket"))),
-            Err(error) => return Err(fault("reading an object", &error)),
-        };
-        if found.len() as u64 != bytes {
-            return Err(Error::integrity(format!("object {id}: the bucket has {} bytes of it instead of {bytes}", found.len())));
-        }
-        Ok(found)
-    }
-
     pub(super) fn littered(&self) -> bool {
         self.littered.load(Ordering::Acquire) || self.chores.load(Ordering::Acquire) > 0
     }

@@ -35,26 +35,12 @@ impl Objects {
 
     /// Copies an object of `bytes` plaintext bytes to another place, unless it is there. Read back, it has the same digest.
     pub(crate) async fn carry(&self, id: BlobId, bytes: u64, to: &Self) -> Result<()> {
-        let length = sealed_bytes(bytes);
-        if length <= PIECE_BYTES {
-            return self.carry_small(id, length, to).await;
-        }
         let wanted = self.sealed_sha256(id, bytes).await?;
         if to.sealed_sha256(id, bytes).await.is_ok_and(|found| found == wanted) {
             return Ok(());
         }
-        self.copy(id, length, to).await?;
+        self.copy(id, sealed_bytes(bytes), to).await?;
         if to.sealed_sha256(id, bytes).await? != wanted {
-            return Err(Error::integrity(format!("object {id} did not arrive as it was sent")));
-        }
-        Ok(())
-    }
-
-    /// The same in one piece: asks each place once, and never for what the answer to another question tells as well.
-    async fn carry_small(&self, id: BlobId, length: u64, to: &Self) -> Result<()> {
-        let sealed = self.whole(id, length).await?;
-        to.put_whole(id, sealed.clone()).await?;
-        if to.whole(id, length).await? != sealed {
             return Err(Error::integrity(format!("object {id} did not arrive as it was sent")));
         }
         Ok(())

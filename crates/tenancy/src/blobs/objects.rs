@@ -98,7 +98,12 @@ impl Objects {
     /// # Errors
     /// As [`Objects::open`], and what the other place runs into.
     pub(crate) async fn copy(&self, id: BlobId, bytes: u64, to: &Self) -> Result<()> {
-        to.cleared(id)?;
+        if let Self::Folder(dir) = to {
+            match fs::remove_file(path(dir, id)) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
+                _ => {}
+            }
+        }
         let source = Arc::new(self.open(id, bytes).await?);
         let (draft, mut sink) = to.begin(id)?;
         let mut offset = 0;
@@ -111,43 +116,6 @@ impl Objects {
         blocking(move || sink.flush().map(|()| sink)).await?.finish().await?;
         draft.keep();
         Ok(())
-    }
-
-    /// All that is stored of a small object.
-    ///
-    /// # Errors
-    /// As [`Objects::open`].
-    pub(super) async fn whole(&self, id: BlobId, bytes: u64) -> Result<Bytes> {
-        match self {
-            Self::Folder(_) => Arc::new(self.open(id, bytes).await?).read(0, bytes).await,
-            Self::Bucket(bucket) => bucket.whole(id, bytes).await,
-        }
-    }
-
-    /// Stores the sealed bytes of a small object, which may be there already.
-    ///
-    /// # Errors
-    /// What the place runs into; in a bucket also another object of this name.
-    pub(super) async fn put_whole(&self, id: BlobId, sealed: Bytes) -> Result<()> {
-        self.cleared(id)?;
-        let (draft, mut sink) = self.begin(id)?;
-        let written = blocking(move || {
-            sink.write(&sealed)?;
-            sink.flush()?;
-            Ok(sink)
-        });
-        written.await?.finish().await?;
-        draft.keep();
-        Ok(())
-    }
-
-    /// Nothing of an earlier attempt is in the way: only a bucket sees by itself whether it is the same.
-    fn cleared(&self, id: BlobId) -> Result<()> {
-        let Self::Folder(dir) = self else { return Ok(()) };
-        match fs::remove_file(path(dir, id)) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
-            _ => Ok(()),
-        }
     }
 
     /// Removes all of them, and of a folder the folder itself. Idempotent.

@@ -32,7 +32,7 @@ const PAGE_ITEMS: u32 = 100;
 const BATCH_ITEMS_MAX: usize = 200;
 const BATCH_BYTES_MAX: usize = 4 << 20;
 /// Objects on their way side by side.
-const OBJECTS_AT_ONCE_MAX: usize = 16;
+const OBJECTS_AT_ONCE_MAX: usize = 8;
 
 /// One thing of a tenant's content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -314,7 +314,7 @@ impl Passing {
         self.bytes = 0;
         let carrying: Vec<_> = changes.into_iter().map(|change| carried(from, target, change).boxed()).collect();
         let arrived =
-            stream::iter(carrying).buffer_unordered(OBJECTS_AT_ONCE_MAX).try_filter_map(async |change| Ok(change)).try_collect::<Vec<_>>();
+            stream::iter(carrying).buffered(OBJECTS_AT_ONCE_MAX).try_filter_map(async |change| Ok(change)).try_collect::<Vec<_>>();
         let arrived = arrived.await?;
         if arrived.is_empty() {
             return Ok(());

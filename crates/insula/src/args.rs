@@ -5,9 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::commands::{
-    audit, batch, data, deploy, erase, import, key, keys, login, member, model, predict, quota, serve, tenant, train,
-};
+use crate::commands::{audit, batch, data, deploy, erase, import, key, keys, login, member, model, predict, quota, serve, tenant, train};
 
 /// What `--help` says about environment and exit status.
 const AFTER_HELP: &str = "\

@@ -135,7 +135,12 @@ fn stock_clients(options: &Options, folder: &Path, service: &mut Service, tenant
     let told: Value = serde_json::from_str(&told).map_err(|error| format!("the clients printed no JSON: {error}"))?;
     let figure = |name: &str| told.get(name).and_then(Value::as_f64).ok_or_else(|| format!("the clients did not tell `{name}`"));
     let (calls, seconds) = (figure("calls")?, figure("seconds")?);
-    report.add(&format!("{CLIENT_PROCESSES} processes of the stock client, beside the service on the same cores"), "calls/s", "", calls / seconds);
+    report.add(
+        &format!("{CLIENT_PROCESSES} processes of the stock client, beside the service on the same cores"),
+        "calls/s",
+        "",
+        calls / seconds,
+    );
     report.add("the same: CPU of the service a call", "ms", "", cpu_ms / calls);
     report.add("the same: CPU of the clients a call", "ms", "", figure("client_cpu_seconds")? * 1e3 / calls);
     Ok(())

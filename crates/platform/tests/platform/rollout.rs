@@ -74,7 +74,7 @@ async fn a_canary_gets_its_share_until_it_is_promoted_or_taken_back() {
     for version in ["1", "2"] {
         let permit = world.allow::<Predict>(&key, "d").await;
         let answer = world.platform.predict(&permit, Some(version), Bytes::from(ask_times(1.0))).await;
-        let answer: Value = serde_json::from_slice(&close(permit, answer).unwrap()).unwrap();
+        let answer: Value = serde_json::from_slice(&close(permit, answer).unwrap().body).unwrap();
         assert_eq!(answer["model_version"], version);
     }
     let permit = world.allow::<Predict>(&key, "d").await;

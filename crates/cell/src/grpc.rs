@@ -106,11 +106,7 @@ impl<'a> Input<'a> {
                 (1, value) => input.name = text(value, "name")?,
                 (2, value) => input.datatype = text(value, "datatype")?,
                 (3, value) => input.dimensions(value)?,
-                (4, value) => {
-                    if parameter(value)?.0.starts_with(SHARED_MEMORY) {
-                        return Err(shared_memory());
-                    }
-                }
+                (4, value) if parameter(value)?.0.starts_with(SHARED_MEMORY) => return Err(shared_memory()),
                 (5, Value::Bytes(contents)) if input.contents.is_none() => input.contents = Some(contents),
                 (5, _) => return Err(invalid(format!("input `{}`: `contents` is there twice, or no message", input.name))),
                 _ => {}

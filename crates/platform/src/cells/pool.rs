@@ -63,11 +63,14 @@ pub(super) enum Lane {
     Shadow,
 }
 
+/// Name of a deployment, and number of a version.
+type DeployedVersion = (Arc<str>, u64);
+
 /// One tenant's serving side on this node, in one lane.
 pub(super) struct Island {
     pub(super) lane: Lane,
     resolved: Mutex<LruCache<Box<str>, Arc<Routes>>>,
-    counted: Mutex<LruCache<(Arc<str>, u64), Arc<Counted>>>,
+    counted: Mutex<LruCache<DeployedVersion, Arc<Counted>>>,
     serving: Mutex<Option<Arc<Serving>>>,
     starting: tokio::sync::Mutex<()>,
     in_flight: Arc<Semaphore>,

@@ -179,7 +179,7 @@ fn a_version_is_rolled_out_and_back_and_asked_about_a_table() {
     asked("1");
     service.run("clinic", &["deploy", "rollback", "gate"]).failed(7, "no state before");
 
-    let batch = ["batch", "start", "gate", "--dataset", "rows", "--into", "answers", "--keep", "label", "--watch"];
+    let batch = ["batch", "start", "gate", "--dataset", "rows", "--into", "answers", "--keep", "x", "--watch"];
     let job = service.run("clinic", &batch).json();
     assert_eq!((&job["state"], &job["rows"], &job["into_version"]), (&json!("succeeded"), &json!(120), &json!(1)), "{job}");
     let id = job["id"].as_str().unwrap();

@@ -522,8 +522,8 @@ fn mlflow_body(operation: &Operation, slot: &Slot, text: &str, there: &There) ->
         // Another list may need more than is known here.
         let beside = around.is_empty() || (shared > 0 && !around[shared..].contains(&"0".to_owned()));
         // An assessment says one thing.
-        let one = !passes(around, &["expectation"]) && !(passes(around, &["feedback"]) && passes(at, &["expectation", "issue"]));
-        if let Some(value) = there.get(name.as_str()).filter(|_| beside && one) {
+        let other = passes(around, &["expectation"]) || (passes(around, &["feedback"]) && passes(at, &["expectation", "issue"]));
+        if let Some(value) = there.get(name.as_str()).filter(|_| beside && !other) {
             put(&mut body, field, value);
         }
     }

@@ -205,7 +205,7 @@ async fn tensors_that_do_not_fit_are_named() {
         ("an unknown input", with("name", json!("z")), "invalid_input", "no input `z`"),
         ("an unknown output", raw(&good.replacen('{', "{\"outputs\": [{\"name\": \"z\"}],", 1)), "invalid_input", "no output `z`"),
         ("another protocol", json!({"instances": [[1, 2]]}).into(), "invalid_input", "`instances`"),
-        ("binary tensors", json!({"parameters": {"binary_data_output": true}, "inputs": []}).into(), "unsupported", "binary_data=False"),
+        ("no inputs", json!({"parameters": {"binary_data_output": true}, "inputs": []}).into(), "invalid_input", "is missing"),
         ("cut", raw(&good[..good.len() / 2]), "invalid_input", "byte"),
         ("deep", raw(&"[".repeat(100_000)), "invalid_input", "expected an object"),
         ("a form", raw("x=1&y=2"), "invalid_input", "expected an object"),

@@ -424,7 +424,7 @@ async fn every_act_by_every_role_as_the_matrix_says() {
         DatasetDelete TrainingRead TrainingCreate TrainingRun TrainingCancel RunRead ModelRead ModelWrite ModelGate ModelDelete
         DeploymentRead DeploymentWrite Predict LedgerRead RunWrite RunDelete ExperimentRead ExperimentWrite ExperimentDelete ArtifactRead ArtifactWrite
         ArtifactDelete LoggedModelRead LoggedModelWrite LoggedModelDelete TraceRead TraceWrite TraceDelete WebhookRead WebhookWrite
-        PermissionRead PermissionWrite RetentionSweep);
+        PermissionRead PermissionWrite RetentionSweep PredictionRead PredictionCreate PredictionRun PredictionCancel DeploymentRollback);
     assert_eq!(asked, ACTS.len() * Role::ALL.len(), "an act that is not asked here");
     let outcomes = entries(&kernel, &admin).await;
     assert_eq!(outcomes.iter().filter(|entry| entry.resource.ends_with(":x")).count(), asked, "one entry each");

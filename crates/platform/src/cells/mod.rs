@@ -112,11 +112,17 @@ impl Cells {
         &self.0.counters
     }
 
+    /// Whether a cell of this tenant may start at all.
+    fn starts_for(&self, owner: &Owner) -> Result<()> {
+        match self.0.closed.load(Ordering::Acquire) || self.is_stopped(owner.island) {
+            true => Err(Error::CellFailed(CellFailure::Stopped)),
+            false => Ok(()),
+        }
+    }
+
     /// A cell for this tenant: a blank one if there is, else a fresh fork.
     pub(crate) async fn cell(&self, owner: &Owner) -> Result<(Process, UnixStream)> {
-        if self.0.closed.load(Ordering::Acquire) || self.is_stopped(owner.island) {
-            return Err(Error::CellFailed(CellFailure::Stopped));
-        }
+        self.starts_for(owner)?;
         loop {
             let Some(blank) = self.0.blank.lock().pop_front() else { break };
             self.0.refill.notify_one();
@@ -131,9 +137,7 @@ impl Cells {
 
     /// A cell for which nobody has to make room: a place that is free, and no blank cell that is kept for others.
     pub(crate) async fn spare_cell(&self, owner: &Owner) -> Result<(Process, UnixStream)> {
-        if self.0.closed.load(Ordering::Acquire) || self.is_stopped(owner.island) {
-            return Err(Error::CellFailed(CellFailure::Stopped));
-        }
+        self.starts_for(owner)?;
         let place = Arc::clone(&self.0.places).try_acquire_owned();
         let place = place.map_err(|_| Error::Overloaded("all places for sandboxes are taken"))?;
         self.fork(place, owner.limits()).await?.adopt(owner, Arc::clone(&self.0.counters)).map_err(Error::CellFailed)
@@ -471,7 +475,7 @@ impl Cells {
     }
 }
 
-fn broken(what: &str) -> Error {
+pub(crate) fn broken(what: &str) -> Error {
     Error::CellFailed(CellFailure::Protocol(what.to_owned()))
 }
 

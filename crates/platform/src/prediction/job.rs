@@ -7,9 +7,9 @@ use tenancy::{Lease, Permit, StoredUpload, Tenant};
 use wire::{Format, FromCell};
 
 use super::{Prediction, TICKET_KIND};
-use crate::cells::{Event, Source};
+use crate::cells::{Event, Source, broken};
 use crate::dataset::{hex, stored_version, version_insert, version_key};
-use crate::error::{CellFailure, Error, Result};
+use crate::error::{Error, Result};
 use crate::model::StoredModelVersion;
 use crate::page::Timestamp;
 use crate::platform::Platform;
@@ -273,8 +273,4 @@ async fn register(permit: &Permit<PredictionRun>, job: &Prediction, product: Pro
     tx.put(&done).await?;
     tx.commit().await?;
     Ok(true)
-}
-
-fn broken(what: &str) -> Error {
-    Error::CellFailed(CellFailure::Protocol(what.to_owned()))
 }

@@ -8,7 +8,7 @@ use wire::{FromCell, ToCell, Trained};
 
 use super::scheduler::{Live, Scheduler};
 use super::{Failure, LIST_ITEMS_MAX, LogChunk, Run, Training, TrainingState};
-use crate::cells::{Event, Source, line};
+use crate::cells::{Event, Source, broken, line};
 use crate::dataset::{StoredVersion, hex, stored_version};
 use crate::error::{CellFailure, Error, Result};
 use crate::model::{Lineage, MadeVersion, Origin, TrainingLineage, version_insert};
@@ -402,8 +402,4 @@ async fn store_lines(tx: &mut tenancy::Tx<'_>, training: &Training, live: &Live)
         tx.put(&LogChunk { training: training.id.clone(), attempt: training.attempts, lines: lines.to_vec() }).await?;
     }
     Ok(())
-}
-
-fn broken(what: &str) -> Error {
-    Error::CellFailed(CellFailure::Protocol(what.to_owned()))
 }

@@ -29,7 +29,7 @@ use platform::tenancy::act::{Act, Mode, ResourceKind};
 use platform::tenancy::{Closed, Identity, IslandToken, MeterHandle, Operator, Permit, Presented, RateLimitState, RequestId, Tenant};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use tokio::time::timeout;
 
 use crate::body::{AnswerBody, RequestBody};
@@ -405,10 +405,12 @@ fn resource<A: Act>(ask: &Ask) -> &str {
 
 /// The request of an MLflow address, and what it is about.
 async fn given(ask: &mut Ask, field: &'static str) -> Result<Given> {
-    let mut fields = mlflow::wire::fields(ask).await?;
-    fields.extend(ask.parameters.iter().map(|(name, value)| ((*name).to_owned(), Value::String(value.clone()))));
-    let resource = match fields.get(field) {
-        Some(Value::String(name)) => name.clone(),
+    let mut fields = mlflow::wire::Fields::of(ask).await?;
+    for (name, value) in &ask.parameters {
+        fields.put((*name).to_owned(), value)?;
+    }
+    let resource = match fields.value(field) {
+        Some(Value::String(name)) => name,
         Some(Value::Number(number)) => number.to_string(),
         _ => String::new(),
     };
@@ -459,7 +461,7 @@ pub(crate) struct Ask {
 
 /// A request of the MLflow protocol.
 pub(crate) struct Given {
-    fields: Map<String, Value>,
+    fields: mlflow::wire::Fields,
     resource: String,
 }
 
@@ -474,10 +476,10 @@ impl Ask {
         parsed(self.parameter(name)).ok_or_else(|| platform::tenancy::Error::NotFound(what).into())
     }
 
-    /// The request of an MLflow address. Fields that are not known are ignored, as MLflow does.
+    /// The request of an MLflow address.
     pub(crate) fn fields<T: DeserializeOwned>(&mut self) -> Result<T> {
         let given = self.given.take().unwrap_or_else(|| Err(Fail::internal("an address without fields")))?;
-        T::deserialize(Value::Object(given.fields)).map_err(|error| Fail::new("invalid", error.to_string()))
+        given.fields.read()
     }
 
     /// Refuses query parameters that the address does not have, or that are there twice.

@@ -469,6 +469,12 @@ impl Tx<'_> {
         self.txn.leave(result)
     }
 
+    /// How many records of the kind have keys that begin with `prefix`.
+    pub async fn count_under<R: Record>(&mut self, prefix: &str) -> Result<u64> {
+        let result = records::count_under::<R>(self.txn.enter()?, prefix).await;
+        self.txn.leave(result)
+    }
+
     /// Adds a record.
     ///
     /// # Errors
@@ -493,6 +499,12 @@ impl Tx<'_> {
     /// Removes a record; whether it was there.
     pub async fn delete<R: Record>(&mut self, key: &str) -> Result<bool> {
         let result = records::delete::<R>(self.txn.enter()?, key).await;
+        self.txn.leave(result)
+    }
+
+    /// Removes records of one kind, in few statements; what is not there is no error.
+    pub async fn delete_all<R: Record>(&mut self, keys: &[String]) -> Result<()> {
+        let result = records::delete_all::<R>(self.txn.enter()?, keys).await;
         self.txn.leave(result)
     }
 

@@ -83,23 +83,32 @@ fn operations(
     report: &mut Report,
 ) -> Result<Vec<Took>> {
     let run = run_new(service, tenant, experiment)?;
-    let point = json!({"run_id": run, "key": "loss", "value": 0.5, "timestamp": 1, "step": 1});
-    let get = Ask::get(format!("/api/2.0/mlflow/runs/get?run_id={run}"), tenant);
-    let metrics: Vec<Value> = (0..100).map(|n| json!({"key": format!("m{n}"), "value": 0.5, "timestamp": 1, "step": 1})).collect();
-    let batch = json!({"run_id": run, "metrics": metrics});
     let total = options.tracking_operations;
+    // Every request logs points of its own, as a training does; those that come twice would be kept once.
+    let point =
+        |step: usize| ask("runs/log-metric", tenant, &json!({"run_id": run, "key": "loss", "value": 0.5, "timestamp": step, "step": step}));
+    let batch = |step: usize| {
+        let metrics: Vec<Value> =
+            (0..100).map(|n| json!({"key": format!("m{n}"), "value": 0.5, "timestamp": step, "step": step})).collect();
+        ask("runs/log-batch", tenant, &json!({"run_id": run, "metrics": metrics}))
+    };
+    let get = Ask::get(format!("/api/2.0/mlflow/runs/get?run_id={run}"), tenant);
+    let steps = |total: usize, ask: &dyn Fn(usize) -> Ask| (0..total + total / 5).map(ask).collect::<Vec<_>>();
     let kinds = [
-        ("log-metric", "log_metric", ask("runs/log-metric", tenant, &point), total),
-        ("runs/get", "runs_get", get, total),
-        ("log-batch of 100 metrics", "log_batch", ask("runs/log-batch", tenant, &batch), total / 4),
+        ("log-metric", "log_metric", steps(total, &point), total),
+        ("runs/get", "runs_get", vec![get; 3], total),
+        ("log-batch of 100 metrics", "log_batch", steps(total / 4, &batch), total / 4),
     ];
     let mut all = Vec::new();
-    for (name, what, ask, total) in kinds {
+    for (name, what, asks, total) in kinds {
         let load = |total, connections| Load { connections, ..Load::once(total) };
-        service.client.run(std::slice::from_ref(&ask), load(total / 10, CONNECTIONS))?;
-        let single = service.client.run(std::slice::from_ref(&ask), load(total / 10, 1))?;
+        let few = (asks.len() / 12).max(1);
+        let (warm, rest) = asks.split_at(few);
+        let (one, others) = rest.split_at(few);
+        service.client.run(warm, load(total / 10, CONNECTIONS))?;
+        let single = service.client.run(one, load(total / 10, 1))?;
         let before = service.cpu_seconds("insula");
-        let many = service.client.run(std::slice::from_ref(&ask), load(total, CONNECTIONS))?;
+        let many = service.client.run(others, load(total, CONNECTIONS))?;
         let cpu_ms = (service.cpu_seconds("insula") - before) * 1e3 / many.micros.len() as f64;
         report.add(&format!("{name}, 1 connection: p50"), "µs", "", single.micros_at(0.5));
         report.add(&format!("{name}, {CONNECTIONS} connections, beside the client on the same cores"), "requests/s", "", many.rate());
@@ -132,7 +141,9 @@ fn stock_clients(options: &Options, folder: &Path, service: &mut Service, tenant
     let before = service.cpu_seconds("insula");
     let told = quietly(&mut command)?;
     let cpu_ms = (service.cpu_seconds("insula") - before) * 1e3;
-    let told: Value = serde_json::from_str(&told).map_err(|error| format!("the clients printed no JSON: {error}"))?;
+    // The client says what it thinks of the server before.
+    let told = told.lines().last().unwrap_or_default();
+    let told: Value = serde_json::from_str(told).map_err(|error| format!("the clients printed no JSON: {error}"))?;
     let figure = |name: &str| told.get(name).and_then(Value::as_f64).ok_or_else(|| format!("the clients did not tell `{name}`"));
     let (calls, seconds) = (figure("calls")?, figure("seconds")?);
     report.add(
@@ -210,11 +221,12 @@ fn peers(options: &Options, folder: &Path, report: &mut Report) -> Result<Vec<Pe
     let python = crate::setup::mlflow()?;
     report.section("A real MLflow server 3.18, one worker, SQLite, plain HTTP");
     let mut peers = Vec::new();
-    for name in ["none", "basic"] {
+    // Basic auth takes a quarter of a second for each request, whatever it asks.
+    for (name, share) in [("none", 1), ("basic", 5)] {
         println!("measuring a real MLflow server, {} (minutes)", shown(name));
         let mut command = Command::new(&python);
         command.arg(crate::root().join("xtask/src/bench/mlflow_peer.py")).arg(folder.join(format!("mlflow-{name}"))).arg(name);
-        command.arg(options.peer_requests.to_string()).arg(options.peer_runs.to_string());
+        command.arg((options.peer_requests / share).to_string()).arg((options.peer_runs / share).to_string());
         let told = quietly(&mut command)?;
         let told: Value = serde_json::from_str(&told).map_err(|error| format!("the peer printed no JSON: {error}"))?;
         let peer = Peer { name, told };

@@ -25,6 +25,7 @@ use tenancy::{IslandToken, Permit, Record, Rows};
 use super::experiment::{self, Experiment};
 use super::filter::{self, Attribute, Clause, Entity, Grammar, NUMBER, Order, TEXT, TEXT_LIST, TEXT_NULL};
 use super::item::{DatasetInput, ModelInput, ModelOutput, Part, RunItem, Text, heads};
+use super::journal::merged;
 use super::lifecycle::{Lifecycle, ViewType};
 use super::metric::{MetricHead, Point};
 use super::run::{RUN_ID_BYTES_MAX, RunView, TrackedRun};
@@ -237,7 +238,7 @@ impl Platform {
             if let Some(view) = runs.get_mut(at) {
                 let items = heads(&permit.rows(), &view.run.id).await?;
                 view.datasets =
-                    items.into_iter().filter_map(|item| if let Part::Dataset(input) = item.part { Some(input) } else { None }).collect();
+                    items.into_iter().filter_map(|part| if let Part::Dataset(input) = part { Some(input) } else { None }).collect();
             }
         }
         let next = more.then(|| PageToken::seal(permit, "runs", &shape, skip + runs.len())).transpose()?;
@@ -421,7 +422,7 @@ impl Index {
             let items = if run.is_some() { heads(rows, id).await? } else { Vec::new() };
             let id = id.clone();
             match run {
-                Some(run) => self.put(run, items.into_iter().map(|item| item.part).collect()),
+                Some(run) => self.put(run, items),
                 None => self.remove(&id),
             }
             reload.runs.pop();
@@ -468,7 +469,7 @@ impl Index {
                 }
                 for (run, parts) in whole {
                     if let Some(known) = self.places.get(&run).and_then(|at| self.entries.get(*at)) {
-                        self.put(known.run.clone(), parts);
+                        self.put(known.run.clone(), merged(parts));
                     }
                 }
             }
@@ -594,6 +595,7 @@ impl Entry {
                 Part::Dataset(input) => bytes += inputs.dataset(input),
                 Part::ModelInput(input) => inputs.model_inputs.push(input),
                 Part::ModelOutput(output) => inputs.model_outputs.push(output),
+                Part::Journal(_) => {}
             }
         }
         items.sort_unstable_by_key(|item| item.place);

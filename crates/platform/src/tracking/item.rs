@@ -6,6 +6,7 @@
 //!           {run}/m/…                    a metric with its newest points
 //!           {run}/d/…                    a data set that went in
 //!           {run}/i/…  {run}/o/…         logged models that went in and came out
+//!           {run}/j/{number}             points that wait to be sorted to their metrics
 //! ```
 //! So logging one thing touches one of them, and a whole run is read with one listing.
 
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use tenancy::{Record, Resource, Rows, Tx};
 
 use super::check::name_hash;
+use super::journal::{Journal, merged};
 use super::metric::{Metric, MetricBlock, MetricHead};
 use crate::error::Result;
 
@@ -54,6 +56,9 @@ pub(crate) enum Part<M> {
     /// A logged model that the run made.
     #[serde(rename = "o")]
     ModelOutput(ModelOutput),
+    /// Points of several metrics.
+    #[serde(rename = "j")]
+    Journal(Journal),
 }
 
 /// A key with a text.
@@ -112,6 +117,11 @@ pub struct ModelOutput {
     pub step: i64,
 }
 
+/// Before the keys of a run's waiting points.
+pub(crate) fn journal_prefix(run: &str) -> String {
+    format!("{run}/j/")
+}
+
 /// What has a name.
 pub(crate) trait Named {
     fn name(&self) -> &str;
@@ -129,9 +139,14 @@ impl Named for MetricHead {
     }
 }
 
+/// Before the keys of a run's metrics.
+pub(crate) fn metric_prefix(run: &str) -> String {
+    format!("{run}/m/")
+}
+
 /// Key of the metric of this name.
 pub(crate) fn metric_key(run: &str, name: &str) -> String {
-    format!("{run}/m/{}", name_hash(name))
+    format!("{}{}", metric_prefix(run), name_hash(name))
 }
 
 /// Key of the parameter of this name.
@@ -155,6 +170,7 @@ impl<M: Named + Serialize + DeserializeOwned + Send + Sync> Record for RunItem<M
             Part::Dataset(input) => format!("{run}/d/{}", name_hash(&format!("{}\0{}", input.dataset.name, input.dataset.digest))),
             Part::ModelInput(input) => format!("{run}/i/{}", name_hash(&input.model_id)),
             Part::ModelOutput(output) => format!("{run}/o/{}", name_hash(&output.model_id)),
+            Part::Journal(journal) => format!("{}{:04}", journal_prefix(run), journal.number),
         }
     }
 }
@@ -178,6 +194,7 @@ impl<M> Part<M> {
                 let own = dataset.name.len() + dataset.digest.len() + dataset.source_type.len() + dataset.source.len();
                 own + more + tags.iter().map(text).sum::<usize>()
             }
+            Self::Journal(journal) => journal.points.iter().map(|(name, point)| name.len() + size_of_val(point)).sum(),
             Self::ModelInput(_) | Self::ModelOutput(_) => 0,
         };
         RECORD_BYTES + texts as u64
@@ -222,7 +239,7 @@ impl Balance {
 }
 
 /// All parts of a run, without the points of its metrics.
-pub(crate) async fn heads(rows: &Rows<'_>, run: &str) -> Result<Vec<RunItem<MetricHead>>> {
+pub(crate) async fn heads(rows: &Rows<'_>, run: &str) -> Result<Vec<Part<MetricHead>>> {
     let prefix = format!("{run}/");
     let mut items: Vec<RunItem<MetricHead>> = Vec::new();
     loop {
@@ -231,17 +248,9 @@ pub(crate) async fn heads(rows: &Rows<'_>, run: &str) -> Result<Vec<RunItem<Metr
         let full = page.len() == READ_ITEMS as usize;
         items.extend(page);
         if !full {
-            return Ok(items);
+            return Ok(merged(items.into_iter().map(|item| item.part).collect()));
         }
     }
-}
-
-/// One metric of a run with its newest points.
-pub(crate) async fn metric(rows: &Rows<'_>, run: &str, name: &str) -> Result<Option<Metric>> {
-    Ok(match rows.get::<RunItem<Metric>>(&metric_key(run, name)).await? {
-        Some(RunItem { part: Part::Metric(metric), .. }) => Some(metric),
-        _ => None,
-    })
 }
 
 /// Removes parts of a run and blocks of its metrics, at most `most` of them, and gives their bytes back. How many were.
@@ -249,16 +258,12 @@ pub(crate) async fn remove(tx: &mut Tx<'_>, run: &str, most: u32) -> Result<u32>
     let prefix = format!("{run}/");
     let mut balance = Balance::default();
     let items: Vec<RunItem<MetricHead>> = tx.list(None, most, Some(&prefix)).await?;
-    for item in &items {
-        tx.delete::<RunItem<Metric>>(&item.key()).await?;
-        balance.removed += item.part.stored_bytes();
-    }
+    tx.delete_all::<RunItem<Metric>>(&items.iter().map(Record::key).collect::<Vec<_>>()).await?;
+    balance.removed += items.iter().map(|item| item.part.stored_bytes()).sum::<u64>();
     let removed = u32::try_from(items.len()).unwrap_or(most);
     let blocks: Vec<MetricBlock> = tx.list(None, most.saturating_sub(removed), Some(&prefix)).await?;
-    for block in &blocks {
-        tx.delete::<MetricBlock>(&block.key()).await?;
-        balance.removed += METRIC_BYTES;
-    }
+    tx.delete_all::<MetricBlock>(&blocks.iter().map(Record::key).collect::<Vec<_>>()).await?;
+    balance.removed += METRIC_BYTES * blocks.len() as u64;
     balance.settle(tx).await?;
     Ok(removed + u32::try_from(blocks.len()).unwrap_or(most))
 }

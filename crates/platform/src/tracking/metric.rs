@@ -63,7 +63,7 @@ pub struct ModelLink {
 
 impl Point {
     /// MLflow's order of what is latest: by step, time, value. NaN counts as 0.
-    fn newer(&self, other: &Self) -> bool {
+    pub(crate) fn newer(&self, other: &Self) -> bool {
         let place = |point: &Self| (point.step, point.timestamp);
         place(self).cmp(&place(other)).then(compared(zero_for_nan(self.value), zero_for_nan(other.value))).is_gt()
     }
@@ -221,6 +221,15 @@ impl Metric {
             let points = std::mem::take(&mut self.tail);
             blocks.push(MetricBlock { run: run.to_owned(), hash: name_hash(&self.name), number: self.blocks, points });
             self.blocks += 1;
+        }
+        self.tail.push(point);
+    }
+
+    /// Adds a point for those who read, without cutting blocks.
+    pub(crate) fn wait(&mut self, point: Point) {
+        self.ordered &= self.tail.last().is_none_or(|last| last.in_history(&point).is_lt());
+        if point.newer(&self.latest) {
+            self.latest = point;
         }
         self.tail.push(point);
     }

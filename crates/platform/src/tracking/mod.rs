@@ -7,6 +7,7 @@ pub(crate) mod filter;
 mod history;
 pub(crate) mod index;
 pub(crate) mod item;
+mod journal;
 pub(crate) mod lifecycle;
 pub(crate) mod logged_model;
 pub(crate) mod metric;
@@ -29,11 +30,7 @@ pub use run::{
 
 /// The latest value of a metric of a run.
 pub(crate) async fn run_metric(tx: &mut tenancy::Tx<'_>, run: &str, name: &str) -> crate::error::Result<Option<f64>> {
-    let item = tx.get::<item::RunItem<metric::MetricHead>>(&item::metric_key(run, name)).await?;
-    Ok(item.and_then(|item| match item.part {
-        item::Part::Metric(metric) => Some(metric.latest.value),
-        _ => None,
-    }))
+    Ok(journal::latest(tx, run, name).await?.map(|point| point.value))
 }
 
 /// The experiment that a run belongs to.

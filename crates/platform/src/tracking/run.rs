@@ -11,7 +11,8 @@ use tenancy::{Permit, Record, Tx};
 
 use super::check::{KEY_CHARS_MAX, PARAM_CHARS_MAX, TAG_CHARS_MAX, entity_name, kept_id, length, quoted, truncated};
 use super::experiment::{self, Experiment};
-use super::item::{self, Balance, DatasetInput, METRIC_BYTES, ModelInput, ModelOutput, Part, RunItem, Text, param_key, tag_key};
+use super::item::{self, Balance, DatasetInput, ModelInput, ModelOutput, Part, RunItem, Text, param_key, tag_key};
+use super::journal;
 use super::lifecycle::{Deleted, Lifecycle, Trash};
 use super::metric::{self, Metric, MetricHead, MetricPoint, ModelMetric, Point};
 use crate::dataset::hex;
@@ -180,6 +181,7 @@ pub struct RunView {
 }
 
 impl RunView {
+    /// Of parts with nothing in a journal, as [`item::heads`] reads them.
     pub(crate) fn new(run: TrackedRun, items: impl IntoIterator<Item = Part<MetricHead>>) -> Self {
         let mut view = Self {
             run,
@@ -198,6 +200,7 @@ impl RunView {
                 Part::Dataset(input) => view.datasets.push(input),
                 Part::ModelInput(input) => view.model_inputs.push(input),
                 Part::ModelOutput(output) => view.model_outputs.push(output),
+                Part::Journal(_) => {}
             }
         }
         view
@@ -271,7 +274,7 @@ impl Platform {
     pub async fn tracking_run_get(&self, permit: &Permit<RunRead>) -> Result<RunView> {
         let run = readable(permit, permit.resource()).await?;
         let items = item::heads(&permit.rows(), &run.id).await?;
-        Ok(RunView::new(run, items.into_iter().map(|item| item.part)))
+        Ok(RunView::new(run, items))
     }
 
     /// Changes name, status or end of a run.
@@ -339,7 +342,7 @@ impl Platform {
                 let mut run = open(tx, &id).await?;
                 let mut balance = Balance::default();
                 params_put(tx, &run.id, params, single, &mut balance).await?;
-                metrics_put(tx, &run.id, &metrics, &mut balance).await?;
+                journal::put(tx, &run.id, &metrics, &mut balance).await?;
                 if let Some(name) = tags.iter().rev().find(|tag| tag.key == NAME_TAG) {
                     run.name.clone_from(&name.value);
                     tx.put(&run).await?;
@@ -550,48 +553,6 @@ async fn params_put(tx: &mut Tx<'_>, run: &str, params: Vec<Text>, single: bool,
             )))
         }
     }
-}
-
-/// Puts metrics with their new points.
-async fn metrics_put(tx: &mut Tx<'_>, run: &str, points: &[MetricPoint], balance: &mut Balance) -> Result<()> {
-    let mut names: Vec<&str> = points.iter().map(|point| point.key.as_str()).collect();
-    names.sort_unstable();
-    names.dedup();
-    let keys: Vec<_> = names.iter().map(|name| item::metric_key(run, name)).collect();
-    let mut known = match keys.as_slice() {
-        [] => return Ok(()),
-        [one] => vec![tx.get::<RunItem<Metric>>(one).await?],
-        all => tx.get_all::<RunItem<Metric>>(all).await?,
-    }
-    .into_iter()
-    .map(|item| match item {
-        Some(RunItem { part: Part::Metric(metric), .. }) => Some(metric),
-        _ => None,
-    })
-    .collect::<Vec<_>>();
-    let mut blocks = Vec::new();
-    for point in points {
-        let at = names.binary_search(&point.key.as_str()).unwrap_or_default();
-        if let Some(slot) = known.get_mut(at) {
-            match slot {
-                Some(metric) => metric.push(run, point.point, &mut blocks),
-                None => {
-                    *slot = Some(Metric::new(point.key.clone(), point.point));
-                    balance.added += METRIC_BYTES;
-                }
-            }
-        }
-    }
-    let items: Vec<_> = known.into_iter().flatten().map(|metric| RunItem::new(run, Part::Metric(metric))).collect();
-    match items.as_slice() {
-        [one] => tx.put(one).await?,
-        all => tx.put_all(all).await?,
-    }
-    if !blocks.is_empty() {
-        balance.added += METRIC_BYTES * blocks.len() as u64;
-        tx.put_all(&blocks).await?;
-    }
-    Ok(())
 }
 
 /// Points that say something about a logged model are kept for it too; those that are there already count once.

@@ -1,5 +1,6 @@
 //! Experiments and runs on a real kernel: what was acknowledged is found, what was written is read back, what is deleted goes.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -131,6 +132,49 @@ async fn what_was_acknowledged_is_found() {
         assert!(found[0].run.lifecycle.deleted);
     };
     futures_util::future::join_all((0..8).map(write_and_look)).await;
+}
+
+/// Requests with many metrics wait together before they are sorted: whoever reads sees all of it at any time, in its order, once.
+#[tokio::test(flavor = "multi_thread")]
+async fn points_that_wait_are_seen() {
+    let Some(world) = World::start(|_| ()).await else { return };
+    let key = world.tenant("alpha", |_| ()).await;
+    let experiment = world.experiment(&key, "wide").await;
+    let (before, run) = (world.stored(&key).await, world.begin(&key, &experiment).await);
+    let (world, key, run, experiment) = (&world, key.as_str(), run.as_str(), experiment.as_str());
+    let mut records = BTreeSet::new();
+    for step in 0..40_i64 {
+        // Some steps are logged twice, some metrics alone, and one name is new in between.
+        let step = if step % 7 == 6 { step - 1 } else { step };
+        #[expect(clippy::cast_precision_loss, reason = "small")]
+        let value = step as f64;
+        let mut metrics: Vec<_> = (0..20).map(|n| point(&format!("m{n}"), value, step)).collect();
+        metrics.extend((step >= 20).then(|| point("late", value, step)));
+        world.log(key, run, Batch { metrics, ..Default::default() }).await.unwrap();
+        world.log(key, run, Batch { metrics: vec![point("m3", value + 0.5, step)], ..Default::default() }).await.unwrap();
+        let permit = world.allow::<RunRead>(key, run).await;
+        let history = async |name: &str| world.platform.tracking_history(&permit, name, None, None).await.unwrap().points;
+        let steps = |points: &[Point]| points.iter().map(|point| point.step).collect::<Vec<_>>();
+        let so_far: Vec<_> = (0..=step).filter(|step| step % 7 != 6).collect();
+        assert_eq!(steps(&history("m0").await), so_far, "{step}");
+        assert_eq!(steps(&history("late").await), so_far.iter().copied().filter(|step| *step >= 20).collect::<Vec<_>>());
+        let twice: Vec<_> = history("m3").await.iter().map(|point| point.value).collect();
+        assert_eq!(twice.len(), so_far.len() * 2, "{step}: {twice:?}");
+        assert!(twice.is_sorted(), "{twice:?}");
+        let view = world.platform.tracking_run_get(&permit).await.unwrap();
+        let latest: BTreeMap<_, _> = view.metrics.into_iter().map(|(name, point)| (name, point.value)).collect();
+        assert_eq!((latest["m7"], latest["m3"], latest.len()), (value, value + 0.5, if step >= 20 { 21 } else { 20 }));
+        close(permit, Ok(())).unwrap();
+        assert_eq!(world.search(key, experiment, &format!("metrics.m5 = {value}")).await.len(), 1, "{step}");
+        records.insert(world.records(key).await.1);
+    }
+    assert!(records.len() > 8, "some waited: {records:?}");
+    let permit = world.allow::<RunDelete>(key, run).await;
+    let deleted = world.platform.tracking_run_delete(&permit).await;
+    close(permit, deleted).unwrap();
+    world.platform.retention_round(later(40)).await;
+    assert_eq!(world.records(key).await, (0, 0, 0));
+    assert_eq!(world.stored(key).await, before, "all bytes are given back");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,7 +8,6 @@ use platform::tenancy::Permit;
 use platform::tenancy::act::{TraceDelete, TraceRead, TraceWrite};
 use platform::{Assessment, AssessmentUpdate, SPANS_BYTES_MAX, Trace, TraceDeletion, TraceSearch, TraceState, Verdict};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -239,13 +238,13 @@ struct TagForm {
 }
 
 async fn tag_set(permit: &Permit<TraceWrite>, mut ask: Ask) -> Result<Reply> {
-    let tag: TagForm = taken(&mut ask).await?;
+    let tag: TagForm = wire::Fields::of(&mut ask).await?.read()?;
     ask.service.platform.trace_tag_set(permit, &tag.key, &tag.value).await?;
     Reply::json(&json!({}))
 }
 
 async fn tag_delete(permit: &Permit<TraceWrite>, mut ask: Ask) -> Result<Reply> {
-    let tag: TagForm = taken(&mut ask).await?;
+    let tag: TagForm = wire::Fields::of(&mut ask).await?.read()?;
     ask.service.platform.trace_tag_delete(permit, &tag.key).await?;
     Reply::json(&json!({}))
 }
@@ -255,7 +254,7 @@ async fn assess(permit: &Permit<TraceWrite>, mut ask: Ask) -> Result<Reply> {
     struct Request {
         assessment: AssessmentForm,
     }
-    let request: Request = taken(&mut ask).await?;
+    let request: Request = wire::Fields::of(&mut ask).await?.read()?;
     let assessment = ask.service.platform.assessment_create(permit, request.assessment.assessment()?).await?;
     Reply::json(&json!({"assessment": assessed(permit.resource(), &assessment)}))
 }
@@ -280,7 +279,7 @@ async fn assessment_update(permit: &Permit<TraceWrite>, mut ask: Ask) -> Result<
         metadata: Option<BTreeMap<String, String>>,
         valid: Option<bool>,
     }
-    let Request { assessment: given, update_mask } = taken(&mut ask).await?;
+    let Request { assessment: given, update_mask } = wire::Fields::of(&mut ask).await?.read()?;
     let mut update = AssessmentUpdate::default();
     let verdict = given.said.verdict()?;
     // The mask is a text of names as JSON writes them.
@@ -301,12 +300,6 @@ async fn assessment_update(permit: &Permit<TraceWrite>, mut ask: Ask) -> Result<
 async fn assessment_delete(permit: &Permit<TraceWrite>, ask: Ask) -> Result<Reply> {
     ask.service.platform.assessment_delete(permit, ask.parameter("assessment_id")).await?;
     Reply::json(&json!({}))
-}
-
-/// The body of a request whose path says what it is about. Fields that are not known are ignored, as MLflow does.
-async fn taken<T: DeserializeOwned>(ask: &mut Ask) -> Result<T> {
-    let fields = wire::fields(ask).await?;
-    T::deserialize(Value::Object(fields)).map_err(|error| Fail::new("invalid", error.to_string()))
 }
 
 #[derive(Deserialize)]

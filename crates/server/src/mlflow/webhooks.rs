@@ -183,7 +183,7 @@ async fn get(permit: &Permit<WebhookRead>, ask: Ask) -> Result<Reply> {
 }
 
 async fn update(permit: &Permit<WebhookWrite>, mut ask: Ask) -> Result<Reply> {
-    let form: Form = taken(&mut ask).await?;
+    let form: Form = wire::Fields::of(&mut ask).await?.read()?;
     let webhook = ask.service.platform.webhook_update(permit, form.request(&ask.service)?).await?;
     Reply::json(&json!({"webhook": shown(&webhook)}))
 }
@@ -199,7 +199,7 @@ async fn try_out(permit: &Permit<WebhookWrite>, mut ask: Ask) -> Result<Reply> {
     struct Request {
         event: Option<WebhookEvent>,
     }
-    let request: Request = taken(&mut ask).await?;
+    let request: Request = wire::Fields::of(&mut ask).await?.read()?;
     let (webhook, target) = ask.service.platform.webhook_target(permit).await?;
     let event = request.event.or_else(|| webhook.events.first().cloned());
     let event = event.ok_or_else(|| Fail::new("invalid", "name the event to try"))?;
@@ -263,11 +263,6 @@ fn shown(webhook: &Webhook) -> Value {
         "creation_timestamp": webhook.created_ms,
         "last_updated_timestamp": webhook.updated_ms,
     })
-}
-
-async fn taken<T: serde::de::DeserializeOwned>(ask: &mut Ask) -> Result<T> {
-    let fields = wire::fields(ask).await?;
-    T::deserialize(Value::Object(fields)).map_err(|error| Fail::new("invalid", error.to_string()))
 }
 
 /// A signed message.

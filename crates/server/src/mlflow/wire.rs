@@ -1,38 +1,69 @@
 //! How MLflow's client writes: fields in a JSON body or in the query, 64-bit integers as numbers or as text.
 
+use std::collections::BTreeMap;
+
 use http::Method;
+use serde::de::DeserializeOwned;
+use serde::de::value::MapDeserializer;
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
+use serde_json::error::Category;
+use serde_json::value::{RawValue, to_raw_value};
 
 use crate::api::Ask;
 use crate::error::{Fail, Result};
 
-/// The fields of a request: of its body, or of its query where it has no body. A query parameter that is there twice is a list.
-pub(crate) async fn fields(ask: &mut Ask) -> Result<Map<String, Value>> {
-    let mut fields = Map::new();
-    for (name, value) in ask.query_pairs()? {
-        let value = Value::String(value);
-        match fields.get_mut(&name) {
-            Some(Value::Array(values)) => values.push(value),
-            Some(first) => *first = Value::Array(vec![first.take(), value]),
-            None => drop(fields.insert(name, value)),
+/// The fields of a request by name, each still the JSON that was sent: of two with one name the later one.
+#[derive(Debug, Default)]
+pub(crate) struct Fields(BTreeMap<String, Box<RawValue>>);
+
+impl Fields {
+    /// Of the body, or of the query where there is no body. A query parameter that is there twice is a list.
+    pub(crate) async fn of(ask: &mut Ask) -> Result<Self> {
+        let mut query: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (name, value) in ask.query_pairs()? {
+            query.entry(name).or_default().push(value);
         }
-    }
-    if ask.method == Method::GET {
-        return Ok(fields);
-    }
-    let body = ask.bytes_taken().await?;
-    if body.is_empty() {
-        return Ok(fields);
-    }
-    match serde_json::from_slice(&body) {
-        Ok(Value::Object(of_body)) => {
-            fields.extend(of_body);
-            Ok(fields)
+        let mut fields = Self::default();
+        for (name, values) in query {
+            match values.as_slice() {
+                [one] => fields.put(name, one)?,
+                all => fields.put(name, all)?,
+            }
         }
-        Ok(_) => Err(Fail::new("json_invalid", "the body is not a JSON object")),
-        Err(error) => Err(Fail::new("json_invalid", error.to_string())),
+        if ask.method != Method::GET {
+            let body = ask.bytes_taken().await?;
+            if !body.is_empty() {
+                fields.0.extend(of_body(&body)?);
+            }
+        }
+        Ok(fields)
     }
+
+    /// Adds or replaces one.
+    pub(crate) fn put(&mut self, name: String, value: &(impl Serialize + ?Sized)) -> Result<()> {
+        self.0.insert(name, to_raw_value(value).map_err(Fail::internal)?);
+        Ok(())
+    }
+
+    /// One of them, by itself.
+    pub(crate) fn value(&self, name: &str) -> Option<Value> {
+        self.0.get(name).and_then(|raw| serde_json::from_str(raw.get()).ok())
+    }
+
+    /// All that `T` knows; others are ignored, as MLflow does.
+    pub(crate) fn read<T: DeserializeOwned>(&self) -> Result<T> {
+        let fields = MapDeserializer::new(self.0.iter().map(|(name, raw)| (name.as_str(), &**raw)));
+        T::deserialize(fields).map_err(|error: serde_json::Error| Fail::new("invalid", error.to_string()))
+    }
+}
+
+fn of_body(body: &[u8]) -> Result<BTreeMap<String, Box<RawValue>>> {
+    let wrong = |error: serde_json::Error| match error.classify() {
+        Category::Data => Fail::new("json_invalid", "the body is not a JSON object"),
+        _ => Fail::new("json_invalid", error.to_string()),
+    };
+    serde_json::from_slice(body).map_err(wrong)
 }
 
 /// An integer of 64 bits, given as a number or as text.

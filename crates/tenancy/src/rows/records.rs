@@ -35,11 +35,7 @@ pub(super) async fn get<R: Record>(mut db: Sql<'_>, codec: &Codec, key: &str) ->
 pub(super) async fn get_all<R: Record>(mut db: Sql<'_>, codec: &Codec, keys: &[String]) -> Result<Vec<Option<R>>> {
     let mut found = HashMap::with_capacity(keys.len());
     for batch in keys.chunks(BATCH_RECORDS) {
-        let mut params: Vec<Param<'_>> = vec![R::KIND.into()];
-        // The statement has one length: the last key fills it up.
-        let key = |at: usize| batch.get(at).or(batch.last()).filter(|key| !key.contains('\0')).map_or("", String::as_str);
-        params.extend((0..BATCH_RECORDS).map(|at| Param::from(key(at))));
-        for row in db.all(&BATCHES.select, &params).await? {
+        for row in db.all(&BATCHES.select, &batch_params::<R, _>(batch, String::as_str)).await? {
             let key = row.text(0)?;
             let record = decode(codec, &key, row.bytes(1)?)?;
             found.insert(key, record);
@@ -56,21 +52,39 @@ pub(super) async fn put_all<R: Record>(mut db: Sql<'_>, codec: &Codec, records: 
         latest.insert(key, content);
     }
     let all: Vec<(String, Content)> = latest.into_iter().collect();
+    let [on_sqlite, on_postgres] = &BATCHES.upsert;
+    let upserts = if matches!(db, Sql::Sqlite(_)) { on_sqlite } else { on_postgres };
     for batch in all.chunks(BATCH_RECORDS) {
-        let mut keys: Vec<Param<'_>> = vec![R::KIND.into()];
-        let key = |at: usize| batch.get(at).or(batch.last()).map_or("", |(key, _)| key.as_str());
-        keys.extend((0..BATCH_RECORDS).map(|at| Param::from(key(at))));
-        if db.execute(&BATCHES.delete, &keys).await? > 0 {
-            db.execute(&BATCHES.delete_fields, &keys).await?;
-        }
+        db.execute(&BATCHES.delete_fields, &batch_params::<R, _>(batch, |(key, _)| key)).await?;
         let values: Vec<Vec<u8>> = batch.iter().map(|(key, content)| codec.value(R::KIND, key, content.clone())).collect::<Result<_>>()?;
         let mut params: Vec<Param<'_>> = vec![R::KIND.into()];
         params.extend(batch.iter().zip(&values).flat_map(|((key, _), value)| [Param::from(key), Param::from(value)]));
-        let insert = BATCHES.insert.get(batch.len() - 1).ok_or_else(|| Error::internal("a batch without a statement"))?;
-        db.execute(insert, &params).await?;
+        let upsert = upserts.get(batch.len() - 1).ok_or_else(|| Error::internal("a batch without a statement"))?;
+        db.execute(upsert, &params).await?;
         for (key, content) in batch {
             fields_insert(&mut db, codec, R::KIND, key, &content.fields).await?;
         }
+    }
+    Ok(())
+}
+
+/// Removes records; what is not there is no error.
+pub(super) async fn delete_all<R: Record>(mut db: Sql<'_>, keys: &[String]) -> Result<()> {
+    for batch in keys.chunks(BATCH_RECORDS) {
+        batch_delete(&mut db, &batch_params::<R, _>(batch, String::as_str)).await?;
+    }
+    Ok(())
+}
+
+/// The kind and the keys of a batch. The statements have one length: the last key fills them up. No key that is stored has a NUL.
+fn batch_params<'a, R: Record, T>(batch: &'a [T], key: impl Fn(&'a T) -> &'a str) -> Vec<Param<'a>> {
+    let key = |at: usize| batch.get(at).or(batch.last()).map(&key).filter(|key| !key.contains('\0')).unwrap_or_default();
+    std::iter::once(R::KIND.into()).chain((0..BATCH_RECORDS).map(|at| Param::from(key(at)))).collect()
+}
+
+async fn batch_delete(db: &mut Sql<'_>, params: &[Param<'_>]) -> Result<()> {
+    if db.execute(&BATCHES.delete, params).await? > 0 {
+        db.execute(&BATCHES.delete_fields, params).await?;
     }
     Ok(())
 }
@@ -80,22 +94,22 @@ struct Batches {
     select: String,
     delete: String,
     delete_fields: String,
-    /// For 1, 2, 3, … records.
-    insert: Vec<String>,
+    /// For 1, 2, 3, … records; on SQLite and on PostgreSQL, which wants to be told which constraint it is about.
+    upsert: [Vec<String>; 2],
 }
 
 static BATCHES: LazyLock<Batches> = LazyLock::new(|| {
     let list = |items: &mut dyn Iterator<Item = String>| items.collect::<Vec<_>>().join(", ");
     let keys = list(&mut (0..BATCH_RECORDS).map(|at| format!("${}", at + 2)));
-    let insert = |records: usize| {
+    let upsert = |records: usize, constraint: &str| {
         let values = list(&mut (0..records).map(|at| format!("($1, ${}, ${})", 2 * at + 2, 2 * at + 3)));
-        format!("INSERT INTO record (kind, key, value) VALUES {values}")
+        format!("INSERT INTO record (kind, key, value) VALUES {values} ON CONFLICT {constraint} DO UPDATE SET value = excluded.value")
     };
     Batches {
         select: format!("SELECT key, value FROM record WHERE kind = $1 AND key IN ({keys})"),
         delete: format!("DELETE FROM record WHERE kind = $1 AND key IN ({keys})"),
         delete_fields: format!("DELETE FROM field WHERE kind = $1 AND key IN ({keys})"),
-        insert: (1..=BATCH_RECORDS).map(insert).collect(),
+        upsert: ["", "ON CONSTRAINT record_pkey"].map(|constraint| (1..=BATCH_RECORDS).map(|records| upsert(records, constraint)).collect()),
     }
 });
 
@@ -145,6 +159,15 @@ pub(super) async fn find<R: Record>(
 
 pub(super) async fn count<R: Record>(mut db: Sql<'_>) -> Result<u64> {
     db.one("SELECT count(*) FROM record WHERE kind = $1", &[R::KIND.into()]).await?.number(0)
+}
+
+pub(super) async fn count_under<R: Record>(mut db: Sql<'_>, prefix: &str) -> Result<u64> {
+    if prefix.contains('\0') {
+        return Ok(0);
+    }
+    let end = format!("{prefix}{KEY_END}");
+    let count = "SELECT count(*) FROM record WHERE kind = $1 AND key >= $2 AND key < $3";
+    db.one(count, &[R::KIND.into(), prefix.into(), (&end).into()]).await?.number(0)
 }
 
 pub(super) async fn insert<R: Record>(db: Sql<'_>, codec: &Codec, record: &R) -> Result<()> {
@@ -197,11 +220,13 @@ pub(super) async fn content_put(mut db: Sql<'_>, codec: &Codec, kind: &str, key:
 
 /// Removes a record, whatever it is; whether it was there.
 pub(super) async fn content_delete(mut db: Sql<'_>, kind: &str, key: &str) -> Result<bool> {
-    let gone = db.execute("DELETE FROM record WHERE kind = $1 AND key = $2", &[kind.into(), key.into()]).await?;
-    if gone > 0 {
+    let delete = "DELETE FROM record WHERE kind = $1 AND key = $2
+         RETURNING (SELECT count(*) FROM field WHERE field.kind = $1 AND field.key = $2)";
+    let gone = db.optional(delete, &[kind.into(), key.into()]).await?.map(|row| row.int(0)).transpose()?;
+    if gone.is_some_and(|fields| fields > 0) {
         fields_delete(&mut db, kind, key).await?;
     }
-    Ok(gone > 0)
+    Ok(gone.is_some())
 }
 
 /// A page of records of all kinds in the order of (kind, key), after the given place, as they are moved from one store to another.
@@ -253,9 +278,15 @@ pub(super) async fn usage(mut db: Sql<'_>, name: &str) -> Result<i64> {
 }
 
 pub(super) async fn usage_add(mut db: Sql<'_>, name: &str, delta: i64) -> Result<i64> {
+    // In range on both sides: neither below zero, nor beyond what an integer holds.
+    let update = "UPDATE state SET value = value + $2 WHERE name = $1 AND value BETWEEN $3 AND $4 RETURNING value";
+    let (stored, least, most) = (usage_name(name), delta.min(0).saturating_neg(), i64::MAX - delta.max(0));
+    if let Some(row) = db.optional(update, &[(&stored).into(), delta.into(), least.into(), most.into()]).await? {
+        return row.int(0);
+    }
     let value = usage(db.again(), name).await?.checked_add(delta).filter(|value| *value >= 0);
     let value = value.ok_or_else(|| Error::internal(format!("the counter `{name}` would leave its range by {delta}")))?;
-    counter_set(db, &usage_name(name), value).await?;
+    counter_set(db, &stored, value).await?;
     Ok(value)
 }
 

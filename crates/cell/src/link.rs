@@ -21,7 +21,7 @@ use crate::train::Events;
 
 /// Most requests that wait here.
 pub const QUEUED_MAX: usize = 64;
-/// Bytes of waiting requests beyond which no more are taken out of the socket.
+/// Bytes of waiting requests beyond which no more are taken out of the socket, and of joined ones beyond which no more are joined.
 const QUEUED_BYTES_MAX: usize = 4 << 20;
 /// Most memory files that came before their frames.
 const DESCRIPTORS_MAX: usize = 4;
@@ -124,10 +124,14 @@ impl Link {
     /// [`LinkError`]: the conversation is over.
     pub fn behind(&mut self, slot: u32, most: usize, taken: &mut Vec<Request>) -> Result<(), LinkError> {
         self.fill()?;
-        let mut at = 0;
-        while taken.len() < most {
+        let (mut at, mut bytes) = (0, taken.iter().map(|request| request.message.body_bytes()).sum::<usize>());
+        while taken.len() < most && bytes < QUEUED_BYTES_MAX {
             match self.queue.get(at).map(|request| request.message.asks()) {
-                Some(Some(asked)) if asked == slot => taken.extend(self.queue.remove(at)),
+                Some(Some(asked)) if asked == slot => {
+                    let request = self.queue.remove(at);
+                    bytes = bytes.saturating_add(request.as_ref().map_or(0, |request| request.message.body_bytes()));
+                    taken.extend(request);
+                }
                 Some(Some(_)) => at += 1,
                 Some(None) | None => break,
             }

@@ -7,6 +7,8 @@
 
 #[path = "../src/admit.rs"]
 mod admit;
+#[path = "../src/batch.rs"]
+mod batch;
 #[path = "../src/element.rs"]
 mod element;
 #[path = "../src/engine.rs"]
@@ -19,6 +21,10 @@ mod json;
 mod oip;
 #[path = "../src/onnx.rs"]
 mod onnx;
+#[path = "../src/output.rs"]
+mod output;
+#[path = "../src/question.rs"]
+mod question;
 #[path = "../src/scoring.rs"]
 mod scoring;
 #[path = "../src/tensor.rs"]
@@ -75,12 +81,11 @@ fn tensors(library: &Path, model: &[u8], request: &[u8], runs: usize) -> Result<
 fn whole(library: &Path, model: &[u8], request: &[u8], runs: usize) -> Result<serde_json::Value> {
     let engine = engine::Engine::start(library)?;
     engine.warm()?;
-    let load = wire::Load { name: "m".into(), version: "1".into(), bytes: model.len() as u64, nodes_max: 100_000 };
+    let load = wire::Load { name: "m".into(), version: "1".into(), bytes: model.len() as u64, nodes_max: 100_000, batching: None };
     let (mut model, _) = engine::Model::load(&engine, model, &load).map_err(|fail| fail.message)?;
-    let (request, mut out) = (bytes::Bytes::copy_from_slice(request), Vec::new());
+    let question = question::Question::Oip(bytes::Bytes::copy_from_slice(request), None);
     measure(runs, || {
-        out.clear();
-        model.infer(&request, None, &mut out).map_err(|fail| fail.message)?;
+        model.infer(&question).map_err(|fail| fail.message)?;
         Ok(())
     })
 }

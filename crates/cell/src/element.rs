@@ -2,13 +2,14 @@
 
 use half::{bf16, f16};
 use ort::session::SessionInputValue;
-use ort::value::{Tensor as EngineTensor, TensorRef, ValueRef};
+use ort::value::{Tensor as EngineTensor, TensorRef};
 use serde::Serialize;
 use wire::Fail;
 use wire::protobuf::{Fields, Malformed, Value};
 use zerocopy::{FromBytes, IntoBytes, TryFromBytes};
 
 use crate::json::{Number, Reader, invalid};
+use crate::output::Part;
 use crate::tensor::{Element, unreadable};
 
 /// JSON as the library writes it: shortest digits that read back as the same float.
@@ -71,9 +72,9 @@ macro_rules! primitive {
             fn lend<'t>(shape: &[i64], data: &'t [Self]) -> ort::Result<SessionInputValue<'t>> {
                 TensorRef::from_array_view((shape.to_vec(), data)).map(Into::into)
             }
-            fn with_all(value: &ValueRef<'_>, f: impl FnOnce(&[Self]) -> Result<(), Fail>) -> Result<(), Fail> {
-                let (_, data) = value.try_extract_tensor::<$rust>().map_err(|e| unreadable(&e))?;
-                f(data)
+            fn with_all(value: Part<'_, '_>, f: impl FnOnce(&[Self]) -> Result<(), Fail>) -> Result<(), Fail> {
+                let (_, data) = value.engine().try_extract_tensor::<$rust>().map_err(|e| unreadable(&e))?;
+                f(value.cut(data)?)
             }
             $(fn missing() -> Option<Self> {
                 Some($missing)
@@ -223,8 +224,7 @@ impl Element for String {
     fn lend<'t>(shape: &[i64], data: &'t [Self]) -> ort::Result<SessionInputValue<'t>> {
         EngineTensor::from_string_array((shape.to_vec(), data)).map(Into::into)
     }
-    fn with_all(value: &ValueRef<'_>, f: impl FnOnce(&[Self]) -> Result<(), Fail>) -> Result<(), Fail> {
-        let (_, data) = value.try_extract_strings().map_err(|e| unreadable(&e))?;
-        f(&data)
+    fn with_all(value: Part<'_, '_>, f: impl FnOnce(&[Self]) -> Result<(), Fail>) -> Result<(), Fail> {
+        f(value.cut(value.texts()?)?)
     }
 }

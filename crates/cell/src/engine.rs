@@ -6,7 +6,7 @@
 //! The engine's own log is swallowed: a jailed process may not write, and its lines would quote tenant data.
 //!
 //! Options are the engine's defaults apart from the threads, because the same options give the same bits as onnxruntime
-//! in Python: no other optimisation level, no batching across requests.
+//! in Python: no other optimisation level, and requests are joined only where their deployment asks for it (`batch`).
 //!
 //! What is deliberately missing: custom operators, execution providers, external data, and the ORT format (nothing makes it yet).
 
@@ -16,13 +16,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use ort::environment::Environment;
 use ort::session::{Session, SessionInputValue};
-use wire::{Fail, FailCode, Load, ModelInfo};
+use wire::{Fail, FailCode, Inferred, Load, ModelInfo};
 
-use crate::admit;
-use crate::grpc;
 use crate::oip::{self, Signature};
-use crate::scoring;
+use crate::output::Outputs;
+use crate::question::Question;
 use crate::tensor::{self, Tensor};
+use crate::{admit, batch};
 
 /// Most models in one cell.
 pub const SLOTS_MAX: u32 = 1024;
@@ -74,11 +74,10 @@ impl Engine {
     pub fn warm(&self) -> Result<(), EngineError> {
         let fail = |fail: Fail| EngineError::Start(fail.message);
         let tiny = admit::tiny_model();
-        let load = Load { name: "warm".into(), version: String::new(), bytes: tiny.len() as u64, nodes_max: 1 };
+        let load = Load { name: "warm".into(), version: String::new(), bytes: tiny.len() as u64, nodes_max: 1, batching: None };
         let (mut model, _) = Model::load(self, &tiny, &load).map_err(fail)?;
-        let mut out = Vec::new();
         let body = Bytes::from_static(br#"{"inputs":[{"name":"x","shape":[1],"datatype":"FP32","data":[0.5]}]}"#);
-        model.infer(&body, None, &mut out).map(drop).map_err(fail)
+        model.infer(&Question::Oip(body, None)).map(drop).map_err(fail)
     }
 
     fn session(&self, model: &[u8]) -> ort::Result<Session> {
@@ -95,9 +94,15 @@ impl Engine {
 /// A model that is ready to predict.
 #[derive(Debug)]
 pub struct Model {
-    session: Session,
-    signature: Signature,
-    buffers: Vec<Tensor>,
+    pub(crate) session: Session,
+    pub(crate) signature: Signature,
+    /// Inputs of the request that is read.
+    pub(crate) buffers: Vec<Tensor>,
+    /// Inputs of those that are run together.
+    pub(crate) joined: Vec<Tensor>,
+    pub(crate) joins: bool,
+    /// Most rows that are run together.
+    pub(crate) rows_max: usize,
 }
 
 impl Model {
@@ -112,7 +117,9 @@ impl Model {
             .session(bytes)
             .map_err(|error| Fail::new(FailCode::ModelRefused, format!("the engine does not accept the model: {}", words(&error))))?;
         let signature = Signature::new(&session, &load.name, &load.version)?;
-        let buffers = signature.buffers();
+        let joins = load.batching.is_some() && batch::joinable(&signature);
+        let rows_max = load.batching.map_or(1, |batching| batching.max_size as usize);
+        let (buffers, joined) = (signature.buffers(), signature.buffers());
         jail::memory::trim();
         let info = ModelInfo {
             inputs: signature.inputs.iter().map(oip::Port::info).collect(),
@@ -123,7 +130,7 @@ impl Model {
             resident_bytes: jail::memory::heap_bytes().saturating_sub(before).saturating_add(SESSION_BYTES),
             smoke_run: false,
         };
-        Ok((Self { session, signature, buffers }, info))
+        Ok((Self { session, signature, buffers, joined, joins, rows_max }, info))
     }
 
     /// What it takes, in the model's order.
@@ -132,56 +139,27 @@ impl Model {
         &self.signature.inputs
     }
 
-    /// One prediction: a request's body in, the answer's body in `out`. `json_bytes`: how much of it is JSON, where tensors in binary form
-    /// follow; the same of the answer comes back.
+    /// One prediction, run for itself.
     ///
     /// # Errors
     /// [`FailCode::Invalid`] for the request, [`FailCode::ModelFailed`] for the model.
-    pub fn infer(&mut self, body: &Bytes, json_bytes: Option<u32>, out: &mut Vec<u8>) -> Result<Option<u32>, Fail> {
-        let result = self.run(body, json_bytes, out);
+    pub fn infer(&mut self, question: &Question) -> Result<Inferred, Fail> {
+        let result = self.run(question);
         self.buffers.iter_mut().for_each(Tensor::trim);
         result
     }
 
-    fn run(&mut self, body: &Bytes, json_bytes: Option<u32>, out: &mut Vec<u8>) -> Result<Option<u32>, Fail> {
-        let asked = oip::parse(body, json_bytes, &self.signature, &mut self.buffers)?;
+    fn run(&mut self, question: &Question) -> Result<Inferred, Fail> {
+        let understood = question.read(&self.signature, &mut self.buffers)?;
         let values = lend(&self.buffers)?;
         let outputs = self.session.run(values.as_slice()).map_err(|error| failed(&error))?;
-        oip::write(&self.signature, &asked, &outputs, out)
+        understood.answer(&self.signature, &Outputs::of(&outputs), None)
     }
 
-    /// One prediction of the gRPC service: a `ModelInferRequest` in, a `ModelInferResponse` in `out`.
-    ///
-    /// # Errors
-    /// As [`Model::infer`].
-    pub fn infer_grpc(&mut self, body: &Bytes, out: &mut Vec<u8>) -> Result<(), Fail> {
-        let result = self.run_grpc(body, out);
-        self.buffers.iter_mut().for_each(Tensor::trim);
-        result
-    }
-
-    fn run_grpc(&mut self, body: &Bytes, out: &mut Vec<u8>) -> Result<(), Fail> {
-        let asked = grpc::parse(body, &self.signature, &mut self.buffers)?;
-        let values = lend(&self.buffers)?;
-        let outputs = self.session.run(values.as_slice()).map_err(|error| failed(&error))?;
-        grpc::write(&self.signature, &asked, &outputs, out)
-    }
-
-    /// One prediction in MLflow's scoring protocol: a request's body in, the answer's body in `out`.
-    ///
-    /// # Errors
-    /// As [`Model::infer`].
-    pub fn score(&mut self, body: &[u8], out: &mut Vec<u8>) -> Result<(), Fail> {
-        let result = self.run_scoring(body, out);
-        self.buffers.iter_mut().for_each(Tensor::trim);
-        result
-    }
-
-    fn run_scoring(&mut self, body: &[u8], out: &mut Vec<u8>) -> Result<(), Fail> {
-        let form = scoring::parse(body, &self.signature, &mut self.buffers)?;
-        let values = lend(&self.buffers)?;
-        let outputs = self.session.run(values.as_slice()).map_err(|error| failed(&error))?;
-        scoring::write(&self.signature, form, &outputs, out)
+    /// Whether requests that wait together may be run together.
+    #[must_use]
+    pub fn joins(&self) -> bool {
+        self.joins
     }
 
     /// Runs on zeros, with 1 for every open dimension, and tells whether that worked. It proves little when it does not: a model may
@@ -201,12 +179,18 @@ impl Model {
 /// What a session takes besides the allocator's bytes: pages it dirtied, what a first run adds.
 const SESSION_BYTES: u64 = 512 << 10;
 
-fn lend(buffers: &[Tensor]) -> Result<Vec<SessionInputValue<'_>>, Fail> {
+/// Borrows the buffers to the engine.
+///
+/// # Errors
+/// As the engine says.
+pub fn lend(buffers: &[Tensor]) -> Result<Vec<SessionInputValue<'_>>, Fail> {
     buffers.iter().map(Tensor::lend).collect::<ort::Result<_>>().map_err(|error| failed(&error))
 }
 
+/// A run that failed, in the engine's words.
 #[cold]
-fn failed(error: &ort::Error) -> Fail {
+#[must_use]
+pub fn failed(error: &ort::Error) -> Fail {
     Fail::new(FailCode::ModelFailed, format!("the model failed: {}", words(error)))
 }
 

@@ -14,8 +14,6 @@
 //! What is deliberately missing: `parameters` of the request, which an ONNX model has no use for.
 
 use bytes::Bytes;
-use ort::session::SessionOutputs;
-use ort::value::ValueRef;
 use wire::Fail;
 use wire::protobuf::{Fields, Malformed, Value, Writer};
 
@@ -24,6 +22,7 @@ use crate::oip::{
     Asked, ID_BYTES_MAX, Inputs, PORTS_MAX, Raw, SHARED_MEMORY, Signature, Told, Wanted, buffer, of_input, of_output, shared_memory,
     two_texts, want,
 };
+use crate::output::Part;
 use crate::tensor::{RANK_MAX, Tensor, malformed};
 
 /// Reads a request; the tensors go into `buffers`, which are in the model's order.
@@ -186,16 +185,15 @@ fn read_output(bytes: &[u8], signature: &Signature, wanted: &mut Vec<Wanted>) ->
 ///
 /// # Errors
 /// [`wire::FailCode::ModelFailed`] when an output cannot be carried, [`wire::FailCode::TooLarge`] when the answer gets too long.
-pub fn write(signature: &Signature, asked: &Asked<'_>, outputs: &SessionOutputs<'_>, out: &mut Vec<u8>) -> Result<(), Fail> {
+pub fn write(signature: &Signature, asked: &Asked<'_>, outputs: &[Part<'_, '_>], out: &mut Vec<u8>) -> Result<(), Fail> {
     out.clear();
     out.extend_from_slice(&signature.grpc_head);
     let mut answer = Writer::after(std::mem::take(out));
     answer.text(3, asked.id.unwrap_or_default());
-    let values: Vec<ValueRef<'_>> = outputs.values().collect();
     let mut tensors: Vec<Raw<'_, '_>> = Vec::new();
     for wanted in asked.wanted(signature) {
-        let (Some(port), Some(value)) = (signature.outputs.get(wanted.index), values.get(wanted.index)) else { continue };
-        let told = Told::of(port, value, wanted.classes).map_err(|fail| of_output(port, fail))?;
+        let (Some(port), Some(value)) = (signature.outputs.get(wanted.index), outputs.get(wanted.index)) else { continue };
+        let told = Told::of(port, *value, wanted.classes).map_err(|fail| of_output(port, fail))?;
         let head = if told.classes { two_texts(&port.name, "BYTES") } else { port.grpc_head.clone() };
         let mut entry = Writer::after(head);
         entry.packed(3, &told.shape);

@@ -1,13 +1,14 @@
 //! The cell's end of its one socket: requests in, answers out, nothing else.
 //!
-//! Blocking and in order. The service may send requests ahead; they wait in the socket, and while a job pulls its data set
-//! ([`Pull`]) those that are met on the way wait in a queue of [`QUEUED_MAX`]. A memory file travels with the first bytes of its
+//! Blocking, and answers leave in the order of their requests. The service may send requests ahead; they wait in the socket, and in a queue
+//! of [`QUEUED_MAX`] where somebody looks for them: while a job pulls its data set ([`Pull`]), and when requests for one model are taken together
+//! ([`Link::behind`]). Those may overtake others; their answers are held until it is their turn. A memory file travels with the first bytes of its
 //! frame and is matched to the frame by order, because the kernel may join that frame with earlier ones in one receive.
 //!
-//! A small answer leaves in one `sendmsg`; a large body is not copied behind its header but follows it.
+//! Small answers that are ready together leave in one `sendmsg`; a large body is not copied behind its header but follows it.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -18,8 +19,10 @@ use wire::{BLOCK_BYTES_MAX, Decoder, Fail, FailCode, FromCell, HEADER_BYTES, Pro
 use crate::data::Source;
 use crate::train::Events;
 
-/// Most requests that wait while a job runs.
+/// Most requests that wait here.
 pub const QUEUED_MAX: usize = 64;
+/// Bytes of waiting requests beyond which no more are taken out of the socket, and of joined ones beyond which no more are joined.
+const QUEUED_BYTES_MAX: usize = 4 << 20;
 /// Most memory files that came before their frames.
 const DESCRIPTORS_MAX: usize = 4;
 /// Bytes taken from the socket at once.
@@ -60,7 +63,10 @@ pub struct Link {
     received: Vec<u8>,
     files: VecDeque<OwnedFd>,
     queue: VecDeque<Request>,
+    /// Answers to requests that others wait in front of.
+    held: BTreeMap<u64, FromCell>,
     out: Vec<u8>,
+    idle: bool,
 }
 
 impl Link {
@@ -73,7 +79,9 @@ impl Link {
             received: vec![0; RECEIVE_BYTES],
             files: VecDeque::new(),
             queue: VecDeque::new(),
+            held: BTreeMap::new(),
             out: Vec::new(),
+            idle: true,
         }
     }
 
@@ -88,51 +96,151 @@ impl Link {
         }
     }
 
-    /// Answers request `id`. An answer that does not fit into a frame becomes a failure that says so.
+    /// Notes whether requests wait while others are about to be answered: only those surely come from somebody else than who is answered.
+    ///
+    /// # Errors
+    /// [`LinkError`]: the conversation is over.
+    pub fn note(&mut self) -> Result<(), LinkError> {
+        self.fill()?;
+        self.idle = self.queue.is_empty();
+        Ok(())
+    }
+
+    /// Whether nothing waited when [`Link::note`] was last asked.
+    #[must_use]
+    pub fn was_idle(&self) -> bool {
+        self.idle
+    }
+
+    /// Whether requests wait here.
+    #[must_use]
+    pub fn others_wait(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// Takes predictions of this slot that wait already, until there are `most`. They overtake predictions of other slots and nothing else.
+    ///
+    /// # Errors
+    /// [`LinkError`]: the conversation is over.
+    pub fn behind(&mut self, slot: u32, most: usize, taken: &mut Vec<Request>) -> Result<(), LinkError> {
+        self.fill()?;
+        let (mut at, mut bytes) = (0, taken.iter().map(|request| request.message.body_bytes()).sum::<usize>());
+        while taken.len() < most && bytes < QUEUED_BYTES_MAX {
+            match self.queue.get(at).map(|request| request.message.asks()) {
+                Some(Some(asked)) if asked == slot => {
+                    let request = self.queue.remove(at);
+                    bytes = bytes.saturating_add(request.as_ref().map_or(0, |request| request.message.body_bytes()));
+                    taken.extend(request);
+                }
+                Some(Some(_)) => at += 1,
+                Some(None) | None => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends these answers as soon as no request waits in front of theirs, with those that were held for that.
+    ///
+    /// # Errors
+    /// [`LinkError`]: the conversation is over.
+    pub fn settle(&mut self, answers: impl IntoIterator<Item = (u64, FromCell)>) -> Result<(), LinkError> {
+        self.held.extend(answers);
+        while let Some(first) = self.held.first_entry() {
+            if self.queue.front().is_some_and(|waits| waits.id < *first.key()) {
+                break;
+            }
+            let (id, message) = first.remove_entry();
+            self.push(id, &message)?;
+        }
+        self.flush()
+    }
+
+    /// Sends an answer, or what comes before it, at once. An answer that does not fit into a frame becomes a failure that says so.
     ///
     /// # Errors
     /// [`LinkError`]: the conversation is over.
     pub fn answer(&mut self, id: u64, message: &FromCell) -> Result<(), LinkError> {
+        self.push(id, message)?;
+        self.flush()
+    }
+
+    fn push(&mut self, id: u64, message: &FromCell) -> Result<(), LinkError> {
         let frame = match message.frame(id) {
             Ok(frame) => frame,
             Err(error) => FromCell::Fail(Fail::new(FailCode::TooLarge, format!("the answer does not fit: {error}"))).frame(id)?,
         };
-        self.out.clear();
         self.out.extend_from_slice(&frame.header());
         self.out.extend_from_slice(&frame.meta);
-        let coalesce = frame.body.len() <= COALESCE_BYTES_MAX;
-        if coalesce {
+        if frame.body.len() <= COALESCE_BYTES_MAX {
             self.out.extend_from_slice(&frame.body);
-        }
-        stream::send(self.socket.as_fd(), &self.out, None)?;
-        if !coalesce {
+        } else {
+            self.flush()?;
             stream::send(self.socket.as_fd(), &frame.body, None)?;
+        }
+        if self.out.len() > COALESCE_BYTES_MAX { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> Result<(), LinkError> {
+        if !self.out.is_empty() {
+            stream::send(self.socket.as_fd(), &self.out, None)?;
+            self.out.clear();
+        }
+        Ok(())
+    }
+
+    /// The next request of which all has arrived.
+    fn arrived(&mut self) -> Result<Option<Request>, LinkError> {
+        let Some(frame) = self.decoder.next()? else { return Ok(None) };
+        let message = ToCell::parse(&frame)?;
+        let file = if message.carries_descriptor() {
+            Some(self.files.pop_front().ok_or(LinkError::Descriptors("a model without its memory file"))?)
+        } else {
+            None
+        };
+        Ok(Some(Request { id: frame.id, message, file }))
+    }
+
+    fn feed(&mut self, bytes: usize, file: Option<OwnedFd>) -> Result<(), LinkError> {
+        self.decoder.feed(self.received.get(..bytes).unwrap_or_default());
+        if let Some(file) = file {
+            if self.files.len() == DESCRIPTORS_MAX {
+                return Err(LinkError::Descriptors("memory files without their models"));
+            }
+            self.files.push_back(file);
         }
         Ok(())
     }
 
     fn receive(&mut self) -> Result<Option<Request>, LinkError> {
         loop {
-            if let Some(frame) = self.decoder.next()? {
-                let message = ToCell::parse(&frame)?;
-                let file = if message.carries_descriptor() {
-                    Some(self.files.pop_front().ok_or(LinkError::Descriptors("a model without its memory file"))?)
-                } else {
-                    None
-                };
-                return Ok(Some(Request { id: frame.id, message, file }));
+            if let Some(request) = self.arrived()? {
+                return Ok(Some(request));
             }
             let (bytes, file) = stream::recv(self.socket.as_fd(), &mut self.received)?;
             if bytes == 0 {
                 // Whether a frame was cut short makes no difference: there is nobody left to answer.
                 return Ok(None);
             }
-            self.decoder.feed(self.received.get(..bytes).unwrap_or_default());
-            if let Some(file) = file {
-                if self.files.len() == DESCRIPTORS_MAX {
-                    return Err(LinkError::Descriptors("memory files without their models"));
-                }
-                self.files.push_back(file);
+            self.feed(bytes, file)?;
+        }
+    }
+
+    /// Queues what has arrived, within the bounds, and waits for nothing.
+    fn fill(&mut self) -> Result<(), LinkError> {
+        let mut bytes: usize = self.queue.iter().map(|request| request.message.body_bytes()).sum();
+        loop {
+            while self.queue.len() < QUEUED_MAX && bytes < QUEUED_BYTES_MAX {
+                let Some(request) = self.arrived()? else { break };
+                bytes = bytes.saturating_add(request.message.body_bytes());
+                self.queue.push_back(request);
+            }
+            if self.queue.len() >= QUEUED_MAX || bytes >= QUEUED_BYTES_MAX {
+                return Ok(());
+            }
+            match stream::recv_waiting(self.socket.as_fd(), &mut self.received)? {
+                // An end is met again by whoever waits.
+                None | Some((0, _)) => return Ok(()),
+                Some((bytes, file)) => self.feed(bytes, file)?,
             }
         }
     }

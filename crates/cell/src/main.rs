@@ -12,7 +12,7 @@
 //! | module | what |
 //! |---|---|
 //! | `link`, `serve` | the socket and the loop over requests |
-//! | `engine`, `oip`, `grpc`, `scoring`, `tensor`, `element`, `json`, `admit` | models: predictions in three forms and the check of uploads |
+//! | `engine`, `batch`, `question`, `output`, `oip`, `grpc`, `scoring`, `tensor`, `element`, `json`, `admit` | models: predictions in three forms, alone or several in one run, and the check of uploads |
 //! | `data`, `train`, `onnx`, `predict` | data sets, training, and predictions for whole data sets |
 //!
 //! What is deliberately missing: a mode without the jail.
@@ -20,6 +20,7 @@
 #![expect(unreachable_pub, reason = "a program has no other crates: `pub` marks the face of a module")]
 
 mod admit;
+mod batch;
 mod data;
 mod element;
 mod engine;
@@ -28,7 +29,9 @@ mod json;
 mod link;
 mod oip;
 mod onnx;
+mod output;
 mod predict;
+mod question;
 mod scoring;
 mod serve;
 mod tensor;

@@ -19,14 +19,15 @@
 //! answered as an `FP32` tensor of rows and classes, with the keys in the output's parameter `labels`, a JSON text.
 
 use bytes::Bytes;
-use ort::session::{Session, SessionOutputs};
-use ort::value::{TensorElementType, ValueRef, ValueType};
+use ort::session::Session;
+use ort::value::{TensorElementType, ValueType};
 use serde_json::json;
 use wire::protobuf::Writer;
 use wire::{BODY_BYTES_MAX, Fail, FailCode, TensorInfo};
 
 use crate::json::{Reader, invalid};
-use crate::tensor::{Datatype, Element, RANK_MAX, Table, Tensor, elements, too_long};
+use crate::output::{Part, TableRows};
+use crate::tensor::{Datatype, Element, RANK_MAX, Tensor, elements, too_long};
 
 /// Most inputs, and most outputs, of a model.
 pub const PORTS_MAX: usize = 1024;
@@ -501,7 +502,7 @@ fn refused(message: String) -> Fail {
 ///
 /// # Errors
 /// [`FailCode::ModelFailed`] when an output cannot be carried, [`FailCode::TooLarge`] when the answer gets too long.
-pub fn write(signature: &Signature, asked: &Asked<'_>, outputs: &SessionOutputs<'_>, out: &mut Vec<u8>) -> Result<Option<u32>, Fail> {
+pub fn write(signature: &Signature, asked: &Asked<'_>, outputs: &[Part<'_, '_>], out: &mut Vec<u8>) -> Result<Option<u32>, Fail> {
     out.clear();
     out.extend_from_slice(&signature.head);
     if let Some(id) = asked.id {
@@ -509,15 +510,14 @@ pub fn write(signature: &Signature, asked: &Asked<'_>, outputs: &SessionOutputs<
         out.extend_from_slice(id.as_bytes());
     }
     out.extend_from_slice(b",\"outputs\":[");
-    let values: Vec<ValueRef<'_>> = outputs.values().collect();
     let mut behind: Vec<Raw<'_, '_>> = Vec::new();
     for (at, wanted) in asked.wanted(signature).iter().enumerate() {
-        let (Some(port), Some(value)) = (signature.outputs.get(wanted.index), values.get(wanted.index)) else { continue };
+        let (Some(port), Some(value)) = (signature.outputs.get(wanted.index), outputs.get(wanted.index)) else { continue };
         if at > 0 {
             out.push(b',');
         }
         let binary = wanted.binary.unwrap_or(asked.binary);
-        write_output(port, value, wanted.classes, out, binary.then_some(&mut behind)).map_err(|fail| of_output(port, fail))?;
+        write_output(port, *value, wanted.classes, out, binary.then_some(&mut behind)).map_err(|fail| of_output(port, fail))?;
         out.push(b'}');
     }
     out.extend_from_slice(b"]}");
@@ -536,7 +536,7 @@ pub fn of_output(port: &Port, fail: Fail) -> Fail {
 /// A tensor of an answer as bytes.
 pub enum Raw<'v, 's> {
     /// Of the engine, with their number.
-    Value(Datatype, &'v ValueRef<'s>, usize),
+    Value(Datatype, Part<'v, 's>, usize),
     /// Made here.
     Made(Vec<u8>),
 }
@@ -561,7 +561,7 @@ impl Raw<'_, '_> {
             return Err(too_long());
         }
         match self {
-            Self::Value(datatype, value, _) => datatype.write_raw(value, out),
+            Self::Value(datatype, value, _) => datatype.write_raw(*value, out),
             Self::Made(bytes) => {
                 out.extend_from_slice(bytes);
                 Ok(())
@@ -582,8 +582,8 @@ pub struct Told<'v, 's> {
 }
 
 enum Content<'v, 's> {
-    Tensor(Datatype, &'v ValueRef<'s>),
-    Table(Table),
+    Tensor(Datatype, Part<'v, 's>),
+    Table(TableRows<'v>),
     Classes(Vec<String>),
 }
 
@@ -592,9 +592,9 @@ impl<'v, 's> Told<'v, 's> {
     ///
     /// # Errors
     /// [`FailCode::ModelFailed`] when the model does not keep its word, [`FailCode::Invalid`] when its elements are no classes.
-    pub fn of(port: &Port, value: &'v ValueRef<'s>, classes: usize) -> Result<Self, Fail> {
+    pub fn of(port: &Port, value: Part<'v, 's>, classes: usize) -> Result<Self, Fail> {
         if let Some(key) = port.maps {
-            let table = Table::of(value, key)?;
+            let table = value.table(key)?;
             let shape = vec![dimension(table.rows)?, dimension(table.labels.len())?];
             if classes > 0 {
                 let best = table.best(classes)?;
@@ -603,10 +603,8 @@ impl<'v, 's> Told<'v, 's> {
             let labels = Some(format!("[{}]", table.labels.join(",")));
             return Ok(Self { shape, labels, classes: false, content: Content::Table(table) });
         }
-        let ValueType::Tensor { ty, shape, .. } = value.dtype() else {
-            return Err(Fail::new(FailCode::ModelFailed, "the model gave something else than the tensor it declares"));
-        };
-        if Datatype::of(*ty) != Some(port.datatype) {
+        let (ty, shape) = value.tensor()?;
+        if Datatype::of(ty) != Some(port.datatype) {
             return Err(Fail::new(FailCode::ModelFailed, format!("the model declares {} and gave {ty}", port.datatype.name())));
         }
         if classes > 0 {
@@ -618,7 +616,7 @@ impl<'v, 's> Told<'v, 's> {
             let shape = rows.into_iter().chain([dimension(width)?]).collect();
             return Self::classes(shape, classes, best);
         }
-        Ok(Self { shape: shape.to_vec(), labels: None, classes: false, content: Content::Tensor(port.datatype, value) })
+        Ok(Self { shape, labels: None, classes: false, content: Content::Tensor(port.datatype, value) })
     }
 
     fn classes(mut shape: Vec<i64>, most: usize, best: Vec<String>) -> Result<Self, Fail> {
@@ -653,7 +651,7 @@ impl<'v, 's> Told<'v, 's> {
     /// As a JSON array.
     fn json(&self, out: &mut Vec<u8>) -> Result<(), Fail> {
         match &self.content {
-            Content::Tensor(datatype, value) => datatype.write_all(value, out),
+            Content::Tensor(datatype, value) => datatype.write_all(*value, out),
             Content::Table(table) => table.write_all(out),
             Content::Classes(best) => serde_json::to_writer(out, best).map_err(|_| too_long()),
         }
@@ -667,7 +665,7 @@ fn dimension(size: usize) -> Result<i64, Fail> {
 /// An output's entry but for its end. `behind` takes its tensor, when that is in binary form.
 fn write_output<'v, 's>(
     port: &Port,
-    value: &'v ValueRef<'s>,
+    value: Part<'v, 's>,
     classes: usize,
     out: &mut Vec<u8>,
     behind: Option<&mut Vec<Raw<'v, 's>>>,

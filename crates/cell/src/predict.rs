@@ -15,6 +15,7 @@ use wire::{BLOCK_BYTES_MAX, Fail, FailCode, Predict, Predicted};
 
 use crate::data::{Cell, Guess, Head, Limits, Sink, Source, guess, read};
 use crate::engine::Model;
+use crate::question::Question;
 use crate::tensor::Datatype;
 use crate::train::Events;
 
@@ -239,12 +240,10 @@ impl<'a> Asking<'a> {
             body.push(b']');
         }
         body.extend_from_slice(b"]}}");
-        let mut answer = Vec::new();
         let (first, last) = (self.done + 1, self.done + rows.len() as u64);
-        self.model
-            .score(&body, &mut answer)
-            .map_err(|fail| Fail { message: format!("rows {first} to {last}: {}", fail.message), ..fail })?;
-        let mut answer: Value = serde_json::from_slice(&answer).map_err(|_| internal("an answer that is no JSON"))?;
+        let answer = self.model.infer(&Question::Scoring(body.into()));
+        let answer = answer.map_err(|fail| Fail { message: format!("rows {first} to {last}: {}", fail.message), ..fail })?;
+        let mut answer: Value = serde_json::from_slice(&answer.body).map_err(|_| internal("an answer that is no JSON"))?;
         let Value::Array(records) = answer.get_mut("predictions").map(Value::take).unwrap_or_default() else {
             return Err(Fail::new(FailCode::ModelFailed, "the model does not give a row for each row: it cannot be asked about a table"));
         };

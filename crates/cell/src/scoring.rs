@@ -15,14 +15,13 @@
 //!
 //! What is deliberately missing: CSV, and `params`, which an ONNX model has no use for.
 
-use ort::session::SessionOutputs;
-use ort::value::{ValueRef, ValueType};
 use serde_json::json;
 use wire::{BODY_BYTES_MAX, Fail, FailCode};
 
 use crate::json::{Reader, invalid};
 use crate::oip::{PORTS_MAX, Port, Signature, names};
-use crate::tensor::{Datatype, RANK_MAX, Table, Tensor, too_long};
+use crate::output::Part;
+use crate::tensor::{Datatype, RANK_MAX, Tensor, too_long};
 
 /// Most columns of a data frame.
 const COLUMNS_MAX: usize = 1 << 16;
@@ -383,10 +382,10 @@ fn at_input(port: &Port, fail: Fail) -> Fail {
 ///
 /// # Errors
 /// [`FailCode::ModelFailed`] for outputs that JSON cannot carry, [`FailCode::TooLarge`].
-pub fn write(signature: &Signature, form: Form, outputs: &SessionOutputs<'_>, out: &mut Vec<u8>) -> Result<(), Fail> {
+pub fn write(signature: &Signature, form: Form, outputs: &[Part<'_, '_>], out: &mut Vec<u8>) -> Result<(), Fail> {
     out.clear();
     let columns: Vec<Output> =
-        signature.outputs.iter().zip(outputs.values()).map(|(port, value)| Output::of(port, &value)).collect::<Result<_, _>>()?;
+        signature.outputs.iter().zip(outputs).map(|(port, value)| Output::of(port, *value)).collect::<Result<_, _>>()?;
     out.extend_from_slice(b"{\"predictions\":");
     match form {
         // An output that has not a row for each row cannot be answered in records.
@@ -430,17 +429,15 @@ struct Output {
 }
 
 impl Output {
-    fn of(port: &Port, value: &ValueRef<'_>) -> Result<Self, Fail> {
+    fn of(port: &Port, value: Part<'_, '_>) -> Result<Self, Fail> {
         let named = |fail: Fail| Fail { message: format!("output `{}`: {}", port.name, fail.message), ..fail };
         let mut output = Self { name: json!(port.name).to_string(), text: Vec::new(), ends: Vec::new(), scalar: false, single: false };
         if let Some(key) = port.maps {
-            Table::of(value, key).and_then(|table| table.write_rows(&mut output.text, &mut output.ends)).map_err(named)?;
+            value.table(key).and_then(|table| table.write_rows(&mut output.text, &mut output.ends)).map_err(named)?;
             return Ok(output);
         }
-        let ValueType::Tensor { ty, shape, .. } = value.dtype() else {
-            return Err(named(Fail::new(FailCode::ModelFailed, "the model gave something else than the tensor it declares")));
-        };
-        if Datatype::of(*ty) != Some(port.datatype) {
+        let (ty, shape) = value.tensor().map_err(named)?;
+        if Datatype::of(ty) != Some(port.datatype) {
             return Err(named(Fail::new(FailCode::ModelFailed, format!("the model declares {} and gave {ty}", port.datatype.name()))));
         }
         let row = shape.get(1..).unwrap_or_default();

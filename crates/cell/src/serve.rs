@@ -3,22 +3,34 @@
 //! Whatever a request does, the answer is a frame: errors are [`FromCell::Fail`], a panic is caught and becomes one too, with its
 //! place in the source and without its text. What cannot be caught (a signal, an abort, a filter violation) ends the
 //! cell, and with it only its tenant's requests.
+//!
+//! Where a deployment asks for it, requests for one model that wait together are run together (`batch`). How long others are waited for: as
+//! long as its window says, but only while fewer are here than asked a moment ago, and nobody else waits. So a client that asks alone is not kept
+//! waiting, but for once after its company has left.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use jail::memory::Mapped;
-use wire::{BLOCK_BYTES_MAX, Fail, FailCode, FromCell, Load, ToCell};
+use wire::{BLOCK_BYTES_MAX, Batching, Fail, FailCode, FromCell, Load, ToCell};
 
 use crate::engine::{Engine, Model, SLOTS_MAX};
 use crate::link::{Link, LinkError, Pull, Request};
+use crate::question::Question;
 use crate::{admit, data, predict, train};
 
 /// Largest model file in bytes.
 pub const MODEL_BYTES_MAX: u64 = 2 << 30;
+/// Shortest and longest sleep between two looks for company.
+const LOOK_MIN: Duration = Duration::from_micros(50);
+/// See [`LOOK_MIN`].
+const LOOK_MAX: Duration = Duration::from_millis(1);
+/// Looks for company in one window, between these bounds.
+const LOOKS_PER_WINDOW: u32 = 4;
 
 thread_local! {
     /// Where the last panic was.
@@ -39,19 +51,31 @@ pub fn quiet_panics() {
 /// [`LinkError`] when the conversation broke.
 pub fn serve(engine: &Engine, socket: OwnedFd) -> Result<(), LinkError> {
     let link = RefCell::new(Link::new(socket));
-    let mut cell = Models { engine, models: BTreeMap::new(), out: Vec::new() };
+    let mut cell = Models { engine, models: BTreeMap::new() };
     loop {
         // Bound first: the borrow must end before the request is served.
         let request = link.borrow_mut().next()?;
         let Some(request) = request else { return Ok(()) };
-        let id = request.id;
-        let answer = guarded(|| cell.serve(&link, request)).unwrap_or_else(FromCell::Fail);
-        link.borrow_mut().answer(id, &answer)?;
+        let answers = match cell.batching_of(&request.message) {
+            None => {
+                let id = request.id;
+                vec![(id, guarded(|| cell.serve(&link, request)).unwrap_or_else(FromCell::Fail))]
+            }
+            Some((slot, batching)) => {
+                let requests = cell.gather(&mut link.borrow_mut(), request, slot, batching)?;
+                cell.infer_together(slot, &requests)
+            }
+        };
+        let mut link = link.borrow_mut();
+        if cell.batches() {
+            link.note()?;
+        }
+        link.settle(answers)?;
     }
 }
 
 /// What `work` gives; a panic is a failure of the cell, and its place is all that is said of it.
-fn guarded(work: impl FnOnce() -> Result<FromCell, Fail>) -> Result<FromCell, Fail> {
+fn guarded<T>(work: impl FnOnce() -> Result<T, Fail>) -> Result<T, Fail> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
         let place = PANICKED_AT.with(Cell::take).unwrap_or_default();
         Err(Fail::new(FailCode::Internal, format!("internal error at {place}")))
@@ -61,19 +85,26 @@ fn guarded(work: impl FnOnce() -> Result<FromCell, Fail>) -> Result<FromCell, Fa
 /// The models of one cell.
 struct Models<'e> {
     engine: &'e Engine,
-    models: BTreeMap<u32, Model>,
-    /// The last answer's buffer.
-    out: Vec<u8>,
+    models: BTreeMap<u32, Loaded>,
+}
+
+/// A model in its slot.
+struct Loaded {
+    model: Model,
+    batching: Option<Batching>,
+    /// Requests that were last answered together.
+    company: usize,
 }
 
 impl Models<'_> {
     fn serve(&mut self, link: &RefCell<Link>, request: Request) -> Result<FromCell, Fail> {
         let id = request.id;
         match request.message {
-            ToCell::Infer { slot, body } => self.infer(slot, |model, out| model.infer(&body, None, out)),
-            ToCell::InferBinary { slot, json_bytes, body } => self.infer(slot, |model, out| model.infer(&body, Some(json_bytes), out)),
-            ToCell::InferGrpc { slot, body } => self.infer(slot, |model, out| model.infer_grpc(&body, out).map(|()| None)),
-            ToCell::Score { slot, body } => self.infer(slot, |model, out| model.score(&body, out).map(|()| None)),
+            ToCell::Infer { .. } | ToCell::InferBinary { .. } | ToCell::InferGrpc { .. } | ToCell::Score { .. } => {
+                let (slot, question) = Question::of(&request.message).ok_or_else(|| Fail::new(FailCode::Internal, "no question"))?;
+                let loaded = self.models.get_mut(&slot).ok_or_else(|| no_model(slot))?;
+                loaded.model.infer(&question).map(FromCell::Inferred)
+            }
             ToCell::Ping => Ok(FromCell::Ready),
             ToCell::Load { slot, load } => self.load(slot, &load, request.file),
             ToCell::Unload { slot } => match self.models.remove(&slot) {
@@ -108,16 +139,51 @@ impl Models<'_> {
         }
     }
 
-    fn infer(&mut self, slot: u32, ask: impl FnOnce(&mut Model, &mut Vec<u8>) -> Result<Option<u32>, Fail>) -> Result<FromCell, Fail> {
-        let model = self.models.get_mut(&slot).ok_or_else(|| no_model(slot))?;
-        // What a failed answer left must not lead the next one.
-        self.out.clear();
-        let json_bytes = ask(model, &mut self.out)?;
-        let body = Bytes::from(std::mem::take(&mut self.out));
-        Ok(match json_bytes {
-            None => FromCell::Inferred(body),
-            Some(json_bytes) => FromCell::InferredBinary { json_bytes, body },
-        })
+    /// Whether any model here is asked by several at once.
+    fn batches(&self) -> bool {
+        self.models.values().any(|loaded| loaded.batching.is_some())
+    }
+
+    /// How predictions like this one are joined, if they are.
+    fn batching_of(&self, message: &ToCell) -> Option<(u32, Batching)> {
+        let slot = message.asks()?;
+        let loaded = self.models.get(&slot)?;
+        Some((slot, loaded.batching?))
+    }
+
+    /// A prediction and its company.
+    fn gather(&mut self, link: &mut Link, first: Request, slot: u32, batching: Batching) -> Result<Vec<Request>, LinkError> {
+        let mut requests = vec![first];
+        let Some(loaded) = self.models.get_mut(&slot).filter(|loaded| loaded.model.joins()) else { return Ok(requests) };
+        let most = batching.max_size as usize;
+        link.behind(slot, most, &mut requests)?;
+        // Whoever was answered a moment ago may ask again, besides those who waited at that moment.
+        let expected = loaded.company + if link.was_idle() { 0 } else { requests.len() };
+        let window = Duration::from_micros(batching.window_us.into());
+        let (until, look) = (Instant::now() + window, (window / LOOKS_PER_WINDOW).clamp(LOOK_MIN, LOOK_MAX));
+        while requests.len() < expected.min(most) && !link.others_wait() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            // The one way to sleep that a cell has: waiting for a lock that nobody holds.
+            std::thread::park_timeout(left.min(look));
+            link.behind(slot, most, &mut requests)?;
+        }
+        loaded.company = requests.len();
+        Ok(requests)
+    }
+
+    fn infer_together(&mut self, slot: u32, requests: &[Request]) -> Vec<(u64, FromCell)> {
+        let questions: Vec<Question> =
+            requests.iter().filter_map(|request| Question::of(&request.message)).map(|(_, asked)| asked).collect();
+        let Some(loaded) = self.models.get_mut(&slot) else { return Vec::new() };
+        let model = &mut loaded.model;
+        let answers = guarded(|| Ok(model.infer_together(&questions)));
+        // A panic: whose it was shows when each is asked alone.
+        let answers = answers.unwrap_or_else(|_| questions.iter().map(|question| guarded(|| model.infer(question))).collect());
+        let answers = answers.into_iter().map(|answer| answer.map_or_else(FromCell::Fail, FromCell::Inferred));
+        requests.iter().map(|request| request.id).zip(answers).collect()
     }
 
     fn load(&mut self, slot: u32, load: &Load, file: Option<OwnedFd>) -> Result<FromCell, Fail> {
@@ -128,7 +194,7 @@ impl Models<'_> {
             return Err(Fail::new(FailCode::Internal, format!("slot {slot} holds a model already")));
         }
         let (model, info) = Model::load(self.engine, &map(load, file)?, load)?;
-        self.models.insert(slot, model);
+        self.models.insert(slot, Loaded { model, batching: load.batching, company: 0 });
         Ok(FromCell::Model(info))
     }
 }
@@ -154,7 +220,7 @@ mod tests {
     #[test]
     fn a_panic_is_an_answer() {
         quiet_panics();
-        let fail = guarded(|| panic!("tenant content")).unwrap_err();
+        let fail = guarded::<()>(|| panic!("tenant content")).unwrap_err();
         assert!(
             fail.code == FailCode::Internal && fail.message.contains("serve.rs:") && !fail.message.contains("tenant"),
             "{}",

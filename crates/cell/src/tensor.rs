@@ -11,12 +11,12 @@
 use bytes::Bytes;
 use half::{bf16, f16};
 use ort::session::SessionInputValue;
-use ort::value::{DynValue, TensorElementType, ValueRef};
-use serde::Serialize;
+use ort::value::TensorElementType;
 use wire::protobuf::{Fields, Malformed, Value};
 use wire::{BODY_BYTES_MAX, Fail, FailCode};
 
 use crate::json::{Reader, invalid};
+use crate::output::Part;
 
 /// Most dimensions of a tensor.
 pub const RANK_MAX: usize = 16;
@@ -47,11 +47,11 @@ pub trait Element: Sized + Clone + Default {
     /// # Errors
     /// As the engine says.
     fn lend<'t>(shape: &[i64], data: &'t [Self]) -> ort::Result<SessionInputValue<'t>>;
-    /// Calls `f` with all elements of an output.
+    /// Calls `f` with all elements of an output, or with those of the rows that are meant.
     ///
     /// # Errors
     /// When the engine's value is of another type, and what `f` returns.
-    fn with_all(value: &ValueRef<'_>, f: impl FnOnce(&[Self]) -> Result<(), Fail>) -> Result<(), Fail>;
+    fn with_all(value: Part<'_, '_>, f: impl FnOnce(&[Self]) -> Result<(), Fail>) -> Result<(), Fail>;
     /// The elements that these bytes are, where they can be used as they lie there.
     fn view(raw: &[u8]) -> Option<&[Self]> {
         let _ = raw;
@@ -105,7 +105,7 @@ macro_rules! datatypes {
             ///
             /// # Errors
             /// When the engine's value is of another type, is not finite, or the answer gets too long.
-            pub fn write_all(self, value: &ValueRef<'_>, out: &mut Vec<u8>) -> Result<(), Fail> {
+            pub fn write_all(self, value: Part<'_, '_>, out: &mut Vec<u8>) -> Result<(), Fail> {
                 match self { $(Self::$variant => <$rust>::with_all(value, |data| write_slice(data, out))),* }
             }
 
@@ -113,7 +113,7 @@ macro_rules! datatypes {
             ///
             /// # Errors
             /// As [`Datatype::write_all`].
-            pub fn write_rows(self, value: &ValueRef<'_>, row: &[i64], out: &mut Vec<u8>, ends: &mut Vec<usize>) -> Result<(), Fail> {
+            pub fn write_rows(self, value: Part<'_, '_>, row: &[i64], out: &mut Vec<u8>, ends: &mut Vec<usize>) -> Result<(), Fail> {
                 match self { $(Self::$variant => <$rust>::with_all(value, |data| write_rows(data, row, out, ends))),* }
             }
 
@@ -127,7 +127,7 @@ macro_rules! datatypes {
             ///
             /// # Errors
             /// When the engine's value is of another type, or the answer gets too long.
-            pub fn write_raw(self, value: &ValueRef<'_>, out: &mut Vec<u8>) -> Result<(), Fail> {
+            pub fn write_raw(self, value: Part<'_, '_>, out: &mut Vec<u8>) -> Result<(), Fail> {
                 match self { $(Self::$variant => <$rust>::with_all(value, |data| write_raw(data, out))),* }
             }
 
@@ -135,7 +135,7 @@ macro_rules! datatypes {
             ///
             /// # Errors
             /// When the elements are no numbers, or the engine's value is of another type.
-            pub fn best(self, value: &ValueRef<'_>, width: usize, k: usize) -> Result<Vec<String>, Fail> {
+            pub fn best(self, value: Part<'_, '_>, width: usize, k: usize) -> Result<Vec<String>, Fail> {
                 let mut best = Vec::new();
                 match self { $(Self::$variant => <$rust>::with_all(value, |data| rank(data, width, k, &mut best))),* }?;
                 Ok(best)
@@ -173,6 +173,20 @@ macro_rules! datatypes {
 
             fn clear(&mut self) {
                 match self { $(Self::$variant(data) => data.clear()),* }
+            }
+
+            /// Adds the elements of another one behind its own; each may have them as they came.
+            fn append(&mut self, own: Option<Bytes>, other: &Self, raw: Option<&[u8]>) {
+                match (self, other) {
+                    $((Self::$variant(data), Self::$variant(more)) => {
+                        if let Some(view) = own.as_deref().and_then(<$rust>::view) {
+                            data.extend_from_slice(view);
+                        }
+                        data.extend_from_slice(raw.and_then(<$rust>::view).unwrap_or(more));
+                    })*
+                    // Both are of one input.
+                    _ => {}
+                }
             }
 
             fn zeros(&mut self, elements: usize) {
@@ -283,6 +297,20 @@ impl Tensor {
         }
         self.shape.extend_from_slice(shape);
         Ok(())
+    }
+
+    /// Its dimensions.
+    #[must_use]
+    pub fn shape(&self) -> &[i64] {
+        &self.shape
+    }
+
+    /// Adds the rows of another tensor of the same input behind its own.
+    pub fn append(&mut self, other: &Self) {
+        self.data.append(self.raw.take(), &other.data, other.raw.as_deref());
+        if let (Some(rows), Some(more)) = (self.shape.first_mut(), other.shape.first()) {
+            *rows = rows.saturating_add(*more);
+        }
     }
 
     /// Fills with zeros, `false` or empty strings.
@@ -431,13 +459,20 @@ pub fn malformed(error: Malformed) -> Fail {
     invalid(error.to_string())
 }
 
-fn write_raw<T: Element>(data: &[T], out: &mut Vec<u8>) -> Result<(), Fail> {
+/// Appends elements in binary form.
+///
+/// # Errors
+/// [`FailCode::TooLarge`] when the answer gets too long.
+pub fn write_raw<T: Element>(data: &[T], out: &mut Vec<u8>) -> Result<(), Fail> {
     T::write_raw(data, out);
     if out.len() > BODY_BYTES_MAX as usize { Err(too_long()) } else { Ok(()) }
 }
 
 /// Appends the best `k` of each row of `width`; of equal ones the first.
-fn rank<T: Element>(data: &[T], width: usize, k: usize, best: &mut Vec<String>) -> Result<(), Fail> {
+///
+/// # Errors
+/// [`FailCode::Invalid`] when the elements are no numbers.
+pub fn rank<T: Element>(data: &[T], width: usize, k: usize, best: &mut Vec<String>) -> Result<(), Fail> {
     for row in data.chunks(width.max(1)) {
         let scores = row.iter().map(Element::score).collect::<Option<Vec<f64>>>();
         let scores = scores.ok_or_else(|| invalid("its elements are no numbers, so they cannot be ranked as classes"))?;
@@ -480,12 +515,17 @@ fn write_nested<T: Element>(data: &[T], shape: &[i64], out: &mut Vec<u8>) -> Res
     Ok(())
 }
 
+/// JSON has neither infinity nor not-a-number.
 #[cold]
-fn not_finite(what: &str) -> Fail {
+pub fn not_finite(what: &str) -> Fail {
     Fail::new(FailCode::ModelFailed, format!("{what} is not a finite number, which JSON cannot carry"))
 }
 
-fn write_slice<T: Element>(data: &[T], out: &mut Vec<u8>) -> Result<(), Fail> {
+/// Appends elements as a JSON array.
+///
+/// # Errors
+/// [`FailCode::ModelFailed`] for what JSON cannot carry, [`FailCode::TooLarge`].
+pub fn write_slice<T: Element>(data: &[T], out: &mut Vec<u8>) -> Result<(), Fail> {
     out.push(b'[');
     for (index, element) in data.iter().enumerate() {
         if index > 0 {
@@ -512,98 +552,4 @@ pub fn too_long() -> Fail {
 #[cold]
 pub fn unreadable(error: &ort::Error) -> Fail {
     Fail::new(FailCode::ModelFailed, format!("the engine's output cannot be read: {}", crate::engine::words(error)))
-}
-
-/// A sequence of maps, as a classifier with ZipMap gives it, as a table.
-#[derive(Debug)]
-pub struct Table {
-    /// Keys of the maps, as JSON, in ascending order: the columns.
-    pub labels: Vec<String>,
-    /// Number of maps.
-    pub rows: usize,
-    /// Values, row-major.
-    values: Vec<f32>,
-}
-
-impl Table {
-    /// Lays the maps out in rows.
-    ///
-    /// # Errors
-    /// When the maps do not all have the same keys, or are of other types than ZipMap makes.
-    pub fn of(value: &ValueRef<'_>, key: TensorElementType) -> Result<Self, Fail> {
-        match key {
-            TensorElementType::Int64 => Self::read(value, |map| map.try_extract_key_values::<i64, f32>()),
-            TensorElementType::String => Self::read(value, |map| map.try_extract_key_values::<String, f32>()),
-            other => Err(Fail::new(FailCode::ModelFailed, format!("maps with keys of type {other} are not supported"))),
-        }
-    }
-
-    /// Appends each row as an object of its keys; `ends` gets the end of each.
-    ///
-    /// # Errors
-    /// As [`Datatype::write_all`].
-    pub fn write_rows(&self, out: &mut Vec<u8>, ends: &mut Vec<usize>) -> Result<(), Fail> {
-        for values in self.values.chunks(self.labels.len().max(1)) {
-            for (at, (label, value)) in self.labels.iter().zip(values).enumerate() {
-                out.push(if at == 0 { b'{' } else { b',' });
-                // A name is a text in JSON, also where the key is a number.
-                let quote: &[u8] = if label.starts_with('"') { b"" } else { b"\"" };
-                out.extend([quote, label.as_bytes(), quote, b":"].concat());
-                if !value.write(out) {
-                    return Err(not_finite("a value"));
-                }
-            }
-            out.push(b'}');
-            ends.push(out.len());
-        }
-        Ok(())
-    }
-
-    /// Appends all values in binary form.
-    ///
-    /// # Errors
-    /// When the answer gets too long.
-    pub fn write_raw(&self, out: &mut Vec<u8>) -> Result<(), Fail> {
-        write_raw(&self.values, out)
-    }
-
-    /// The best labels of each row, `k` at most, as in `0.912000:2:virginica`.
-    ///
-    /// # Errors
-    /// None that its numbers could cause.
-    pub fn best(&self, k: usize) -> Result<Vec<String>, Fail> {
-        let mut best = Vec::new();
-        rank(&self.values, self.labels.len(), k, &mut best)?;
-        for class in &mut best {
-            let label = class.rsplit_once(':').and_then(|(_, index)| self.labels.get(index.parse::<usize>().ok()?));
-            let label = label.map_or("", |label| label.trim_matches('"'));
-            class.push(':');
-            class.push_str(label);
-        }
-        Ok(best)
-    }
-
-    /// Appends all values as a flat JSON array.
-    ///
-    /// # Errors
-    /// As [`Datatype::write_all`].
-    pub fn write_all(&self, out: &mut Vec<u8>) -> Result<(), Fail> {
-        write_slice(&self.values, out)
-    }
-
-    fn read<K: Serialize>(value: &ValueRef<'_>, rows: impl Fn(&DynValue) -> ort::Result<Vec<(K, f32)>>) -> Result<Self, Fail> {
-        let maps = value.try_extract_sequence::<ort::value::DynValueTypeMarker>().map_err(|e| unreadable(&e))?;
-        let mut table = Self { labels: Vec::new(), rows: maps.len(), values: Vec::new() };
-        for (row, map) in maps.iter().enumerate() {
-            let (keys, values): (Vec<K>, Vec<f32>) = rows(map).map_err(|e| unreadable(&e))?.into_iter().unzip();
-            let labels: Vec<String> = keys.iter().filter_map(|key| serde_json::to_string(key).ok()).collect();
-            if row == 0 {
-                table.labels = labels;
-            } else if table.labels != labels {
-                return Err(Fail::new(FailCode::ModelFailed, format!("row {row} has other keys than row 0")));
-            }
-            table.values.extend(values);
-        }
-        Ok(table)
-    }
 }

@@ -1,5 +1,6 @@
 //! The serve loop as the service sees it, on a thread instead of in a jail. The jailed twin is `tests/cell.rs`.
 
+mod batching;
 #[path = "../tests/client/mod.rs"]
 mod client;
 
@@ -8,7 +9,7 @@ use std::sync::OnceLock;
 
 use client::{Client, assert_bits, fixture};
 use serde_json::{Value, json};
-use wire::{Fail, FailCode, FromCell, ToCell};
+use wire::{Batching, Fail, FailCode, FromCell, Inferred, ToCell};
 
 use crate::engine::Engine;
 
@@ -312,13 +313,23 @@ fn cpu_of_a_prediction() {
         let stat = std::fs::read_to_string(thread.join("schedstat")).unwrap();
         stat.split(' ').next().unwrap().parse().unwrap()
     };
-    for (what, batch, body) in [("one at a time", 1u64, short.clone()), ("32 sent ahead", 32, short), ("32 sent ahead", 32, long)] {
+    client.load_joined(1, &fixture("logistic.onnx"), Batching { max_size: 64, window_us: 0 }).unwrap();
+    let together = |batch| (1, "sent ahead and joined", batch, short.clone());
+    for (slot, what, batch, body) in [
+        (0, "one at a time", 1u64, short.clone()),
+        (0, "sent ahead", 16, short.clone()),
+        (0, "sent ahead", 64, short.clone()),
+        (0, "sent ahead", 32, long),
+        (1, "one at a time, to be joined", 1, short.clone()),
+        together(16),
+        together(64),
+    ] {
         let body = bytes::Bytes::from(body);
         let rounds = 20_000 / batch;
         let started = (cpu_nanos(), std::time::Instant::now());
         for _ in 0..rounds {
             for _ in 0..batch {
-                client.send(&ToCell::Infer { slot: 0, body: body.clone() }, None).unwrap();
+                client.send(&ToCell::Infer { slot, body: body.clone() }, None).unwrap();
             }
             for _ in 0..batch {
                 assert!(matches!(client.receive(), Some((_, FromCell::Inferred(_)))));
@@ -326,7 +337,7 @@ fn cpu_of_a_prediction() {
         }
         let each = |nanos: u64| nanos as f64 / 1000.0 / (rounds * batch) as f64;
         println!(
-            "{what}: {:.2} us CPU of the cell, {:.2} us wall a prediction ({} bytes)",
+            "{batch} {what}: {:.2} us CPU of the cell, {:.2} us wall a prediction ({} bytes)",
             each(cpu_nanos() - started.0),
             each(started.1.elapsed().as_nanos() as u64),
             body.len()
@@ -459,7 +470,7 @@ fn scoring_survives_any_bytes() {
         let answer = cell.ask(&ToCell::Score { slot: 0, body: body.clone().into() }, None).expect("the cell lives");
         let text = String::from_utf8_lossy(&body);
         match answer {
-            FromCell::Inferred(answer) => drop(serde_json::from_slice::<Value>(&answer).unwrap_or_else(|_| panic!("{text}"))),
+            FromCell::Inferred(answer) => drop(serde_json::from_slice::<Value>(&answer.body).unwrap_or_else(|_| panic!("{text}"))),
             FromCell::Fail(fail) => assert!(fail.code != FailCode::Internal, "{text}: {}", fail.message),
             other => panic!("{text}: {other:?}"),
         }
@@ -486,7 +497,7 @@ fn binary_tensors_go_through_as_they_are() {
         let body = bytes::Bytes::from([json.as_bytes(), &x, &scale].concat());
         let json_bytes = u32::try_from(json.len()).unwrap();
         let answer = cell.ask(&ToCell::InferBinary { slot: 0, json_bytes, body }, None).unwrap();
-        let FromCell::InferredBinary { json_bytes, body } = answer else { panic!("{answer:?}") };
+        let FromCell::Inferred(Inferred { json_bytes: Some(json_bytes), body, .. }) = answer else { panic!("{answer:?}") };
         let (head, tensor) = body.split_at(json_bytes as usize);
         let head: Value = serde_json::from_slice(head).unwrap();
         assert_eq!((&head["outputs"][0]["shape"], &head["outputs"][0]["parameters"]["binary_data_size"]), (&json!([2, 3]), &json!(24)));
@@ -570,7 +581,7 @@ mod hostile {
 
     fn ask(cell: &mut Client, body: Vec<u8>) -> Result<Answer, Fail> {
         match cell.ask(&ToCell::InferGrpc { slot: 0, body: body.into() }, None).expect("the cell lives") {
-            FromCell::Inferred(body) => Ok(Answer::decode(body).unwrap()),
+            FromCell::Inferred(answer) => Ok(Answer::decode(answer.body).unwrap()),
             FromCell::Fail(fail) => Err(fail),
             other => panic!("{other:?}"),
         }

@@ -43,7 +43,19 @@ pub fn send(fd: BorrowedFd<'_>, bytes: &[u8], attach: Option<BorrowedFd<'_>>) ->
 
 /// Receives up to `buf.len()` bytes, zero at the end of the stream, and the descriptor that came with them, close-on-exec.
 pub fn recv(fd: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
-    let (bytes, mut descriptors, _) = recv_some::<{ space(DESCRIPTORS_PER_MESSAGE_MAX) }>(fd, buf)?;
+    recv_one(fd, buf, RecvFlags::empty())
+}
+
+/// As [`recv`], without waiting on a blocking socket either: `None` when nothing has arrived.
+pub fn recv_waiting(fd: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<Option<(usize, Option<OwnedFd>)>> {
+    match recv_one(fd, buf, RecvFlags::DONTWAIT) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        received => received.map(Some),
+    }
+}
+
+fn recv_one(fd: BorrowedFd<'_>, buf: &mut [u8], flags: RecvFlags) -> io::Result<(usize, Option<OwnedFd>)> {
+    let (bytes, mut descriptors, _) = recv_some::<{ space(DESCRIPTORS_PER_MESSAGE_MAX) }>(fd, buf, flags)?;
     descriptors.truncate(1);
     Ok((bytes, descriptors.pop()))
 }
@@ -59,11 +71,15 @@ pub(crate) fn send_some(fd: BorrowedFd<'_>, bytes: &[u8], attach: &[BorrowedFd<'
 }
 
 /// One `recvmsg` that keeps every descriptor there was room for; the flag says whether the message was longer than `buf`.
-pub(crate) fn recv_some<const SPACE: usize>(fd: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>, bool)> {
+pub(crate) fn recv_some<const SPACE: usize>(
+    fd: BorrowedFd<'_>,
+    buf: &mut [u8],
+    flags: RecvFlags,
+) -> io::Result<(usize, Vec<OwnedFd>, bool)> {
     loop {
         let mut space = [MaybeUninit::uninit(); SPACE];
         let mut control = RecvAncillaryBuffer::new(&mut space);
-        match recvmsg(fd, &mut [IoSliceMut::new(buf)], &mut control, RecvFlags::CMSG_CLOEXEC) {
+        match recvmsg(fd, &mut [IoSliceMut::new(buf)], &mut control, flags | RecvFlags::CMSG_CLOEXEC) {
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
             Ok(got) => {
@@ -113,6 +129,17 @@ mod tests {
         std::io::Seek::rewind(&mut arrived).unwrap();
         arrived.read_to_string(&mut text).unwrap();
         assert_eq!(text, "inside");
+    }
+
+    #[test]
+    fn what_has_not_arrived_is_not_waited_for() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let mut buf = [0; 8];
+        assert!(recv_waiting(b.as_fd(), &mut buf).unwrap().is_none());
+        send(a.as_fd(), b"now", None).unwrap();
+        assert!(matches!(recv_waiting(b.as_fd(), &mut buf), Ok(Some((3, None)))));
+        drop(a);
+        assert!(matches!(recv_waiting(b.as_fd(), &mut buf), Ok(Some((0, None)))), "an end is no silence");
     }
 
     #[test]

@@ -22,6 +22,11 @@ use crate::page::{Page, PageRequest, Timestamp};
 use crate::platform::Platform;
 use crate::rollout::{Broken, RollbackRules};
 
+/// Most rows that requests are joined to.
+pub(crate) const BATCH_ROWS_MAX: u32 = 128;
+/// Longest wait for requests to join, in microseconds.
+pub(crate) const BATCH_WINDOW_MICROS_MAX: u32 = 100_000;
+
 /// What an Open Inference Protocol client is told the model runs on.
 pub const OIP_PLATFORM: &str = "onnxruntime_onnx";
 
@@ -49,6 +54,9 @@ pub struct Deployment {
     /// When the canary is taken out without anybody's doing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollback_on: Option<RollbackRules>,
+    /// How requests that wait together are answered together; absent when each is answered for itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batching: Option<Batching>,
     /// The version that answers now; absent when the alias points nowhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serving_version: Option<u64>,
@@ -94,6 +102,26 @@ pub struct DeploymentRequest {
     /// When the canary is taken out without anybody's doing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollback_on: Option<RollbackRules>,
+    /// Answer requests that wait together by one run of the model; each for itself when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batching: Option<Batching>,
+}
+
+/// Requests to one version of one deployment that wait together are answered by one run of the model. Never across deployments or tenants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Batching {
+    /// Most rows of one run, 2 to 128.
+    pub max_size: u32,
+    /// Longest wait for others, in microseconds up to 100000, while others are likely to come. 0: what waits already is taken together.
+    #[serde(default)]
+    pub window_us: u32,
+}
+
+impl From<Batching> for wire::Batching {
+    fn from(Batching { max_size, window_us }: Batching) -> Self {
+        Self { max_size, window_us }
+    }
 }
 
 /// A version that gets a share of the requests: by request id, so that the same one goes the same way again.
@@ -164,6 +192,10 @@ pub struct VersionAnswers {
     pub shadow_failed: u64,
     /// Copies that it did not get, because there was no room.
     pub shadow_dropped: u64,
+    /// Runs of the model behind the answers, counted where requests may be answered together.
+    pub runs: u64,
+    /// Rows of these runs.
+    pub rows: u64,
 }
 
 /// Model metadata of the Open Inference Protocol.
@@ -179,6 +211,9 @@ pub struct OipMetadata {
     pub inputs: Vec<Tensor>,
     /// Outputs.
     pub outputs: Vec<Tensor>,
+    /// How requests are joined: told by the configuration, of which the metadata knows nothing.
+    #[serde(skip)]
+    pub batching: Option<Batching>,
 }
 
 impl Record for Deployment {
@@ -204,6 +239,14 @@ impl DeploymentRequest {
                 return Err(Error::invalid("`canary.weight_percent` is 0 to 100"));
             }
         }
+        if let Some(Batching { max_size, window_us }) = self.batching {
+            if !(2..=BATCH_ROWS_MAX).contains(&max_size) {
+                return Err(Error::invalid(format!("`batching.max_size` is 2 to {BATCH_ROWS_MAX}")));
+            }
+            if window_us > BATCH_WINDOW_MICROS_MAX {
+                return Err(Error::invalid(format!("`batching.window_us` is 0 to {BATCH_WINDOW_MICROS_MAX}")));
+            }
+        }
         match &self.rollback_on {
             Some(_) if self.canary.is_none() => Err(Error::invalid("`rollback_on` is about a canary, and there is none")),
             Some(rules) => rules.check(),
@@ -220,7 +263,7 @@ impl DeploymentRequest {
 /// The states of a rollout: what each change makes of a deployment.
 impl Deployment {
     fn new(name: Name, desired: DeploymentRequest, by: &str, now: Timestamp) -> Self {
-        let DeploymentRequest { model, version, alias, canary, shadow, rollback_on } = desired;
+        let DeploymentRequest { model, version, alias, canary, shadow, rollback_on, batching } = desired;
         let canary_state = Rollout { state: RolloutState::Canary, version: None, reason: None, at: now };
         Self {
             name,
@@ -231,6 +274,7 @@ impl Deployment {
             canary,
             shadow,
             rollback_on,
+            batching,
             serving_version: None,
             canary_version: None,
             previous: None,
@@ -249,6 +293,7 @@ impl Deployment {
             canary: self.canary.clone(),
             shadow: self.shadow,
             rollback_on: self.rollback_on.clone(),
+            batching: self.batching,
         }
     }
 
@@ -419,14 +464,14 @@ impl Platform {
     /// # Errors
     /// Not found.
     pub async fn deployment_metadata(&self, permit: &Permit<DeploymentRead>, version: Option<&str>) -> Result<OipMetadata> {
-        let Serving { stable, canary, .. } = serving(&permit.rows(), permit.resource()).await?;
+        let Serving { deployment, stable, canary, .. } = serving(&permit.rows(), permit.resource()).await?;
         let answering: Vec<Loadable> = [Some(stable), canary.and_then(Result::ok)].into_iter().flatten().collect();
         let mut versions: Vec<String> = answering.iter().map(|of| of.number.to_string()).collect();
         versions.dedup();
         let meant = answering.into_iter().find(|of| version.is_none_or(|version| version == of.number.to_string()));
         let onnx = meant.ok_or(Error::not_found("deployment version"))?.onnx;
         let (name, platform) = (permit.resource().to_owned(), OIP_PLATFORM.to_owned());
-        Ok(OipMetadata { name, versions, platform, inputs: onnx.inputs, outputs: onnx.outputs })
+        Ok(OipMetadata { name, versions, platform, inputs: onnx.inputs, outputs: onnx.outputs, batching: deployment.batching })
     }
 
     /// Whether a prediction would find a model. Starts no cell: cells start on demand.
@@ -449,6 +494,9 @@ impl Meaning {
     async fn of(tx: &mut Tx<'_>, desired: &DeploymentRequest) -> Result<Self> {
         let model = tx.get::<Model>(desired.model.as_str()).await?.ok_or(Error::not_found("model"))?;
         let stable = loadable(tx, &model, desired.version, desired.alias.as_deref()).await?;
+        if desired.batching.is_some() {
+            joins(&stable.onnx).map_err(Error::invalid)?;
+        }
         let mut canary = None;
         if let Some(wanted) = &desired.canary {
             let found = loadable(tx, &model, wanted.version, wanted.alias.as_deref()).await?;
@@ -486,6 +534,17 @@ fn takes_the_same(who: &str, stable: &Loadable, other: &Loadable) -> Result<(), 
     Err(format!("the {who}, version {}, takes other inputs than version {}", other.number, stable.number))
 }
 
+/// Requests are joined by their first dimension, so a model must leave that open everywhere.
+fn joins(onnx: &Onnx) -> Result<(), String> {
+    let fixed = |tensor: &&Tensor| tensor.shape.first() != Some(&-1);
+    let refused = |what: &str, tensor: &Tensor| {
+        let (name, shape) = (&tensor.name, &tensor.shape);
+        format!("requests cannot be batched: {what} `{name}` has the shape {shape:?}, whose first dimension is not open (-1)")
+    };
+    let input = onnx.inputs.iter().find(fixed).map(|tensor| refused("input", tensor));
+    input.or_else(|| onnx.outputs.iter().find(fixed).map(|tensor| refused("output", tensor))).map_or(Ok(()), Err)
+}
+
 /// Stores a deployment whose versions are as they must be.
 async fn commit(mut tx: Tx<'_>, mut deployment: Deployment) -> Result<Deployment> {
     let Meaning { stable, canary } = Meaning::of(&mut tx, &deployment.desired()).await?;
@@ -499,6 +558,10 @@ async fn commit(mut tx: Tx<'_>, mut deployment: Deployment) -> Result<Deployment
     }
     if let Some(shadow) = deployment.shadow {
         tx.detail("shadow_version", shadow.version);
+    }
+    if let Some(batching) = deployment.batching {
+        tx.detail("batch_size", batching.max_size);
+        tx.detail("batch_window_us", batching.window_us);
     }
     tx.commit().await?;
     deployment.serving_version = Some(stable.number);

@@ -29,7 +29,9 @@ mod training;
 
 pub use config::{JobStop, PlatformConfig};
 pub use dataset::{Column, Dataset, DatasetPreview, DatasetVersion, PREVIEW_ROWS_MAX, PreviewRequest, ValueCount};
-pub use deployment::{Canary, Deployment, DeploymentRequest, OIP_PLATFORM, OipMetadata, Rollout, RolloutState, Shadow, VersionAnswers};
+pub use deployment::{
+    Batching, Canary, Deployment, DeploymentRequest, OIP_PLATFORM, OipMetadata, Rollout, RolloutState, Shadow, VersionAnswers,
+};
 pub use error::{CellFailure, Error, Result};
 pub use model::{
     ALIASES_MAX, AliasChange, AliasRequest, Approval, Gate, GateRequest, HistoryEntry, Lineage, Logged, MODEL_NAME_BYTES_MAX, MadeVersion,
@@ -38,11 +40,11 @@ pub use model::{
 };
 pub use page::{PAGE_ITEMS_DEFAULT, PAGE_ITEMS_MAX, Page, PageRequest, Timestamp};
 pub use platform::{Platform, StartError};
-pub use predict::{Inferred, Protocol, Question};
+pub use predict::{Protocol, Question};
 pub use prediction::{Prediction, PredictionLineage, PredictionRequest};
 pub use rollout::RollbackRules;
 pub use statistics::{Counted, Counts};
-pub use stats::{COLD_START_BOUNDS_MS, PlatformStats, Times};
+pub use stats::{BATCH_BOUNDS_ROWS, Batches, COLD_START_BOUNDS_MS, PlatformStats, Times};
 pub use tracking::trace::{
     Assessment, AssessmentUpdate, SPAN_BYTES_MAX, SPANS_BYTES_MAX, SPANS_MAX, Span, TRACES_PER_REQUEST_MAX, Trace, TraceDeletion,
     TraceSearch, TraceState, Verdict,

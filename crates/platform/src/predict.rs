@@ -5,7 +5,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use tenancy::Permit;
 use tenancy::act::{Act, Predict};
-use wire::FromCell;
+use wire::Inferred;
 
 use crate::deployment::VersionAnswers;
 use crate::error::Result;
@@ -44,26 +44,6 @@ impl From<Bytes> for Question {
     }
 }
 
-/// What a cell answered, in the protocol of the question.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Inferred {
-    /// How much of the body is JSON, where tensors in binary form follow it.
-    pub json_bytes: Option<u32>,
-    /// The answer's body.
-    pub body: Bytes,
-}
-
-impl Inferred {
-    /// Out of a cell's answer, if it is one to a prediction.
-    pub(crate) fn of(answer: &FromCell) -> Option<Self> {
-        match answer {
-            FromCell::Inferred(body) => Some(Self { json_bytes: None, body: body.clone() }),
-            FromCell::InferredBinary { json_bytes, body } => Some(Self { json_bytes: Some(*json_bytes), body: body.clone() }),
-            _ => None,
-        }
-    }
-}
-
 impl Platform {
     /// Asks the deployment the permit is about. The entry in the ledger names the model's digest and version and the digests of question
     /// and answer. `version`, when given, must be one that answers: the stable one, or the canary.
@@ -76,7 +56,7 @@ impl Platform {
         let begun = Instant::now();
         let mut broken = None;
         let answer = self.cells().predict(permit, &self.owner(permit), version, question, &mut broken).await;
-        self.statistics().count(permit, begun.elapsed(), answer.as_ref().err());
+        self.statistics().count(permit, begun.elapsed(), answer.as_ref());
         if let Some(broken) = broken {
             self.canary_broke(permit, broken);
         }

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use wire::Run;
+
 use crate::page::Timestamp;
 
 /// Upper bounds of the cold start buckets, in milliseconds; one more bucket takes the rest.
@@ -15,6 +17,18 @@ pub struct Times {
     pub buckets: [u64; COLD_START_BOUNDS_MS.len() + 1],
     /// Their sum in microseconds.
     pub micros: u64,
+}
+
+/// Upper bounds of the buckets of batches, in rows; one more bucket takes the rest.
+pub const BATCH_BOUNDS_ROWS: [u64; 8] = [1, 2, 4, 8, 16, 32, 64, 128];
+
+/// Runs of models by their rows, where requests may be answered together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Batches {
+    /// Per bucket of [`BATCH_BOUNDS_ROWS`], not cumulated; the last bucket takes the rest.
+    pub buckets: [u64; BATCH_BOUNDS_ROWS.len() + 1],
+    /// Their rows together.
+    pub rows: u64,
 }
 
 /// A snapshot.
@@ -56,6 +70,8 @@ pub struct PlatformStats {
     pub queued: Times,
     /// Waits of jobs from being queued to being begun.
     pub jobs_queued: Times,
+    /// Runs of models whose requests may be answered together.
+    pub batches: Batches,
     /// Predictions refused because too many waited.
     pub overloaded: u64,
     /// Training jobs claimed by this node that wait.
@@ -98,6 +114,30 @@ pub(crate) struct Counters {
     pub(crate) cold_starts: Histogram,
     pub(crate) queued: Histogram,
     pub(crate) jobs_queued: Histogram,
+    pub(crate) batches: BatchHistogram,
+}
+
+/// Runs as they come, in the words of cells.
+#[derive(Debug, Default)]
+pub(crate) struct BatchHistogram {
+    buckets: [AtomicU64; BATCH_BOUNDS_ROWS.len() + 1],
+    rows: AtomicU64,
+}
+
+impl BatchHistogram {
+    /// Adds the run that an answer tells of, if it is the answer that tells of it.
+    pub(crate) fn add(&self, run: Run) {
+        if run.batch > 0 {
+            let bucket = BATCH_BOUNDS_ROWS.iter().position(|bound| u64::from(run.batch) <= *bound).unwrap_or(BATCH_BOUNDS_ROWS.len());
+            self.buckets.get(bucket).map(bump).unwrap_or_default();
+            self.rows.fetch_add(run.batch.into(), Ordering::Relaxed);
+        }
+    }
+
+    fn snapshot(&self) -> Batches {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Batches { buckets: std::array::from_fn(|at| self.buckets.get(at).map_or(0, get)), rows: get(&self.rows) }
+    }
 }
 
 /// Times as they come.
@@ -155,6 +195,7 @@ impl Counters {
             cold_starts: cold_start_times.buckets.iter().sum(),
             cold_start_times,
             queued: self.queued.snapshot(),
+            batches: self.batches.snapshot(),
             jobs_queued: self.jobs_queued.snapshot(),
             overloaded: get(&self.overloaded),
             trainings_succeeded: get(&self.trainings_succeeded),

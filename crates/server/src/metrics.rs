@@ -14,7 +14,7 @@ use http::StatusCode;
 use lru::LruCache;
 use parking_lot::Mutex;
 use platform::tenancy::{IslandToken, QuotaUse, TenantUsage};
-use platform::{COLD_START_BOUNDS_MS, PlatformStats, Times, VersionAnswers};
+use platform::{BATCH_BOUNDS_ROWS, Batches, COLD_START_BOUNDS_MS, PlatformStats, Times, VersionAnswers};
 
 use crate::service::status_class;
 
@@ -180,6 +180,17 @@ fn answers_text(answers: &[VersionAnswers], text: &mut Text) {
             }
         }
     }
+    type Pick = fn(&VersionAnswers) -> u64;
+    let columns: [(&str, &str, Pick); 2] = [
+        ("insula_deployment_runs_total", "runs of models whose requests may be answered together", |of| of.runs),
+        ("insula_deployment_run_rows_total", "rows of these runs", |of| of.rows),
+    ];
+    for (name, about, pick) in columns {
+        text.head(name, "counter", about);
+        for of in answers.iter().filter(|of| of.runs > 0) {
+            text.line(name, &[("deployment", &of.deployment), ("version", &of.version.to_string())], pick(of));
+        }
+    }
 }
 
 fn platform_text(stats: &PlatformStats, text: &mut Text) {
@@ -203,6 +214,7 @@ fn platform_text(stats: &PlatformStats, text: &mut Text) {
     times_text("insula_cold_start_seconds", "wait of a prediction for its sandbox and model", &stats.cold_start_times, text);
     times_text("insula_queue_seconds", "wait of a prediction for its turn, loading not counted", &stats.queued, text);
     times_text("insula_job_queue_seconds", "wait of a job from being queued to being begun", &stats.jobs_queued, text);
+    batches_text(&stats.batches, text);
     text.head("insula_trainings", "gauge", "training jobs");
     text.line("insula_trainings", &[("state", "waiting")], stats.trainings_waiting);
     text.line("insula_trainings", &[("state", "running")], stats.trainings_running);
@@ -231,6 +243,19 @@ fn times_text(name: &str, about: &str, times: &Times, text: &mut Text) {
     text.line(&bucket, &[("le", "+Inf")], count);
     text.line(&format!("{name}_sum"), &[], Seconds(times.micros));
     text.line(&format!("{name}_count"), &[], count);
+}
+
+fn batches_text(batches: &Batches, text: &mut Text) {
+    text.head("insula_batch_rows", "histogram", "rows of the runs of models whose requests may be answered together");
+    let mut sum = 0;
+    for (bound, count) in BATCH_BOUNDS_ROWS.iter().zip(&batches.buckets) {
+        sum += count;
+        text.line("insula_batch_rows_bucket", &[("le", &bound.to_string())], sum);
+    }
+    let count: u64 = batches.buckets.iter().sum();
+    text.line("insula_batch_rows_bucket", &[("le", "+Inf")], count);
+    text.line("insula_batch_rows_sum", &[], batches.rows);
+    text.line("insula_batch_rows_count", &[], count);
 }
 
 fn tenants_text(tenants: &[TenantUsage], text: &mut Text) {
@@ -415,15 +440,25 @@ mod tests {
             shadow_answered: 0,
             shadow_failed: 0,
             shadow_dropped: 3,
+            runs: 4,
+            rows: 9,
         };
         answers_text(&[of], &mut text);
         let stats = PlatformStats { cells_evicted_room: 4, zygotes_replaced: 1, ..PlatformStats::default() };
         let mut queued = Times { micros: 2_500_000, ..Times::default() };
         (queued.buckets[1], queued.buckets[12]) = (5, 1);
-        platform_text(&PlatformStats { queued, ..stats }, &mut text);
+        let mut batches = Batches { rows: 9, ..Batches::default() };
+        (batches.buckets[0], batches.buckets[3]) = (1, 1);
+        platform_text(&PlatformStats { queued, batches, ..stats }, &mut text);
         for line in [
             "insula_deployment_answers_total{deployment=\"gate\",version=\"2\",outcome=\"answered\"} 7",
             "insula_deployment_answers_total{deployment=\"gate\",version=\"2\",outcome=\"shadow_dropped\"} 3",
+            "insula_deployment_runs_total{deployment=\"gate\",version=\"2\"} 4",
+            "insula_deployment_run_rows_total{deployment=\"gate\",version=\"2\"} 9",
+            "insula_batch_rows_bucket{le=\"4\"} 1",
+            "insula_batch_rows_bucket{le=\"8\"} 2",
+            "insula_batch_rows_sum 9",
+            "insula_batch_rows_count 2",
             "insula_cells_evicted_total{why=\"room\"} 4",
             "insula_zygotes_replaced_total 1",
             "insula_queue_seconds_bucket{le=\"0.001\"} 0",

@@ -34,15 +34,17 @@
 //! [`Admit`]: ToCell::Admit
 
 mod frame;
+mod infer;
 mod job;
 mod message;
 mod model;
 pub mod protobuf;
 
 pub use frame::{BODY_BYTES_MAX, Decoder, Frame, HEADER_BYTES, META_BYTES_MAX, WireError};
+pub use infer::{Inferred, Run};
 pub use job::{
     Algorithm, ColumnKind, ColumnStatistics, ColumnSummary, Format, Inspect, Inspection, Metric, Predict, Predicted, Preview, Rows, Split,
     Task, Train, Trained,
 };
 pub use message::{BLOCK_BYTES_MAX, Fail, FailCode, FromCell, LOG_BYTES_MAX, Progress, ToCell};
-pub use model::{Load, ModelInfo, TensorInfo};
+pub use model::{Batching, Load, ModelInfo, TensorInfo};

@@ -3,7 +3,7 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{Frame, Inspect, Inspection, Load, ModelInfo, Predict, Predicted, Preview, Rows, Train, Trained, WireError};
+use crate::{Frame, Inferred, Inspect, Inspection, Load, ModelInfo, Predict, Predicted, Preview, Rows, Train, Trained, WireError};
 
 /// Largest piece of a source or an output in one frame, in bytes.
 pub const BLOCK_BYTES_MAX: u32 = 1 << 20;
@@ -27,16 +27,14 @@ pub enum ToCell {
         /// Which.
         slot: u32,
     },
-    /// One prediction: the body of an Open Inference Protocol REST request, as the client sent it. Answered by [`FromCell::Inferred`], or by
-    /// [`FromCell::InferredBinary`] when the JSON asks for that.
+    /// One prediction: the body of an Open Inference Protocol REST request, as the client sent it. Answered by [`FromCell::Inferred`].
     Infer {
         /// Which model.
         slot: u32,
         /// JSON.
         body: Bytes,
     },
-    /// One prediction: as [`ToCell::Infer`], with tensors in binary form behind the JSON. Answered by [`FromCell::Inferred`] or
-    /// [`FromCell::InferredBinary`].
+    /// One prediction: as [`ToCell::Infer`], with tensors in binary form behind the JSON. Answered by [`FromCell::Inferred`].
     InferBinary {
         /// Which model.
         slot: u32,
@@ -81,15 +79,8 @@ pub enum FromCell {
     Ready,
     /// A model was loaded or admitted.
     Model(ModelInfo),
-    /// A prediction: the body of the answer.
-    Inferred(Bytes),
-    /// A prediction: JSON, and tensors in binary form behind it.
-    InferredBinary {
-        /// Length of the JSON in bytes; never more than the body has.
-        json_bytes: u32,
-        /// The body of the answer.
-        body: Bytes,
-    },
+    /// A prediction.
+    Inferred(Inferred),
     /// The data set was read.
     Inspected(Inspection),
     /// Rows of a preview.
@@ -213,7 +204,6 @@ mod kind {
     pub(super) const PROGRESS: u8 = 73;
     pub(super) const LOG: u8 = 74;
     pub(super) const FAIL: u8 = 75;
-    pub(super) const INFERRED_BINARY: u8 = 76;
     pub(super) const PREDICTED: u8 = 84;
 }
 
@@ -291,6 +281,28 @@ impl ToCell {
         })
     }
 
+    /// The slot that a prediction asks; none for everything else.
+    #[must_use]
+    pub fn asks(&self) -> Option<u32> {
+        match self {
+            Self::Infer { slot, .. } | Self::InferBinary { slot, .. } | Self::InferGrpc { slot, .. } | Self::Score { slot, .. } => {
+                Some(*slot)
+            }
+            _ => None,
+        }
+    }
+
+    /// Bytes of a prediction's body; 0 for everything else.
+    #[must_use]
+    pub fn body_bytes(&self) -> usize {
+        match self {
+            Self::Infer { body, .. } | Self::InferBinary { body, .. } | Self::InferGrpc { body, .. } | Self::Score { body, .. } => {
+                body.len()
+            }
+            _ => 0,
+        }
+    }
+
     /// Whether the frame is sent with one file descriptor attached.
     #[must_use]
     pub fn carries_descriptor(&self) -> bool {
@@ -308,8 +320,7 @@ impl FromCell {
         let (kind, meta, body) = match self {
             Self::Ready => (kind::READY, none(), none()),
             Self::Model(info) => (kind::MODEL, to_meta(info)?, none()),
-            Self::Inferred(body) => (kind::INFERRED, none(), body.clone()),
-            Self::InferredBinary { json_bytes, body } => (kind::INFERRED_BINARY, length(*json_bytes), body.clone()),
+            Self::Inferred(inferred) => (kind::INFERRED, inferred.meta(), inferred.body.clone()),
             Self::Inspected(inspection) => (kind::INSPECTED, to_meta(inspection)?, none()),
             Self::Previewed(rows) => (kind::PREVIEWED, none(), to_meta(rows)?),
             Self::Trained(trained) => (kind::TRAINED, to_meta(trained)?, none()),
@@ -336,8 +347,7 @@ impl FromCell {
         Ok(match frame.kind {
             kind::READY => Self::Ready,
             kind::MODEL => Self::Model(from_meta(frame)?),
-            kind::INFERRED => Self::Inferred(frame.body.clone()),
-            kind::INFERRED_BINARY => Self::InferredBinary { json_bytes: json_length(frame)?, body: frame.body.clone() },
+            kind::INFERRED => Self::Inferred(Inferred::parse(frame)?),
             kind::INSPECTED => Self::Inspected(from_meta(frame)?),
             kind::PREVIEWED => Self::Previewed(serde_json::from_slice(&frame.body).map_err(|_| WireError::Malformed("rows"))?),
             kind::TRAINED => Self::Trained(from_meta(frame)?),
@@ -377,13 +387,16 @@ fn cut(line: &str) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Batching, Run};
 
     #[test]
     fn every_message_survives_its_frame() {
-        let load = Load { name: "m".into(), version: "3".into(), bytes: 64, nodes_max: 10 };
+        let load = Load { name: "m".into(), version: "3".into(), bytes: 64, nodes_max: 10, batching: None };
+        let joined = Load { batching: Some(Batching { max_size: 8, window_us: 500 }), ..load.clone() };
         for message in [
             ToCell::Ping,
             ToCell::Load { slot: 2, load: load.clone() },
+            ToCell::Load { slot: 3, load: joined },
             ToCell::Unload { slot: 2 },
             ToCell::Infer { slot: 1, body: Bytes::from_static(b"{}") },
             ToCell::Score { slot: 1, body: Bytes::from_static(b"{}") },
@@ -402,10 +415,13 @@ mod tests {
         ] {
             assert_eq!(ToCell::parse(&message.frame(5).unwrap()).unwrap(), message);
         }
+        let run = Some(Run { rows: 2, batch: 16, nanos: u64::MAX });
         for message in [
             FromCell::Ready,
-            FromCell::Inferred(Bytes::from_static(b"{}")),
-            FromCell::InferredBinary { json_bytes: 2, body: Bytes::from_static(b"{}xyz") },
+            FromCell::Inferred(Bytes::from_static(b"{}").into()),
+            FromCell::Inferred(Inferred { json_bytes: Some(2), ..Bytes::from_static(b"{}xyz").into() }),
+            FromCell::Inferred(Inferred { run, ..Bytes::from_static(b"{}").into() }),
+            FromCell::Inferred(Inferred { json_bytes: Some(0), run, ..Bytes::from_static(b"{}").into() }),
             FromCell::Read { offset: u64::MAX, bytes: 17 },
             FromCell::Output(Bytes::from_static(b"x")),
             FromCell::Predicted(Predicted { rows: 3, output_bytes: 9 }),
@@ -421,8 +437,13 @@ mod tests {
         assert_eq!(FromCell::parse(&ToCell::Ping.frame(0).unwrap()), Err(WireError::Kind(1)));
         assert!(FromCell::Read { offset: 0, bytes: BLOCK_BYTES_MAX + 1 }.frame(0).is_ok_and(|f| FromCell::parse(&f).is_err()));
         assert!(ToCell::Block(Bytes::from(vec![0; BLOCK_BYTES_MAX as usize + 1])).frame(0).is_err());
-        let past_the_end = FromCell::InferredBinary { json_bytes: 3, body: Bytes::from_static(b"{}") }.frame(0).unwrap();
-        assert_eq!(FromCell::parse(&past_the_end), Err(WireError::Malformed("length of JSON")));
+        let past_the_end = Inferred { json_bytes: Some(3), ..Bytes::from_static(b"{}").into() };
+        assert_eq!(FromCell::parse(&FromCell::Inferred(past_the_end).frame(0).unwrap()), Err(WireError::Malformed("length of JSON")));
+        let kind = FromCell::Inferred(Bytes::new().into()).frame(0).unwrap().kind;
+        for meta in [1, 3, 5, 15, 17, 19, 21, 4096] {
+            let frame = Frame::new(kind, 0, 0, Bytes::from(vec![0; meta]), Bytes::new()).unwrap();
+            assert_eq!(FromCell::parse(&frame), Err(WireError::Malformed("answer")), "{meta}");
+        }
         let long = FromCell::Log("ä".repeat(LOG_BYTES_MAX)).frame(0).unwrap();
         assert!(long.body.len() <= LOG_BYTES_MAX && FromCell::parse(&long).is_ok());
     }

@@ -14,6 +14,19 @@ pub struct Load {
     pub bytes: u64,
     /// Most nodes in the graph, subgraphs counted.
     pub nodes_max: u32,
+    /// How requests that wait together are joined; absent when each is run for itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batching: Option<Batching>,
+}
+
+/// Requests for one model that wait together are answered by one run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Batching {
+    /// Most rows of one run.
+    pub max_size: u32,
+    /// Longest wait for others, in microseconds, where others are likely to come. 0: what waits already is taken and nothing waited for.
+    pub window_us: u32,
 }
 
 /// One input or output of a model, in the terms of the Open Inference Protocol.

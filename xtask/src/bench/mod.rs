@@ -209,6 +209,7 @@ fn measure(options: &Options, programs: &Programs, folder: &Path, report: &mut R
         let tenant = service.tenant_create(&operator, "bench")?;
         train::measure(options, programs, &data, &mut service, &tenant, report)?;
         predict::measure(options, programs, folder, &data, &mut service, &tenant, report)?;
+        predict::joined(options, &data, &mut service, &tenant, report)?;
         cold::measure(options, programs, folder, &data, service, &operator, report)?;
     }
     if options.wants(Part::Tracking) {

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::client::{Ask, Load};
 use super::data::Data;
@@ -18,6 +18,8 @@ use crate::run::quietly;
 
 /// Connections of the load.
 const CONNECTIONS: usize = 16;
+/// Connections of the load whose requests are joined.
+const CONNECTIONS_MANY: usize = 64;
 /// Runs of the engine alone.
 const ENGINE_RUNS: usize = 20_000;
 
@@ -38,6 +40,38 @@ pub(super) fn measure(
         fetch(programs, service, tenant, model, folder)?;
         for _ in 0..options.rounds {
             round(options, programs, folder, data, service, tenant, model, report)?;
+        }
+    }
+    Ok(())
+}
+
+/// The same model asked by many at once, each request run for itself and those that wait together run together.
+pub(super) fn joined(options: &Options, data: &Data, service: &mut Service, tenant: &str, report: &mut Report) -> Result<()> {
+    let version = service.client.json(Ask::get("/v1/deployments/linear", tenant))?.get("serving_version").and_then(Value::as_u64);
+    let version = version.ok_or("nothing is deployed")?;
+    report.section("Requests that wait together: logistic regression, 30 features, one row a request");
+    for _ in 0..options.rounds {
+        for (what, batching) in [
+            ("each for itself", Value::Null),
+            ("joined, no window", json!({"max_size": 64, "window_us": 0})),
+            ("joined, window of 500 µs", json!({"max_size": 64, "window_us": 500})),
+        ] {
+            let body = json!({"model": "linear", "version": version, "batching": batching}).to_string();
+            service.client.json(Ask::send("PUT", "/v1/deployments/linear", tenant, body))?;
+            let asks = [Ask::send("POST", "/v2/models/linear/infer", tenant, data.request())];
+            for connections in [1, CONNECTIONS, CONNECTIONS_MANY] {
+                let load = |total| Load { connections, ..Load::once(total) };
+                service.client.run(&asks, load(options.predictions_alone / 5))?;
+                let before = service.cpu_by_process();
+                let told = service.client.run(&asks, load(if connections == 1 { options.predictions_alone } else { options.predictions_many }))?;
+                let after = service.cpu_by_process();
+                let per = |name: Option<&str>| cpu_between(&before, &after, name) * 1e3 / told.micros.len() as f64;
+                let named = |figure: &str| format!("{connections} connections, {what}: {figure}");
+                report.add(&named("CPU per prediction, all of ours"), "ms", "", per(None));
+                report.add(&named("of that the cell"), "ms", "", per(Some("insula-cell")));
+                report.add(&named("p50"), "µs", "", told.micros_at(0.5));
+                report.add(&named("predictions/s, beside the client on the same cores"), "", "", told.rate());
+            }
         }
     }
     Ok(())

@@ -6,7 +6,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use jail::memory::SealedFile;
-use wire::{Decoder, Fail, FromCell, Load, ModelInfo, ToCell};
+use wire::{Batching, Decoder, Fail, FromCell, Load, ModelInfo, ToCell};
 
 pub struct Client {
     socket: OwnedFd,
@@ -28,6 +28,15 @@ impl Client {
         let bytes = message.frame(self.id).unwrap().encode();
         jail::stream::send(self.socket.as_fd(), &bytes, file.map(AsFd::as_fd)).ok()?;
         Some(self.id)
+    }
+
+    /// Sends all of these at once, so that they wait together; returns their ids.
+    pub fn send_together(&mut self, messages: &[ToCell]) -> Vec<u64> {
+        let ids: Vec<u64> = (self.id + 1..).take(messages.len()).collect();
+        self.id += messages.len() as u64;
+        let frames = messages.iter().zip(&ids).map(|(message, id)| message.frame(*id).unwrap().encode());
+        jail::stream::send(self.socket.as_fd(), &frames.collect::<Vec<_>>().concat(), None).unwrap();
+        ids
     }
 
     /// Answers a read of job `id`.
@@ -58,7 +67,16 @@ impl Client {
     }
 
     pub fn load(&mut self, slot: u32, model: &[u8]) -> Result<ModelInfo, Fail> {
-        let message = ToCell::Load { slot, load: load(model) };
+        self.load_as(slot, model, load(model))
+    }
+
+    /// Loads a model whose requests are joined.
+    pub fn load_joined(&mut self, slot: u32, model: &[u8], batching: Batching) -> Result<ModelInfo, Fail> {
+        self.load_as(slot, model, Load { batching: Some(batching), ..load(model) })
+    }
+
+    fn load_as(&mut self, slot: u32, model: &[u8], load: Load) -> Result<ModelInfo, Fail> {
+        let message = ToCell::Load { slot, load };
         result(self.ask(&message, Some(&SealedFile::create(model).unwrap())).expect("the cell lives"))
     }
 
@@ -81,7 +99,7 @@ impl Client {
 
     fn inferred(&mut self, request: &ToCell) -> Result<serde_json::Value, Fail> {
         match self.ask(request, None).expect("the cell lives") {
-            FromCell::Inferred(body) => Ok(serde_json::from_slice(&body).expect("an answer is JSON")),
+            FromCell::Inferred(answer) => Ok(serde_json::from_slice(&answer.body).expect("an answer is JSON")),
             FromCell::Fail(fail) => Err(fail),
             other => panic!("{other:?}"),
         }
@@ -89,7 +107,7 @@ impl Client {
 }
 
 pub fn load(model: &[u8]) -> Load {
-    Load { name: "iris".into(), version: "3".into(), bytes: model.len() as u64, nodes_max: 1000 }
+    Load { name: "iris".into(), version: "3".into(), bytes: model.len() as u64, nodes_max: 1000, batching: None }
 }
 
 fn result(answer: FromCell) -> Result<ModelInfo, Fail> {

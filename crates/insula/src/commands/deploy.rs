@@ -17,13 +17,19 @@ const FIELDS: &[Field] = &[
     ("canary", "/canary_version"),
     ("canary %", "/canary/weight_percent"),
     ("shadow", "/shadow/version"),
+    ("batch", "/batching/max_size"),
     ("rollout", "/rollout/state"),
     ("updated", "/updated_at"),
     ("updated by", "/updated_by"),
 ];
 
-const DETAIL_FIELDS: &[Field] =
-    &[("reason", "/rollout/reason"), ("rules", "/rollback_on"), ("before", "/previous"), ("answers", "/answers")];
+const DETAIL_FIELDS: &[Field] = &[
+    ("reason", "/rollout/reason"),
+    ("rules", "/rollback_on"),
+    ("batching", "/batching"),
+    ("before", "/previous"),
+    ("answers", "/answers"),
+];
 
 /// Commands on deployments.
 #[derive(Debug, Subcommand)]
@@ -92,6 +98,12 @@ pub(crate) struct PutArgs {
     /// Judge the canary by the last seconds.
     #[arg(long, value_name = "SECONDS")]
     window: Option<u32>,
+    /// Answer requests that wait together by one run of the model, of at most so many rows.
+    #[arg(long, value_name = "ROWS")]
+    batch_size: Option<u32>,
+    /// Wait so long for others while they are likely to come, in microseconds.
+    #[arg(long, value_name = "US", requires = "batch_size", default_value_t = 0)]
+    batch_window: u32,
 }
 
 impl PutArgs {
@@ -111,6 +123,9 @@ impl PutArgs {
                 "requests_min": self.requests_min, "window_seconds": self.window,
             });
             set(&mut body, "rollback_on", window);
+        }
+        if let Some(max_size) = self.batch_size {
+            set(&mut body, "batching", json!({"max_size": max_size, "window_us": self.batch_window}));
         }
         body
     }

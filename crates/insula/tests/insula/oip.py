@@ -16,6 +16,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import ml_dtypes
@@ -472,6 +473,64 @@ assert stats["inference_stats"]["success"]["count"] > 2 and stats["inference_sta
 assert {one["name"] for one in http.get_inference_statistics(headers=bearer(MINE))["model_stats"]} == names
 assert http.get_inference_statistics("twin", "1", headers=bearer(MINE))["model_stats"][0]["version"] == "1"
 fails(lambda: http.get_inference_statistics("twin", "5", headers=bearer(MINE)), status=404)
+
+# ---- requests that wait together, in the words of Triton's configuration and statistics
+
+# Each run takes some milliseconds, so that others come meanwhile.
+PAIRS = helper.make_graph(
+    [helper.make_node("Identity", ["more"], ["more_out"]), helper.make_node("Identity", ["v"], ["v_out"])], "pairs",
+    [value("i", TensorProto.INT64, []), value("more", TensorProto.BOOL, []), value("v", FLOAT, ["rows", 3])],
+    [value("more_out", TensorProto.BOOL, []), value("v_out", FLOAT, ["rows", 3])],
+)
+deploy("joined", model(
+    [helper.make_node("Loop", ["times", "yes", "x"], ["late"], body=PAIRS), helper.make_node("Mul", ["late", "k"], ["y"]),
+     helper.make_node("ReduceSum", ["x", "axis"], ["sum"], keepdims=0)],
+    [value("x", FLOAT, ["rows", 3])], [value("y", FLOAT, ["rows", 3]), value("sum", FLOAT, ["rows"])],
+    [helper.make_tensor("times", TensorProto.INT64, [], [20_000]), helper.make_tensor("yes", TensorProto.BOOL, [], [True]),
+     helper.make_tensor("k", FLOAT, [], [5.0]), helper.make_tensor("axis", TensorProto.INT64, [1], [1])],
+))
+before = http.get_model_config("joined", headers=bearer(MINE))
+assert before["max_batch_size"] == 0 and "dynamic_batching" not in before and before["input"][0]["dims"] == [-1, 3], before
+target = json.dumps({"model": "joined", "version": 1, "batching": {"max_size": 8, "window_us": 500}}).encode()
+ok(ask("PUT", "/v1/deployments/joined", MINE, target, {"Content-Type": "application/json"}))
+config = http.get_model_config("joined", headers=bearer(MINE))
+assert config["dynamic_batching"] == {"preferred_batch_size": [8], "max_queue_delay_microseconds": 500}, config
+assert config["max_batch_size"] == 8 and config["input"][0]["dims"] == [3] and "reshape" not in config["input"][0], config
+assert config["output"][1]["dims"] == [1] and config["output"][1]["reshape"] == {"shape": []}, config
+config = client.get_model_config("joined", headers=meta(MINE)).config
+assert (config.max_batch_size, list(config.input[0].dims), config.input[0].HasField("reshape")) == (8, [3], False), config
+assert (list(config.output[1].dims), config.output[1].HasField("reshape"), list(config.output[1].reshape.shape)) == ([1], True, []), config
+assert (list(config.dynamic_batching.preferred_batch_size), config.dynamic_batching.max_queue_delay_microseconds) == ([8], 500), config
+assert http.get_model_metadata("joined", headers=bearer(MINE))["inputs"][0]["shape"] == [-1, 3]
+several = np.arange(6, dtype=np.float32).reshape(2, 3)
+earlier = http.get_inference_statistics("joined", headers=bearer(MINE))["model_stats"][0]
+
+
+def own(number):
+    array = several[: 1 + number % 2] + number
+    if number % 3:
+        answer = client.infer("joined", [rpc_input("x", array, "FP32")], headers=meta(MINE))
+        same(answer.as_numpy("y"), array * np.float32(5))
+        same(answer.as_numpy("sum"), array.sum(axis=1))
+    else:
+        body = {"inputs": [{"name": "x", "shape": array.shape, "datatype": "FP32", "data": array.tolist()}], "outputs": [{"name": "sum"}]}
+        answer = ok(ask("POST", "/v2/models/joined/infer", data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}))
+        assert answer["outputs"][0]["data"] == array.sum(axis=1).tolist(), answer
+    return len(array)
+
+
+with ThreadPoolExecutor(16) as pool:
+    rows = sum(pool.map(own, range(200)))
+stats = http.get_inference_statistics("joined", headers=bearer(MINE))["model_stats"][0]
+assert stats["inference_count"] - earlier["inference_count"] == rows == 300, stats
+assert stats["inference_stats"]["success"]["count"] - earlier["inference_stats"]["success"]["count"] == 200, stats
+batches = {one["batch_size"]: one["compute_infer"] for one in stats["batch_stats"]}
+assert sum(size * of["count"] for size, of in batches.items()) == 300 and max(batches) <= 8 and all(of["ns"] for of in batches.values()), stats
+assert sum(of["count"] for of in batches.values()) == stats["execution_count"] - earlier["execution_count"], stats
+assert max(batches) > 2 and stats["execution_count"] - earlier["execution_count"] < 200, stats
+over_rpc = client.get_inference_statistics("joined", headers=meta(MINE)).model_stats[0]
+assert (over_rpc.inference_count, over_rpc.execution_count) == (stats["inference_count"], stats["execution_count"]), over_rpc
+assert {one.batch_size: one.compute_infer.count for one in over_rpc.batch_stats} == {size: of["count"] for size, of in batches.items()}, over_rpc
 
 # ---- streams
 

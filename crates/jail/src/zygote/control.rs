@@ -181,11 +181,12 @@ struct In<'a>(&'a [u8]);
 
 impl<'a> In<'a> {
     fn recv(control: BorrowedFd<'_>, buf: &'a mut [u8]) -> io::Result<Option<(Self, Vec<OwnedFd>)>> {
-        let (bytes, descriptors, cut) = match stream::recv_some::<{ stream::space(DESCRIPTORS_MAX) }>(control, buf) {
-            // The other side ended without having read everything.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
-            other => other?,
-        };
+        let (bytes, descriptors, cut) =
+            match stream::recv_some::<{ stream::space(DESCRIPTORS_MAX) }>(control, buf, rustix::net::RecvFlags::empty()) {
+                // The other side ended without having read everything.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+                other => other?,
+            };
         if cut {
             return Err(malformed());
         }

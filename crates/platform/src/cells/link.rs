@@ -1,7 +1,7 @@
 //! The conversation with a serving cell: many requests in flight, each answered once.
 //!
-//! A cell works in order. So of the requests in flight when it dies only the oldest can have been begun; all younger ones were surely not,
-//! and may be asked again elsewhere. For the same reason a cell that leaves its oldest request unanswered for too long is stuck, whoever waits.
+//! A cell answers in order. So of the requests in flight when it dies only the oldest can be at fault, unless requests are joined (see
+//! `pool`); all younger ones may be asked again elsewhere, because a prediction leaves nothing behind. For the same reason a cell that leaves its oldest request unanswered for too long is stuck, whoever waits.
 //!
 //! Whatever arrives must answer a request in flight and be of a kind that answers requests. Anything else ends the conversation:
 //! so a flood is stopped by its first frame, and what is held in memory is bounded by what was asked.
@@ -158,8 +158,7 @@ impl Shared {
         let allowed = Allowed::of(&[
             FromCell::Ready,
             FromCell::Model(info),
-            FromCell::Inferred(Bytes::new()),
-            FromCell::InferredBinary { json_bytes: 0, body: Bytes::new() },
+            FromCell::Inferred(Bytes::new().into()),
             FromCell::Fail(Fail::new(FailCode::Internal, "")),
         ]);
         let mut inbox = Inbox::new(answer_bytes_max);
@@ -250,7 +249,7 @@ mod tests {
     }
 
     fn inferred(id: u64, body: &'static [u8]) -> Vec<u8> {
-        FromCell::Inferred(Bytes::from_static(body)).frame(id).unwrap().encode()
+        FromCell::Inferred(Bytes::from_static(body).into()).frame(id).unwrap().encode()
     }
 
     async fn patient<T>(future: impl Future<Output = T>) -> T {
@@ -276,8 +275,8 @@ mod tests {
         peer.write_all(&[inferred(1, b"a"), inferred(2, b"b"), inferred(3, b"c")].concat()).unwrap();
         let mut bodies = vec![];
         for answer in answers {
-            let Ok(FromCell::Inferred(body)) = patient(answer).await.unwrap() else { panic!("not inferred") };
-            bodies.push(body);
+            let Ok(FromCell::Inferred(inferred)) = patient(answer).await.unwrap() else { panic!("not inferred") };
+            bodies.push(inferred.body);
         }
         assert_eq!(bodies, ["a", "b", "c"]);
         assert_eq!(link.stuck_for(), None);
@@ -408,6 +407,6 @@ mod tests {
         drop(infer(&link));
         let second = infer(&link);
         peer.write_all(&[inferred(1, b"a"), inferred(2, b"b")].concat()).unwrap();
-        assert_eq!(patient(second).await.unwrap(), Ok(FromCell::Inferred(Bytes::from_static(b"b"))));
+        assert_eq!(patient(second).await.unwrap(), Ok(FromCell::Inferred(Bytes::from_static(b"b").into())));
     }
 }

@@ -454,7 +454,7 @@ impl Cells {
     }
 
     pub(crate) fn load_of(&self, name: &str, version: &str, bytes: u64) -> Load {
-        Load { bytes, name: name.to_owned(), version: version.to_owned(), nodes_max: self.0.config.model_nodes_max }
+        Load { bytes, name: name.to_owned(), version: version.to_owned(), nodes_max: self.0.config.model_nodes_max, batching: None }
     }
 
     /// A sealed object, opened into a sealed memory file.

@@ -4,6 +4,9 @@
 //! behind those before it. What is missing is made on the way, once, however many wait: a cell, a loaded model. What breaks, breaks for this
 //! island alone: the cell is replaced by the next request, and a model that breaks cells again and again is left alone for a while.
 //!
+//! Where a deployment joins requests, the one that kills a cell is not known: any that was joined may be at fault. So nobody is told so, all are
+//! asked again, and the next cell joins nothing: there the one at fault is found as ever ([`UNJOINED_FOR`]).
+//!
 //! What shadows do happens in a lane of its own: another cell, which starts only where nobody has to make room for it, takes few copies at
 //! a time, and is the first to go.
 
@@ -20,7 +23,7 @@ use parking_lot::Mutex;
 use tenancy::act::Predict;
 use tenancy::{BlobId, BlobReader, Permit};
 use tokio::sync::Semaphore;
-use wire::{Fail, FailCode, FromCell, ToCell};
+use wire::{Batching, Fail, FailCode, FromCell, Inferred, Load, ToCell};
 
 use super::link::{Answer, Link, Lost};
 use super::process::{Owner, Process};
@@ -29,7 +32,7 @@ use super::{Cells, Source, Waiting, job};
 use crate::config::PlatformConfig;
 use crate::dataset::hex;
 use crate::error::{CellFailure, Error, Result};
-use crate::predict::{Inferred, Protocol, Question};
+use crate::predict::{Protocol, Question};
 use crate::rollout::{self, Broken};
 use crate::stats::bump;
 use routes::{Counted, Resolved, Routes};
@@ -47,8 +50,11 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(60);
 const MODELS_MEMORY_SHARE_PERCENT: u64 = 60;
 /// What a model that was never loaded is expected to take: this many times its file.
 const RESIDENT_PER_BYTE: u64 = 3;
-/// Times one prediction is begun: at most one retry after a cell died before it was its turn, and one after its model was put out.
-const TRIES_MAX: u32 = 3;
+/// Times one prediction is begun: at most one retry after a cell died before it was its turn, one after it died over joined requests, and
+/// one after its model was put out.
+const TRIES_MAX: u32 = 4;
+/// After a cell that joined requests has died, models of its tenant that are loaded within this time join none.
+const UNJOINED_FOR: Duration = Duration::from_secs(60);
 /// Copies of one tenant that its shadows work on or hold; others are dropped.
 const SHADOW_IN_FLIGHT_MAX: usize = 2;
 /// Versions of one tenant's deployments whose answers are counted.
@@ -77,6 +83,7 @@ pub(super) struct Island {
     waiting: AtomicUsize,
     breakers: Mutex<LruCache<SlotKey, Breaker>>,
     any_breaker: AtomicBool,
+    unjoined_until: Mutex<Option<Instant>>,
     used: Mutex<Instant>,
 }
 
@@ -86,6 +93,7 @@ struct SlotKey {
     deployment: Arc<str>,
     version: u64,
     blob: BlobId,
+    batching: Option<Batching>,
 }
 
 struct Breaker {
@@ -112,6 +120,8 @@ struct Slots {
 struct Slot {
     number: u32,
     resident_bytes: u64,
+    /// Its requests are joined.
+    joined: bool,
 }
 
 /// A load that failed, for those who waited for it.
@@ -212,6 +222,7 @@ impl Island {
             waiting: AtomicUsize::new(0),
             breakers: Mutex::new(LruCache::new(BREAKERS_MAX)),
             any_breaker: AtomicBool::new(false),
+            unjoined_until: Mutex::default(),
             used: Mutex::new(Instant::now()),
         }
     }
@@ -253,6 +264,7 @@ impl Island {
         let mut serving = self.serving.lock();
         let Some(end) = serving.as_ref().and_then(|cell| cell.link.ended()) else { return };
         if let Some(cell) = serving.take() {
+            self.remember(&cell);
             tokio::spawn(async move { cell.process.failure(&end).await });
         }
     }
@@ -314,11 +326,24 @@ impl Island {
         }
     }
 
+    /// What a dead cell teaches, before another one starts: if it joined requests, who was at fault is found by joining none.
+    fn remember(&self, dead: &Serving) {
+        if dead.slots.lock().loaded.iter().any(|(_, slot)| slot.joined) {
+            *self.unjoined_until.lock() = Some(Instant::now() + UNJOINED_FOR);
+        }
+    }
+
+    /// How requests for a model that is loaded now are joined.
+    fn joining(&self, key: &SlotKey) -> Option<Batching> {
+        key.batching.filter(|_| self.unjoined_until.lock().is_none_or(|until| until < Instant::now()))
+    }
+
     /// The island's cell, if it lives.
     fn living(&self) -> Option<InUse> {
         let mut serving = self.serving.lock();
         let cell = serving.as_ref()?;
         if cell.link.ended().is_some() {
+            self.remember(cell);
             *serving = None;
             return None;
         }
@@ -381,6 +406,10 @@ impl Cells {
         };
         if let Some(failed) = rollout::blame(&answer) {
             bump(if failed { &resolved.counted.failed } else { &resolved.counted.answered });
+            if let Some(run) = answer.as_ref().ok().and_then(|inferred| inferred.run) {
+                resolved.counted.ran(run);
+                self.counters().batches.add(run);
+            }
             watch.inspect(|watch| watch.add(failed, turn.sent.map_or(Duration::ZERO, |sent| sent.elapsed())));
         }
         *broken = routes.untold();
@@ -453,11 +482,11 @@ impl Cells {
                 return Err(Miss::Final(Error::DeadlineExceeded { seconds: timeout.as_secs() }));
             }
         };
-        if let Some(inferred) = answer.as_ref().ok().and_then(Inferred::of) {
-            island.breaker_worked(&resolved.key);
-            return Ok(inferred);
-        }
         match answer {
+            Ok(FromCell::Inferred(inferred)) => {
+                island.breaker_worked(&resolved.key);
+                Ok(inferred)
+            }
             Ok(FromCell::Fail(fail)) if fail.code == FailCode::NoModel => {
                 // Put out between look-up and request; the next try loads it again.
                 cell.0.slots.lock().loaded.pop(&resolved.key);
@@ -484,6 +513,10 @@ impl Cells {
         let failure = cell.process.failure(&lost.end).await;
         if failure != CellFailure::Stopped {
             island.breaker_crashed(key);
+        }
+        let joined = cell.slots.lock().loaded.peek(key).is_some_and(|slot| slot.joined);
+        if joined && matches!(failure, CellFailure::Died(_) | CellFailure::OutOfMemory { .. }) && lost.end != End::Deadline {
+            return Miss::Again;
         }
         Miss::Final(match lost.end {
             End::Deadline => Error::DeadlineExceeded { seconds: self.config().infer_timeout.as_secs() },
@@ -548,14 +581,15 @@ impl Cells {
         }
         let file = self.memory_file(&Source::blob(reader)).await?;
         self.make_room(cell, resolved);
-        let load = self.load_of(&resolved.key.deployment, &resolved.version, resolved.bytes);
+        let batching = island.joining(&resolved.key);
+        let load = Load { batching, ..self.load_of(&resolved.key.deployment, &resolved.version, resolved.bytes) };
         let slot = Loading::new(cell);
         let answer = cell.link.ask(&ToCell::Load { slot: slot.number, load }, Some(file));
         let timeout = self.config().load_timeout;
         match tokio::time::timeout(timeout, answer).await {
             Ok(Ok(Ok(FromCell::Model(info)))) => {
                 bump(&self.counters().models_loaded);
-                slot.done(&resolved.key, info.resident_bytes);
+                slot.done(&resolved.key, info.resident_bytes, batching.is_some());
                 Ok(true)
             }
             Ok(Ok(Ok(FromCell::Fail(fail)))) => {
@@ -613,9 +647,9 @@ impl<'a> Loading<'a> {
         Self { cell, number, done: false }
     }
 
-    fn done(mut self, key: &SlotKey, resident_bytes: u64) {
+    fn done(mut self, key: &SlotKey, resident_bytes: u64, joined: bool) {
         self.done = true;
-        self.cell.slots.lock().loaded.put(key.clone(), Slot { number: self.number, resident_bytes });
+        self.cell.slots.lock().loaded.put(key.clone(), Slot { number: self.number, resident_bytes, joined });
     }
 }
 
@@ -632,7 +666,7 @@ mod tests {
     use super::*;
 
     fn key() -> SlotKey {
-        SlotKey { deployment: "d".into(), version: 1, blob: BlobId::try_from("00".repeat(16)).unwrap() }
+        SlotKey { deployment: "d".into(), version: 1, blob: BlobId::try_from("00".repeat(16)).unwrap(), batching: None }
     }
 
     #[test]

@@ -12,6 +12,7 @@
     reason = "a test that meets the unexpected shall end there"
 )]
 
+mod batching;
 mod cells;
 mod crash;
 mod main_job;

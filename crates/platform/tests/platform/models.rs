@@ -104,6 +104,19 @@ pub(crate) fn counts() -> Vec<u8> {
     model(&graph(&nodes, &[], &inputs, &[value("y", FLOAT, &[Some(1)])]))
 }
 
+/// As [`counts`] for any number of rows: all count to the greatest `m` among them, from their own `x`.
+pub(crate) fn counts_together() -> Vec<u8> {
+    let body_inputs = [value("i", INT64, &[]), value("go", BOOL, &[]), value("a", FLOAT, &[None])];
+    let body_outputs = [value("on", BOOL, &[]), value("b", FLOAT, &[None])];
+    let body_nodes = [node("Identity", &["go"], &["on"], &[]), node("Add", &["a", "one"], &["b"], &[])];
+    let one = [number(1, 1), number(2, FLOAT), field(8, b"one"), field(9, &1f32.to_le_bytes())].concat();
+    let body = graph(&body_nodes, &[one], &body_inputs, &body_outputs);
+    let attribute = [field(1, b"body"), field(6, &body), [varint(20 << 3), varint(5)].concat()].concat();
+    let nodes = [node("ReduceMax", &["m"], &["most"], &[]), node("Loop", &["most", "", "x"], &["y"], &[attribute])];
+    let inputs = [value("m", INT64, &[None]), value("x", FLOAT, &[None])];
+    model(&graph(&nodes, &[], &inputs, &[value("y", FLOAT, &[None])]))
+}
+
 /// A request for [`times`].
 pub(crate) fn ask_times(x: f32) -> String {
     serde_json::json!({"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [x]}]}).to_string()

@@ -6,7 +6,7 @@ use platform::wire::protobuf::{Fields, Value, Writer};
 use platform::{Counted, Counts, Deployment, OipMetadata, Tensor};
 
 use crate::error::{Fail, Result};
-use crate::route::inference::{BACKEND, reason, state};
+use crate::route::inference::{BACKEND, config_dims, reason, state};
 
 /// `ServerLiveResponse`, `ServerReadyResponse`, `ModelReadyResponse`.
 pub(super) fn yes_or_no(yes: bool) -> Vec<u8> {
@@ -44,11 +44,16 @@ pub(super) fn model_metadata(metadata: &OipMetadata) -> Vec<u8> {
 
 /// `ModelConfigResponse`.
 pub(super) fn model_config(metadata: &OipMetadata) -> Vec<u8> {
-    let tensor = |tensor: &Tensor, dims: u32| {
+    let batching = metadata.batching;
+    let tensor = |tensor: &Tensor, number: u32| {
+        let (dims, reshaped) = config_dims(&tensor.shape, batching.is_some());
         let mut message = Writer::default();
         message.text(1, &tensor.name);
         message.number(2, data_type(&tensor.datatype));
-        message.packed(dims, &tensor.shape);
+        message.packed(number, &dims);
+        if reshaped {
+            message.item(5, &[]);
+        }
         message.into_bytes()
     };
     let mut config = Writer::default();
@@ -60,8 +65,15 @@ pub(super) fn model_config(metadata: &OipMetadata) -> Vec<u8> {
     let mut policy = Writer::default();
     policy.item(3, specific.as_bytes());
     config.item(3, policy.as_bytes());
+    config.number(4, batching.map_or(0, |batching| batching.max_size.into()));
     metadata.inputs.iter().for_each(|input| config.item(5, &tensor(input, 4)));
     metadata.outputs.iter().for_each(|output| config.item(6, &tensor(output, 3)));
+    if let Some(batching) = batching {
+        let mut joining = Writer::default();
+        joining.packed(1, &[batching.max_size.into()]);
+        joining.number(2, batching.window_us.into());
+        config.item(11, joining.as_bytes());
+    }
     config.text(17, BACKEND);
     let mut message = Writer::default();
     message.item(1, config.as_bytes());
@@ -93,9 +105,16 @@ pub(super) fn statistics(all: &[(Deployment, Counts)]) -> Vec<u8> {
         one.text(1, deployment.name.as_str());
         one.text(2, &deployment.serving_version.map_or(String::new(), |number| number.to_string()));
         one.number(3, counts.last_millis);
-        one.number(4, counts.succeeded.count);
-        one.number(5, counts.succeeded.count);
+        one.number(4, counts.inferences);
+        one.number(5, counts.executions);
         one.item(6, inference.as_bytes());
+        for (rows, runs) in &counts.batches {
+            let uncounted = Counted { count: runs.count, nanos: 0 };
+            let mut batch = Writer::default();
+            batch.number(1, (*rows).into());
+            [&uncounted, runs, &uncounted].into_iter().zip(2..).for_each(|(counted, number)| batch.item(number, &duration(counted)));
+            one.item(7, batch.as_bytes());
+        }
         message.item(1, one.as_bytes());
     }
     message.into_bytes()

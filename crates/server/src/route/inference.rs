@@ -139,8 +139,17 @@ struct ModelStatistics {
     inference_count: u64,
     execution_count: u64,
     inference_stats: InferenceStatistics,
-    #[schema(value_type = Vec<u64>)]
-    batch_stats: [u64; 0],
+    /// Runs by their rows, where requests may be answered together.
+    batch_stats: Vec<BatchStatistics>,
+}
+
+/// Runs of as many rows.
+#[derive(Serialize, ToSchema)]
+struct BatchStatistics {
+    batch_size: u64,
+    compute_input: Durations,
+    compute_infer: Durations,
+    compute_output: Durations,
 }
 
 /// By what became of them.
@@ -170,14 +179,21 @@ impl From<Counted> for Durations {
     }
 }
 
+impl From<(&u32, &Counted)> for BatchStatistics {
+    fn from((rows, runs): (&u32, &Counted)) -> Self {
+        let uncounted = || Durations { count: runs.count, ns: 0 };
+        Self { batch_size: (*rows).into(), compute_input: uncounted(), compute_infer: (*runs).into(), compute_output: uncounted() }
+    }
+}
+
 impl ModelStatistics {
     fn new(deployment: &Deployment, counts: &Counts) -> Self {
         Self {
             name: deployment.name.to_string(),
             version: serving_version(deployment),
             last_inference: counts.last_millis,
-            inference_count: counts.succeeded.count,
-            execution_count: counts.succeeded.count,
+            inference_count: counts.inferences,
+            execution_count: counts.executions,
             inference_stats: InferenceStatistics {
                 success: counts.succeeded.into(),
                 fail: counts.failed.into(),
@@ -188,7 +204,7 @@ impl ModelStatistics {
                 cache_hit: Durations::default(),
                 cache_miss: Durations::default(),
             },
-            batch_stats: [],
+            batch_stats: counts.batches.iter().map(BatchStatistics::from).collect(),
         }
     }
 }
@@ -210,10 +226,19 @@ struct ModelConfig {
     backend: &'static str,
     #[schema(value_type = Object)]
     version_policy: serde_json::Value,
-    /// Always 0: the first dimension is the model's own.
+    /// Most rows that requests are joined to. 0 where they are not: the first dimension is the model's own then, and stands in `dims`.
     max_batch_size: u32,
     input: Vec<ConfigTensor>,
     output: Vec<ConfigTensor>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dynamic_batching: Option<DynamicBatching>,
+}
+
+/// How requests are joined.
+#[derive(Serialize, ToSchema)]
+struct DynamicBatching {
+    preferred_batch_size: [u32; 1],
+    max_queue_delay_microseconds: u32,
 }
 
 /// An input or output.
@@ -223,26 +248,52 @@ struct ConfigTensor {
     /// As in `TYPE_FP32`.
     data_type: String,
     dims: Vec<i64>,
+    /// What the model itself takes, where `dims` cannot say it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reshape: Option<Reshape>,
 }
 
-impl From<Tensor> for ConfigTensor {
-    fn from(tensor: Tensor) -> Self {
+/// Another shape.
+#[derive(Serialize, ToSchema)]
+struct Reshape {
+    shape: Vec<i64>,
+}
+
+/// Dimensions in a configuration: where requests are joined, the first one is understood. None left is said as one of size 1, which the
+/// model does not have; the second value tells that.
+pub(crate) fn config_dims(shape: &[i64], batched: bool) -> (Vec<i64>, bool) {
+    match (batched, shape.get(1..)) {
+        (true, Some([]) | None) => (vec![1], true),
+        (true, Some(rest)) => (rest.to_vec(), false),
+        (false, _) => (shape.to_vec(), false),
+    }
+}
+
+impl ConfigTensor {
+    fn new(tensor: Tensor, batched: bool) -> Self {
         let kind = if tensor.datatype == "BYTES" { "STRING" } else { tensor.datatype.as_str() };
-        Self { data_type: format!("TYPE_{kind}"), name: tensor.name, dims: tensor.shape }
+        let (dims, reshaped) = config_dims(&tensor.shape, batched);
+        Self { data_type: format!("TYPE_{kind}"), name: tensor.name, dims, reshape: reshaped.then(|| Reshape { shape: Vec::new() }) }
     }
 }
 
 async fn config(permit: &Permit<DeploymentRead>, ask: Ask) -> Result<Reply> {
-    let OipMetadata { name, versions, platform, inputs, outputs } = ask.service.platform.deployment_metadata(permit, version(&ask)).await?;
+    let OipMetadata { name, versions, platform, inputs, outputs, batching } =
+        ask.service.platform.deployment_metadata(permit, version(&ask)).await?;
     let versions: Vec<u64> = versions.iter().filter_map(|version| version.parse().ok()).collect();
+    let tensors = |all: Vec<Tensor>| all.into_iter().map(|tensor| ConfigTensor::new(tensor, batching.is_some())).collect();
     Reply::json(&ModelConfig {
         name,
         platform,
         backend: BACKEND,
         version_policy: serde_json::json!({"specific": {"versions": versions}}),
-        max_batch_size: 0,
-        input: inputs.into_iter().map(Into::into).collect(),
-        output: outputs.into_iter().map(Into::into).collect(),
+        max_batch_size: batching.map_or(0, |batching| batching.max_size),
+        input: tensors(inputs),
+        output: tensors(outputs),
+        dynamic_batching: batching.map(|batching| DynamicBatching {
+            preferred_batch_size: [batching.max_size],
+            max_queue_delay_microseconds: batching.window_us,
+        }),
     })
 }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tenancy::Permit;
 use tenancy::act::Predict;
+use wire::{Batching, Run};
 
 use super::{Island, SlotKey};
 use crate::deployment::{Deployment, Serving, VersionAnswers, serving_for};
@@ -30,6 +31,16 @@ pub(super) struct Counted {
     pub(super) shadow_answered: AtomicU64,
     pub(super) shadow_failed: AtomicU64,
     pub(super) shadow_dropped: AtomicU64,
+    runs: AtomicU64,
+    rows: AtomicU64,
+}
+
+impl Counted {
+    /// What a cell says of the run behind an answer.
+    pub(super) fn ran(&self, run: Run) {
+        self.runs.fetch_add(u64::from(run.batch > 0), Ordering::Relaxed);
+        self.rows.fetch_add(run.rows.into(), Ordering::Relaxed);
+    }
 }
 
 /// Where predictions of a deployment go.
@@ -106,7 +117,8 @@ impl Island {
     fn routes(&self, epoch: u64, name: &str, serving: Serving, known: Option<&Routes>) -> Routes {
         let name: Arc<str> = known.map_or_else(|| name.into(), |known| Arc::clone(&known.stable.key.deployment));
         let Serving { deployment, stable, canary, shadow } = serving;
-        let resolved = |loadable: Loadable| Arc::new(self.resolved(&name, loadable));
+        let batching = deployment.batching.map(Into::into);
+        let resolved = |loadable: Loadable| Arc::new(self.resolved(&name, loadable, batching));
         let canary = canary.map(|canary| {
             let watch = watch(&deployment, canary.as_ref().map_or(0, |canary| canary.number), known);
             let weight_percent = deployment.canary.as_ref().map_or(0, |canary| canary.weight_percent);
@@ -118,13 +130,13 @@ impl Island {
                 }
             }
         });
-        Routes { epoch, stable: resolved(stable), canary, shadow: shadow.map(resolved) }
+        Routes { epoch, stable: resolved(stable), canary, shadow: shadow.map(|loadable| Arc::new(self.resolved(&name, loadable, None))) }
     }
 
-    fn resolved(&self, name: &Arc<str>, loadable: Loadable) -> Resolved {
+    fn resolved(&self, name: &Arc<str>, loadable: Loadable, batching: Option<Batching>) -> Resolved {
         let Loadable { number, onnx, blob, resident_bytes } = loadable;
         let counted = Arc::clone(self.counted.lock().get_or_insert((Arc::clone(name), number), Arc::default));
-        let key = SlotKey { deployment: Arc::clone(name), version: number, blob };
+        let key = SlotKey { deployment: Arc::clone(name), version: number, blob, batching };
         Resolved { key, version: number.to_string(), sha256: onnx.sha256, bytes: onnx.bytes, resident_bytes, counted }
     }
 
@@ -148,6 +160,8 @@ impl Island {
             shadow_answered: get(&counted.shadow_answered),
             shadow_failed: get(&counted.shadow_failed),
             shadow_dropped: get(&counted.shadow_dropped),
+            runs: get(&counted.runs),
+            rows: get(&counted.rows),
         });
         let mut answers: Vec<VersionAnswers> = answers.collect();
         answers.sort_by(|a, b| (&a.deployment, a.version).cmp(&(&b.deployment, b.version)));

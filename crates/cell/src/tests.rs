@@ -598,7 +598,9 @@ mod hostile {
         let good = request(&[1., 2., 3., 4.], 1., false).encode_to_vec();
         let mut name = Writer::default();
         name.text(1, "other");
-        for body in [[&good[..], name.as_bytes()].concat(), [name.as_bytes(), &good].concat()] {
+        let mut id = Writer::default();
+        id.text(3, "another");
+        for body in [[&good[..], name.as_bytes()].concat(), [name.as_bytes(), &good].concat(), [&good[..], id.as_bytes()].concat()] {
             let fail = ask(&mut cell, body).unwrap_err();
             assert!(fail.code == FailCode::Invalid && fail.message.contains("first fields"), "{}", fail.message);
         }

@@ -2,6 +2,7 @@
 
 #[path = "../tests/client/mod.rs"]
 mod client;
+mod frames;
 
 use std::os::unix::net::UnixStream;
 use std::sync::OnceLock;
@@ -12,17 +13,22 @@ use wire::{Fail, FailCode, FromCell, ToCell};
 
 use crate::engine::Engine;
 
-/// A loop on a thread; `None`, said aloud, where there is no engine.
-fn cell() -> Option<Client> {
+/// The engine of all tests; `None`, said aloud, where there is none.
+fn engine() -> Option<&'static Engine> {
     static ENGINE: OnceLock<Option<Engine>> = OnceLock::new();
     let engine = ENGINE.get_or_init(|| {
         let library = std::env::var_os("ORT_DYLIB_PATH")?;
         Some(Engine::start(library.as_ref()).unwrap())
     });
-    let Some(engine) = engine else {
+    if engine.is_none() {
         println!("SKIPPED: ORT_DYLIB_PATH is not set, there is no engine to test with");
-        return None;
-    };
+    }
+    engine.as_ref()
+}
+
+/// A loop on a thread.
+fn cell() -> Option<Client> {
+    let engine = engine()?;
     let (ours, theirs) = UnixStream::pair().unwrap();
     std::thread::Builder::new().name("cell".into()).spawn(|| crate::serve::serve(engine, theirs.into()).unwrap()).unwrap();
     Some(Client::new(ours.into()))

@@ -34,6 +34,8 @@
 //! [`Admit`]: ToCell::Admit
 
 mod frame;
+#[cfg(test)]
+mod fuzz;
 mod job;
 mod message;
 mod model;

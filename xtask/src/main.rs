@@ -31,7 +31,8 @@ const HELP: &str = "\
 usage: cargo xtask COMMAND
   demo [--keep] [--json]  build, start a service, play the main job with two tenants (--keep: leave its files)
        [--stores shared]  the same on PostgreSQL and S3 servers of its own, and what only they can do
-  bench [--quick] [PART]  build for release, measure, write docs/bench (PART: kernel, stores, serving or tenants, only shown)
+  bench [--quick] [PART]  build for release, measure, write docs/bench (PART, only shown: kernel, stores, serving, neighbours, density,
+                          tracking or tenants; soak [--minutes N] only when it is asked for); --peers: beside servers of others
   test                    install what is needed, check everything, run all tests
   tidy                    check the rules that no compiler knows
   setup                   install what tests need, and stop";

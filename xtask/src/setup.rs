@@ -155,10 +155,14 @@ pub(crate) fn bare_venv() -> Result<PathBuf> {
 }
 
 fn bare_environment(name: &str) -> Result<PathBuf> {
+    environment_of("python3", name)
+}
+
+fn environment_of(python: &str, name: &str) -> Result<PathBuf> {
     let venv = cache()?.join(name);
     if !works(Command::new(venv.join("bin/python")).args(["-m", "pip", "--version"])) {
         println!("setup: making a Python environment");
-        visibly(command("python3", &["-m", "venv", "--clear"]).arg(&venv))?;
+        visibly(command(python, &["-m", "venv", "--clear"]).arg(&venv))?;
     }
     Ok(venv)
 }
@@ -171,6 +175,15 @@ fn python_packages() -> Result<PathBuf> {
 /// A Python with the stock MLflow client, in an environment of its own: its wishes about versions are not those of the other tests.
 pub(crate) fn mlflow() -> Result<PathBuf> {
     Ok(environment("mlflow", "requirements-mlflow.txt", "MLflow for the tests (about 250 MB, once)")?.join("bin/python"))
+}
+
+/// A Python with a server of somebody else's, to be compared with.
+pub(crate) fn peer(name: &str) -> Result<PathBuf> {
+    // The system's where there is one: a server that brings an interpreter of its own (Triton) goes with no other library.
+    let system = "/usr/bin/python3";
+    environment_of(if Path::new(system).exists() { system } else { "python3" }, &format!("peers/{name}"))?;
+    let what = format!("`{name}`, to be compared with (about 250 MB, once)");
+    Ok(environment(&format!("peers/{name}"), &format!("peers/{name}.txt"), &what)?.join("bin/python"))
 }
 
 /// An environment with exactly what a list names.

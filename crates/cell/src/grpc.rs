@@ -8,7 +8,7 @@
 //!
 //! The message is walked field by field and nothing of it is built but the shapes: tensors go from where they lie into the engine's
 //! buffers. Inputs come either all in `raw_input_contents` or all in typed `contents`; outputs always leave in `raw_output_contents`.
-//! Fields that are not known are skipped, as the format wants it. The service has read name and version, and only from the start of
+//! Fields that are not known are skipped, as the format wants it. The service has read name, version and id, and only from the start of
 //! the message: here they may stand nowhere else, so that nobody can be asked for one model and be given another.
 //!
 //! What is deliberately missing: `parameters` of the request, which an ONNX model has no use for.
@@ -36,8 +36,8 @@ pub fn parse<'a>(body: &'a Bytes, signature: &Signature, buffers: &mut [Tensor])
     while let Some((number, value)) = fields.next().map_err(malformed)? {
         match (number, value) {
             (1 | 2, Value::Bytes(_)) if number > last => {}
-            (1 | 2, _) => return Err(invalid("`model_name` and `model_version` are the first fields of a request, each once")),
-            (3, value) => asked.id = Some(id(value)?),
+            (3, value) if number > last => asked.id = Some(id(value)?),
+            (1..=3, _) => return Err(invalid("`model_name`, `model_version` and `id` are the first fields of a request, each once")),
             (5, Value::Bytes(input)) => push(&mut inputs, input, "inputs")?,
             (6, Value::Bytes(output)) => push(&mut outputs, output, "outputs")?,
             (7, Value::Bytes(tensor)) => push(&mut raw, tensor, "raw_input_contents")?,

@@ -38,6 +38,8 @@ mod tensor;
 mod train;
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;
 
 use std::collections::BTreeSet;

@@ -44,7 +44,7 @@ pub struct Signature {
     /// In the model's order.
     pub outputs: Vec<Port>,
     /// Start of every answer: model name and version.
-    head: Vec<u8>,
+    pub head: Vec<u8>,
     /// The same as protocol buffers.
     pub grpc_head: Vec<u8>,
 }
@@ -61,7 +61,7 @@ pub struct Port {
     /// `Some(type of the keys)` for a sequence of maps.
     pub maps: Option<TensorElementType>,
     /// Start of its entry in an answer.
-    head: Vec<u8>,
+    pub head: Vec<u8>,
     /// The same as protocol buffers.
     pub grpc_head: Vec<u8>,
 }

@@ -245,6 +245,7 @@ impl Tensor {
     /// # Errors
     /// [`FailCode::Invalid`] when number or type of the elements do not fit.
     pub fn read(&mut self, reader: &mut Reader<'_>, shape: &[i64], elements: usize) -> Result<(), Fail> {
+        self.raw = None;
         self.shape.clear();
         self.shape.extend_from_slice(shape);
         self.data.read(reader, shape, elements)
@@ -267,6 +268,7 @@ impl Tensor {
     /// # Errors
     /// [`FailCode::Invalid`] when number or type of the elements do not fit.
     pub fn read_contents(&mut self, contents: &[u8], shape: &[i64], elements: usize) -> Result<(), Fail> {
+        self.raw = None;
         self.shape.clear();
         self.shape.extend_from_slice(shape);
         self.data.read_contents(contents, elements)
@@ -274,6 +276,7 @@ impl Tensor {
 
     /// Begins a tensor whose elements come one by one.
     pub fn begin(&mut self) {
+        self.raw = None;
         self.shape.clear();
         self.data.clear();
     }
@@ -315,6 +318,7 @@ impl Tensor {
 
     /// Fills with zeros, `false` or empty strings.
     pub fn zeros(&mut self, shape: &[i64], elements: usize) {
+        self.raw = None;
         self.shape.clear();
         self.shape.extend_from_slice(shape);
         self.data.zeros(elements);
@@ -552,4 +556,28 @@ pub fn too_long() -> Fail {
 #[cold]
 pub fn unreadable(error: &ort::Error) -> Fail {
     Fail::new(FailCode::ModelFailed, format!("the engine's output cannot be read: {}", crate::engine::words(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A request that ended before it was tidied up must not be answered by the next one's.
+    #[test]
+    fn what_lay_in_a_buffer_is_gone_when_it_is_filled_again() {
+        let raw = || Bytes::from_static(&[7, 7]);
+        let fill: [fn(&mut Tensor); 4] = [
+            |tensor| tensor.read(&mut Reader::new(b"[1,2]").unwrap(), &[2], 2).unwrap(),
+            |tensor| tensor.read_contents(&[0x20, 1, 0x20, 2], &[2], 2).unwrap(),
+            Tensor::begin,
+            |tensor| tensor.zeros(&[2], 2),
+        ];
+        for fill in fill {
+            let mut tensor = Tensor::new(Datatype::Uint8);
+            tensor.read_raw(raw(), &[2], 2).unwrap();
+            assert_eq!(tensor.raw, Some(raw()), "it lies there as it came");
+            fill(&mut tensor);
+            assert_eq!(tensor.raw, None);
+        }
+    }
 }

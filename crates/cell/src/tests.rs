@@ -3,6 +3,7 @@
 mod batching;
 #[path = "../tests/client/mod.rs"]
 mod client;
+mod frames;
 
 use std::os::unix::net::UnixStream;
 use std::sync::OnceLock;
@@ -13,17 +14,22 @@ use wire::{Batching, Fail, FailCode, FromCell, Inferred, ToCell};
 
 use crate::engine::Engine;
 
-/// A loop on a thread; `None`, said aloud, where there is no engine.
-fn cell() -> Option<Client> {
+/// The engine of all tests; `None`, said aloud, where there is none.
+fn engine() -> Option<&'static Engine> {
     static ENGINE: OnceLock<Option<Engine>> = OnceLock::new();
     let engine = ENGINE.get_or_init(|| {
         let library = std::env::var_os("ORT_DYLIB_PATH")?;
         Some(Engine::start(library.as_ref()).unwrap())
     });
-    let Some(engine) = engine else {
+    if engine.is_none() {
         println!("SKIPPED: ORT_DYLIB_PATH is not set, there is no engine to test with");
-        return None;
-    };
+    }
+    engine.as_ref()
+}
+
+/// A loop on a thread.
+fn cell() -> Option<Client> {
+    let engine = engine()?;
     let (ours, theirs) = UnixStream::pair().unwrap();
     std::thread::Builder::new().name("cell".into()).spawn(|| crate::serve::serve(engine, theirs.into()).unwrap()).unwrap();
     Some(Client::new(ours.into()))
@@ -609,7 +615,9 @@ mod hostile {
         let good = request(&[1., 2., 3., 4.], 1., false).encode_to_vec();
         let mut name = Writer::default();
         name.text(1, "other");
-        for body in [[&good[..], name.as_bytes()].concat(), [name.as_bytes(), &good].concat()] {
+        let mut id = Writer::default();
+        id.text(3, "another");
+        for body in [[&good[..], name.as_bytes()].concat(), [name.as_bytes(), &good].concat(), [&good[..], id.as_bytes()].concat()] {
             let fail = ask(&mut cell, body).unwrap_err();
             assert!(fail.code == FailCode::Invalid && fail.message.contains("first fields"), "{}", fail.message);
         }

@@ -34,6 +34,8 @@
 //! [`Admit`]: ToCell::Admit
 
 mod frame;
+#[cfg(test)]
+mod fuzz;
 mod infer;
 mod job;
 mod message;

@@ -1,8 +1,12 @@
 //! `cargo xtask bench`: builds the service for release, starts it in a temporary folder, and measures what the README claims.
 //!
 //! ```text
-//! kernel ─► rows in each tier ─► upload ─► train (ours, LightGBM) ─► predict (engine alone, whole path) ─► cold starts ─► tracking ─► many tenants
+//! kernel ─► rows in each tier ─► upload ─► train (ours, LightGBM) ─► predict (engine alone, whole path) ─► cold starts
+//! ─► neighbours ─► density ─► tracking ─► many tenants          soak, which takes as long as one wants, only when it is asked for
 //! ```
+//!
+//! Each part can be measured alone, as in `cargo xtask bench neighbours --quick`. `--programs FOLDER` takes what was built before in place of
+//! building.
 //!
 //! Everything goes over TLS with identity, policy, quota, audit and a sandbox on, as in production. The client is a program of its
 //! own whose CPU is not counted. What can be compared is measured in the same run, because only ratios survive a busy machine; the
@@ -13,10 +17,14 @@
 mod client;
 mod cold;
 mod data;
+mod density;
 mod kernel;
+mod neighbours;
+mod peers;
 mod predict;
 mod report;
 mod service;
+mod soak;
 mod stores;
 mod tenants;
 mod tracking;
@@ -33,7 +41,7 @@ use crate::{Result, root, setup};
 use report::Report;
 
 /// How much is done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Options {
     /// Times that a measurement is repeated.
     rounds: usize,
@@ -60,6 +68,14 @@ pub(crate) struct Options {
     /// Requests of each kind to a real MLflow server, and runs that it searches.
     peer_requests: usize,
     peer_runs: usize,
+    /// How long a victim is watched.
+    neighbour_seconds: f64,
+    /// Cells that live at once, and tenants with a deployed model.
+    live_cells: usize,
+    registered: usize,
+    soak_minutes: f64,
+    /// Where programs are that were built before.
+    programs: Option<PathBuf>,
     /// Also measure what others build.
     peers: bool,
     quick: bool,
@@ -73,6 +89,9 @@ enum Part {
     Kernel,
     Stores,
     Serving,
+    Neighbours,
+    Density,
+    Soak,
     Tracking,
     Tenants,
 }
@@ -96,6 +115,11 @@ impl Options {
             client_steps: 200,
             peer_requests: 200,
             peer_runs: 500,
+            neighbour_seconds: 5.0,
+            live_cells: 5_000,
+            registered: 20_000,
+            soak_minutes: 120.0,
+            programs: None,
             peers: false,
             quick: false,
             keep: false,
@@ -117,23 +141,36 @@ impl Options {
             client_steps: 40,
             peer_requests: 60,
             peer_runs: 100,
+            neighbour_seconds: 2.0,
+            live_cells: 200,
+            registered: 600,
+            soak_minutes: 1.0,
             quick: true,
-            ..full
+            ..full.clone()
         };
         let mut options = if words.contains(&"--quick") { quick } else { full };
-        for word in words {
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
+            let mut value = || words.next().ok_or_else(|| format!("`{word}` needs a value"));
             match *word {
+                "--minutes" => options.soak_minutes = number(value()?)?,
+                "--live" => options.live_cells = number(value()?)?,
+                "--registered" => options.registered = number(value()?)?,
+                "--programs" => options.programs = Some(PathBuf::from(value()?)),
                 "--quick" => {}
                 "--keep" => options.keep = true,
                 "--peers" => options.peers = true,
                 "kernel" => options.only = Some(Part::Kernel),
                 "stores" => options.only = Some(Part::Stores),
                 "serving" => options.only = Some(Part::Serving),
+                "neighbours" => options.only = Some(Part::Neighbours),
+                "density" => options.only = Some(Part::Density),
+                "soak" => options.only = Some(Part::Soak),
                 "tracking" => options.only = Some(Part::Tracking),
                 "tenants" => options.only = Some(Part::Tenants),
                 other => {
                     return Err(format!(
-                        "`bench` knows --quick, --keep, --peers, and one of kernel, stores, serving, tracking, tenants; not `{other}`"
+                        "`bench` knows --quick, --keep, --peers, --live N, --registered N, --minutes N, --programs FOLDER, and one of kernel, stores, serving, neighbours, density, tracking, tenants, soak; not `{other}`"
                     ));
                 }
             }
@@ -142,16 +179,23 @@ impl Options {
     }
 
     fn wants(&self, part: Part) -> bool {
-        self.only.is_none_or(|only| only == part)
+        // A soak takes hours, so it must be asked for.
+        self.only.map_or(part != Part::Soak, |only| only == part)
     }
 }
 
+fn number<T: std::str::FromStr>(text: &str) -> Result<T> {
+    text.parse().map_err(|_| format!("`{text}` is no number"))
+}
+
 /// Everything that was built or found.
+#[derive(Debug)]
 struct Programs {
     insula: PathBuf,
     cell: PathBuf,
     client: PathBuf,
     engine_alone: PathBuf,
+    engine_inside: PathBuf,
     kernel_cost: PathBuf,
     stores_cost: PathBuf,
     engine: PathBuf,
@@ -162,16 +206,22 @@ struct Programs {
 /// Builds, measures, writes. An error is a service that does not do what it should.
 pub(crate) fn bench(options: &Options) -> Result<bool> {
     let tools = setup::for_tests()?;
-    println!("building for release (the first time takes many minutes)");
-    // All at once: package by package, dependencies would be built again for the features that each one asks for.
-    let built = build(&["--workspace", "--bins", "--examples"])?;
+    let built = match &options.programs {
+        Some(folder) => Built::In(folder.clone()),
+        None => {
+            println!("building for release (the first time takes many minutes)");
+            // All at once: package by package, dependencies would be built again for the features that each one asks for.
+            Built::Now(build(&["--workspace", "--bins", "--examples"])?)
+        }
+    };
     let programs = Programs {
-        insula: program(&built, "insula")?,
-        cell: program(&built, "insula-cell")?,
-        client: program(&built, "bench_client")?,
-        engine_alone: program(&built, "engine_alone")?,
-        kernel_cost: program(&built, "kernel_cost")?,
-        stores_cost: program(&built, "stores_cost")?,
+        insula: built.program("insula")?,
+        cell: built.program("insula-cell")?,
+        client: built.program("bench_client")?,
+        engine_alone: built.program("engine_alone")?,
+        engine_inside: built.program("engine_inside")?,
+        kernel_cost: built.program("kernel_cost")?,
+        stores_cost: built.program("stores_cost")?,
         engine: tools.engine.clone(),
         python: tools.python.clone(),
     };
@@ -210,7 +260,17 @@ fn measure(options: &Options, programs: &Programs, folder: &Path, report: &mut R
         train::measure(options, programs, &data, &mut service, &tenant, report)?;
         predict::measure(options, programs, folder, &data, &mut service, &tenant, report)?;
         predict::joined(options, &data, &mut service, &tenant, report)?;
+        peers::measure(options, programs, folder, &data, &mut service, &tenant, report)?;
         cold::measure(options, programs, folder, &data, service, &operator, report)?;
+    }
+    if options.wants(Part::Neighbours) {
+        neighbours::measure(options, programs, folder, report)?;
+    }
+    if options.wants(Part::Density) {
+        density::measure(options, programs, folder, report)?;
+    }
+    if options.wants(Part::Soak) {
+        soak::measure(options, programs, folder, report)?;
     }
     if options.wants(Part::Tracking) {
         tracking::measure(options, programs, folder, report)?;
@@ -232,10 +292,25 @@ fn build(what: &[&str]) -> Result<Vec<Value>> {
     Ok(String::from_utf8_lossy(&output.stdout).lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
 }
 
-fn program(built: &[Value], name: &str) -> Result<PathBuf> {
-    let named = |message: &&Value| message.pointer("/target/name").and_then(Value::as_str) == Some(name);
-    let path = built.iter().filter(named).find_map(|message| message.get("executable").and_then(Value::as_str));
-    path.map(PathBuf::from).ok_or_else(|| format!("the build made no `{name}`"))
+/// What was built.
+enum Built {
+    /// As cargo says.
+    Now(Vec<Value>),
+    /// Before, into this folder; examples may be in `examples` below it.
+    In(PathBuf),
+}
+
+impl Built {
+    fn program(&self, name: &str) -> Result<PathBuf> {
+        let found = match self {
+            Self::Now(messages) => {
+                let named = |message: &&Value| message.pointer("/target/name").and_then(Value::as_str) == Some(name);
+                messages.iter().filter(named).find_map(|message| message.get("executable").and_then(Value::as_str)).map(PathBuf::from)
+            }
+            Self::In(folder) => [folder.join(name), folder.join("examples").join(name)].into_iter().find(|path| path.is_file()),
+        };
+        found.ok_or_else(|| format!("there is no `{name}` among what was built"))
+    }
 }
 
 #[cfg(test)]
@@ -247,5 +322,9 @@ mod tests {
         assert!(Options::parse(&["--quick"]).unwrap().tenants < Options::parse(&[]).unwrap().tenants);
         assert_eq!(Options::parse(&["tenants", "--quick"]).unwrap().only, Some(Part::Tenants));
         assert!(Options::parse(&["--fast"]).unwrap_err().contains("--fast"));
+        let soak = Options::parse(&["soak", "--minutes", "0.5"]).unwrap();
+        assert!(soak.wants(Part::Soak) && !soak.wants(Part::Kernel) && soak.soak_minutes == 0.5);
+        assert!(!Options::parse(&[]).unwrap().wants(Part::Soak));
+        assert!(Options::parse(&["density", "--live", "many"]).unwrap_err().contains("many"));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
@@ -78,14 +78,14 @@ pub(super) fn joined(options: &Options, data: &Data, service: &mut Service, tena
 }
 
 /// Downloads the model as any client would, for the engine alone.
-fn fetch(programs: &Programs, service: &mut Service, tenant: &str, model: &str, folder: &Path) -> Result<()> {
+pub(super) fn fetch(programs: &Programs, service: &mut Service, tenant: &str, model: &str, folder: &Path) -> Result<PathBuf> {
     let deployment = service.client.json(Ask::get(format!("/v1/deployments/{model}"), tenant))?;
     let version = deployment.get("serving_version").and_then(Value::as_u64).ok_or("nothing is deployed")?;
     let mut command = Command::new(&programs.insula);
     let to = folder.join(format!("{model}.onnx"));
     command.args(["--json", "model", "download", model, &version.to_string()]).arg(&to);
     service.as_environment(&mut command, tenant);
-    quietly(&mut command).map(|_| ())
+    quietly(&mut command).map(|_| to)
 }
 
 fn round(
@@ -100,8 +100,8 @@ fn round(
 ) -> Result<()> {
     let request = folder.join("request.json");
     fs::write(&request, data.request()).map_err(|error| format!("cannot write a request: {error}"))?;
-    let tensors = alone(programs, folder, model, "tensors")?;
-    let json = alone(programs, folder, model, "json")?;
+    let tensors = alone(programs, folder, model, "tensors", ENGINE_RUNS)?;
+    let json = alone(programs, folder, model, "json", ENGINE_RUNS)?;
 
     let asks = [Ask::send("POST", format!("/v2/models/{model}/infer"), tenant, data.request())];
     let load = |total, connections, per_second| Load { connections, per_second, ..Load::once(total) };
@@ -134,10 +134,10 @@ fn round(
 }
 
 /// Figures of the engine alone, by name.
-fn alone(programs: &Programs, folder: &Path, model: &str, mode: &str) -> Result<impl Fn(&str) -> f64> {
+pub(super) fn alone(programs: &Programs, folder: &Path, model: &str, mode: &str, runs: usize) -> Result<impl Fn(&str) -> f64 + use<>> {
     let mut command = Command::new(&programs.engine_alone);
     command.arg(mode).arg(&programs.engine).arg(folder.join(format!("{model}.onnx"))).arg(folder.join("request.json"));
-    let told = quietly(command.arg(ENGINE_RUNS.to_string()))?;
+    let told = quietly(command.arg(runs.to_string()))?;
     let told: Value = serde_json::from_str(&told).map_err(|error| format!("engine_alone printed no JSON: {error}"))?;
     Ok(move |name: &str| told.get(name).and_then(Value::as_f64).unwrap_or_default())
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::Programs;
-use super::client::{Ask, Client};
+use super::client::{Ask, Attack, Attacking, Client};
 use crate::Result;
 use crate::run::visibly;
 
@@ -41,6 +41,18 @@ pub(super) struct Memory {
     pub(super) all: f64,
 }
 
+/// What must not grow.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Holds {
+    /// Resident memory of the service's own process.
+    pub(super) gateway_mib: f64,
+    /// The same of the fork server.
+    pub(super) zygote_mib: f64,
+    pub(super) descriptors: usize,
+    pub(super) threads: usize,
+    pub(super) processes: usize,
+}
+
 impl Service {
     /// Starts it on the data of `name` in `folder`, the first time on none. `settings` are more lines of its section `[cells]`, and
     /// more sections.
@@ -57,7 +69,9 @@ impl Service {
         let mut command = Command::new(&programs.insula);
         command.args(["--json", "serve", "--listen", "127.0.0.1:0", "--config"]).arg(&config);
         command.arg("--data").arg(folder.join(name).join("data")).arg("--keystore").arg(folder.join(name).join("keystore"));
-        command.env("HOME", folder).stdin(Stdio::null()).stdout(Stdio::piped());
+        let temporary = folder.join(name).join("tmp");
+        fs::create_dir_all(&temporary).map_err(failed)?;
+        command.env("HOME", folder).env("TMPDIR", temporary).stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = command.stderr(File::options().create(true).append(true).open(&log).map_err(failed)?).spawn().map_err(failed)?;
         let mut line = String::new();
         let read = child.stdout.take().map(|output| BufReader::new(output).read_line(&mut line));
@@ -107,8 +121,52 @@ impl Service {
 
     /// A tenant that no rate holds back; its administrator's key.
     pub(super) fn tenant_create(&mut self, operator: &str, name: &str) -> Result<String> {
-        let made = self.client.json(Ask::send("POST", "/v1/tenants", operator, tenant_body(name)))?;
+        self.tenant_limited(operator, name, &json!({}))
+    }
+
+    /// The same with some limits of its own.
+    pub(super) fn tenant_limited(&mut self, operator: &str, name: &str, limits: &Value) -> Result<String> {
+        let mut body: Value = serde_json::from_str(&tenant_body(name)).unwrap_or_default();
+        if let Some((all, own)) = body.get_mut("limits").and_then(Value::as_object_mut).zip(limits.as_object()) {
+            all.extend(own.clone());
+        }
+        let made = self.client.json(Ask::send("POST", "/v1/tenants", operator, body.to_string()))?;
         text(&made, "/admin_key/secret")
+    }
+
+    /// Attacks it with one request, again and again.
+    pub(super) fn attack(&self, programs: &Programs, ask: &Ask, how: Attacking, seconds: f64) -> Result<Attack> {
+        Attack::start(&programs.client, (&self.url, &self.ca), ask, how, seconds)
+    }
+
+    /// Its processes and what they hold.
+    pub(super) fn holds(&self) -> Holds {
+        let all = family(self.child.id());
+        let entries = |path: String| fs::read_dir(path).map_or(0, |all| all.count());
+        Holds {
+            gateway_mib: field(&format!("/proc/{}/status", self.child.id()), "VmRSS:") / KIB_PER_MIB,
+            zygote_mib: all
+                .iter()
+                .filter(|stat| stat.parent == self.child.id())
+                .map(|stat| field(&format!("/proc/{}/status", stat.pid), "VmRSS:"))
+                .sum::<f64>()
+                / KIB_PER_MIB,
+            descriptors: entries(format!("/proc/{}/fd", self.child.id())),
+            threads: entries(format!("/proc/{}/task", self.child.id())),
+            processes: all.len(),
+        }
+    }
+
+    /// The service's own process.
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its cells' processes.
+    pub(super) fn cells(&self) -> Vec<u32> {
+        let all = family(self.child.id());
+        let zygotes: BTreeSet<u32> = all.iter().filter(|stat| stat.parent == self.child.id()).map(|stat| stat.pid).collect();
+        all.iter().filter(|stat| zygotes.contains(&stat.parent)).map(|stat| stat.pid).collect()
     }
 
     /// Tells the `insula` program where the service is and who asks.
@@ -213,6 +271,16 @@ fn family(pid: u32) -> Vec<Stat> {
             return all.into_iter().filter(|stat| known.contains(&stat.pid)).collect();
         }
     }
+}
+
+/// The ids of a process and all its descendants.
+pub(super) fn below(pid: u32) -> Vec<u32> {
+    family(pid).iter().map(|stat| stat.pid).collect()
+}
+
+/// CPU of a process and all its descendants up to now, in seconds.
+pub(super) fn cpu_below(pid: u32) -> f64 {
+    family(pid).iter().map(|stat| stat.ticks as f64 * TICK_SECONDS).sum()
 }
 
 /// A number of KiB in a file of `/proc`.

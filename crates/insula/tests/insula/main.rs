@@ -12,6 +12,7 @@
 )]
 
 mod canary;
+mod chaos;
 mod cli;
 mod clients;
 mod crash;

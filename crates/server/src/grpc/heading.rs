@@ -56,6 +56,9 @@ impl Heading {
 }
 
 #[cfg(test)]
+mod fuzz;
+
+#[cfg(test)]
 mod tests {
     use platform::wire::protobuf::Writer;
 

@@ -17,13 +17,15 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use http::header::{AUTHORIZATION, CONTENT_DISPOSITION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION};
 use http::{Method, StatusCode};
-use platform::PageRequest;
-use platform::tenancy::act::{Act, Mode, ResourceKind};
+use platform::tenancy::act::{Act, Mode, QuotaClass, ResourceKind};
 use platform::tenancy::{Closed, Identity, IslandToken, MeterHandle, Operator, Permit, Presented, RateLimitState, RequestId};
+use platform::{Legs, PageRequest};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -37,6 +39,9 @@ use crate::mlflow;
 use crate::openapi::Doc;
 use crate::public::Public;
 use crate::service::Service;
+
+/// Asks for a signed receipt with the answer of a prediction (`sign`), and carries it: the note in base64.
+pub(crate) const RECEIPT: HeaderName = HeaderName::from_static("insula-receipt");
 
 /// Who may call an address, and for what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,6 +112,8 @@ pub(crate) struct TenantMark {
     pub(crate) rate: RateLimitState,
     pub(crate) island: IslandToken,
     pub(crate) meter: MeterHandle,
+    /// The tenant's name, if the request may become a trace.
+    pub(crate) traced: Option<String>,
 }
 
 /// All addresses.
@@ -349,19 +356,39 @@ async fn tenant_answer<A: Act, H: for<'p> Handle<'p, Permit<A>>>(handler: &H, as
     if let Err(fail) = workspace(&ask, tenant.name().as_str()) {
         return Err(fail).into();
     }
+    let traced = ask.legs.is_some().then(|| tenant.name().to_string());
     let span = tracing::Span::current();
     span.record("tenant", tenant.name().as_str()).record("principal", tenant.principal());
     let answer = match tenant.allow::<A>(resource::<A>(&ask)) {
         Err(error) => Err(error.into()),
-        Ok(permit) => match handled(handler, &permit, ask).await {
-            Ok(reply) => permit.finish().map(|closed| Answer::closed(reply, closed)).map_err(|error| Fail::from(error).begun()),
+        Ok(permit) => match receipted(handler, &permit, ask).await {
+            Ok((reply, signs)) => closed(reply, permit, signs).map_err(|error| Fail::from(error).begun()),
             Err(fail) => match permit.failed(fail.code()) {
                 Ok(_written) => Err(fail.begun()),
                 Err(error) => Err(Fail::from(error).begun()),
             },
         },
     };
-    Outcome { answer, tenant: Some(TenantMark { rate: tenant.rate_state(), island: tenant.island(), meter: tenant.meter() }) }
+    Outcome { answer, tenant: Some(TenantMark { rate: tenant.rate_state(), island: tenant.island(), meter: tenant.meter(), traced }) }
+}
+
+/// Runs the handler, and says whether a receipt is wanted with its reply.
+async fn receipted<A: Act, H: for<'p> Handle<'p, Permit<A>>>(handler: &H, permit: &Permit<A>, ask: Ask) -> Result<(Reply, bool)> {
+    let signs = match ask.headers.get(RECEIPT) {
+        None => false,
+        Some(value) if value == "sign" && A::QUOTA == QuotaClass::Prediction => true,
+        Some(_) => return Err(Fail::new("invalid", "`Insula-Receipt` takes `sign`, and stands with predictions only")),
+    };
+    Ok((handled(handler, permit, ask).await?, signs))
+}
+
+/// The answer, once the entry is written.
+fn closed<A: Act>(reply: Reply, permit: Permit<A>, signs: bool) -> platform::tenancy::Result<Answer> {
+    if signs {
+        let (closed, receipt) = permit.finish_receipted()?;
+        return Ok(Answer::closed(reply.header(RECEIPT, &BASE64.encode(receipt)), closed));
+    }
+    Ok(Answer::closed(reply, permit.finish()?))
 }
 
 /// What the act is about: the field that names it, or the path's first parameter; nothing for the tenant itself, its ledger, and
@@ -430,6 +457,8 @@ pub(crate) struct Ask {
     pub(crate) streams: bool,
     /// On MLflow addresses, the request, which was read to know what it is about.
     pub(crate) given: Option<Result<Given>>,
+    /// Where the way of a prediction is noted, if the request may become a trace.
+    pub(crate) legs: Option<Arc<Legs>>,
 }
 
 /// A request of the MLflow protocol.

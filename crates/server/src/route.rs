@@ -10,6 +10,7 @@ pub(crate) mod moving;
 pub(crate) mod operator;
 pub(crate) mod people;
 pub(crate) mod training;
+pub(crate) mod usage;
 
 use http::Method;
 use time::OffsetDateTime;
@@ -25,6 +26,7 @@ pub(crate) fn all() -> Api {
     operator::register(&mut api);
     moving::register(&mut api);
     people::register(&mut api);
+    usage::register(&mut api);
     data::register(&mut api);
     training::register(&mut api);
     model::register(&mut api);

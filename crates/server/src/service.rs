@@ -14,8 +14,8 @@ use http::header::{
 use http::request::Parts;
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
-use platform::Platform;
 use platform::tenancy::{Kernel, Peer, RequestId};
+use platform::{Legs, Platform};
 use tracing::Instrument;
 
 use crate::api::{Answer, Api, Ask, Outcome, TenantMark, parameters};
@@ -27,6 +27,7 @@ use crate::forward::{Asked, Forwarder};
 use crate::guard;
 use crate::metrics::{Metrics, Seen};
 use crate::mlflow;
+use crate::traces::{Begun, Ended, TRACEPARENT, TRACERESPONSE, Tracer};
 use crate::watch::Work;
 
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -43,6 +44,8 @@ pub(crate) struct Service {
     pub(crate) forwarder: Option<Forwarder>,
     /// To where tenants want to be told.
     pub(crate) egress: Arc<Egress>,
+    /// When the service's own work is traced.
+    pub(crate) tracer: Option<Tracer>,
     pub(crate) limits: Arc<RequestLimits>,
     /// The OpenAPI document.
     pub(crate) openapi: Bytes,
@@ -67,7 +70,14 @@ impl Service {
         work: Work,
     ) -> Response<AnswerBody> {
         let started = Instant::now();
-        let (parts, incoming) = request.into_parts();
+        let (mut parts, incoming) = request.into_parts();
+        let begun = self.tracer.as_ref().and_then(|tracer| tracer.begin(&parts.headers));
+        if self.forwarder.is_some()
+            && let Some(value) = begun.as_ref().and_then(Begun::traceparent)
+        {
+            // Another node's span is below this one.
+            parts.headers.insert(TRACEPARENT, value);
+        }
         let id = request_id(&parts);
         let form = Form::of(parts.uri.path());
         // The end of a chunked body is not followed in the watch, so nothing may come after it.
@@ -81,7 +91,8 @@ impl Service {
             principal = tracing::field::Empty
         );
         let mut operation = None;
-        let handling = self.handle(parts, incoming, &id, work.is_ambiguous(), &mut operation).instrument(span.clone());
+        let legs = begun.as_ref().map(|begun| begun.legs.clone());
+        let handling = self.handle(parts, incoming, &id, work.is_ambiguous(), legs, &mut operation).instrument(span.clone());
         let (outcome, received) = AssertUnwindSafe(handling).catch_unwind().await.unwrap_or_else(|_| {
             self.metrics.panicked();
             (Outcome { answer: Err(Fail::internal("a handler panicked")), tenant: None }, 0)
@@ -92,6 +103,20 @@ impl Service {
         let seen = Seen { operation, status: response.status(), took: started.elapsed(), received, sent: response.body().length() };
         if let Some(tenant) = &outcome.tenant {
             tenant.meter.count_bytes(seen.received, seen.sent);
+        }
+        if let (Some(tracer), Some(begun), Some(tenant)) = (&self.tracer, &begun, &outcome.tenant) {
+            let ended = Ended {
+                operation: operation.and_then(|at| self.api.routes().get(at)).map_or("unrouted", |route| route.info.operation),
+                tenant: tenant.traced.as_deref().unwrap_or_default(),
+                island: tenant.island,
+                request: id.as_str(),
+                status: seen.status.as_u16(),
+                received: seen.received,
+                sent: seen.sent,
+            };
+            if let Some(value) = tracer.end(begun, &ended) {
+                response.headers_mut().insert(TRACERESPONSE, value);
+            }
         }
         self.metrics.answered(&seen, outcome.tenant.as_ref().map(|tenant| tenant.island));
         log(&seen);
@@ -105,6 +130,7 @@ impl Service {
         incoming: Incoming,
         id: &RequestId,
         ambiguous: bool,
+        legs: Option<Arc<Legs>>,
         operation: &mut Option<usize>,
     ) -> (Outcome, u64) {
         let body = RequestBody::new(incoming, self.limits.clone());
@@ -112,7 +138,7 @@ impl Service {
         let waits = parts.headers.contains_key(EXPECT);
         let asked = self.forwarder.as_ref().map(|_| Asked::of(&parts, id));
         let mut streams = false;
-        let mut outcome = match self.ask(parts, body, id, ambiguous) {
+        let mut outcome = match self.ask(parts, body, id, ambiguous, legs) {
             Ok((at, ask)) => {
                 streams = ask.streams;
                 *operation = Some(at);
@@ -137,7 +163,14 @@ impl Service {
     }
 
     /// What is asked, once the guard let it through.
-    fn ask(self: &Arc<Self>, parts: Parts, body: RequestBody, id: &RequestId, ambiguous: bool) -> Result<(usize, Ask)> {
+    fn ask(
+        self: &Arc<Self>,
+        parts: Parts,
+        body: RequestBody,
+        id: &RequestId,
+        ambiguous: bool,
+        legs: Option<Arc<Legs>>,
+    ) -> Result<(usize, Ask)> {
         guard::headers(&parts.headers, ambiguous, parts.uri.path() == mlflow::traces::EXPORT_PATH)?;
         let segments = guard::segments(&parts.method, &parts.uri)?;
         let (at, route) = self.api.find(&parts.method, &segments)?;
@@ -152,6 +185,7 @@ impl Service {
             body,
             streams: route.doc.streams,
             given: None,
+            legs,
         };
         Ok((at, ask))
     }

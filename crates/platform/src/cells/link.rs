@@ -19,6 +19,7 @@ use tokio::task::AbortHandle;
 use wire::{Fail, FailCode, Frame, FromCell, ModelInfo, ToCell};
 
 use super::socket::{Allowed, End, Inbox, Outbox};
+use super::turn::Legs;
 
 /// A request that will not be answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,10 +48,17 @@ struct Shared {
 
 struct Waiting {
     next_id: u64,
-    requests: BTreeMap<u64, oneshot::Sender<Answer>>,
+    requests: BTreeMap<u64, Asked>,
     /// When the oldest request became the oldest.
     since: Instant,
     end: Option<End>,
+}
+
+/// A request in flight.
+struct Asked {
+    sender: oneshot::Sender<Answer>,
+    /// Where the cell's work on it is noted, if somebody traces it.
+    legs: Option<Arc<Legs>>,
 }
 
 impl Link {
@@ -69,6 +77,11 @@ impl Link {
 
     /// Sends a request; the receiver gets its answer. Dropping the receiver drops the answer, not the request.
     pub(crate) fn ask(&self, message: &ToCell, attach: Option<SealedFile>) -> oneshot::Receiver<Answer> {
+        self.ask_noted(message, attach, None)
+    }
+
+    /// As [`Link::ask`]; how long the cell worked on it, from when nothing was before it to its answer, is noted as `engine`.
+    pub(crate) fn ask_noted(&self, message: &ToCell, attach: Option<SealedFile>, legs: Option<Arc<Legs>>) -> oneshot::Receiver<Answer> {
         let (sender, receiver) = oneshot::channel();
         let mut outbox = self.shared.outbox.lock();
         let id = {
@@ -82,7 +95,7 @@ impl Link {
             if waiting.requests.is_empty() {
                 waiting.since = Instant::now();
             }
-            waiting.requests.insert(id, sender);
+            waiting.requests.insert(id, Asked { sender, legs });
             id
         };
         match outbox.push(message, id, attach) {
@@ -94,8 +107,8 @@ impl Link {
             },
             Err(error) => {
                 let fail = Fail::new(FailCode::TooLarge, error.to_string());
-                if let Some(sender) = self.shared.waiting.lock().requests.remove(&id) {
-                    let _ = sender.send(Ok(FromCell::Fail(fail)));
+                if let Some(asked) = self.shared.waiting.lock().requests.remove(&id) {
+                    let _ = asked.sender.send(Ok(FromCell::Fail(fail)));
                 }
             }
         }
@@ -159,7 +172,7 @@ impl Shared {
     }
 
     fn answer(&self, allowed: &Allowed, frame: &Frame) -> Result<(), End> {
-        let sender = {
+        let (asked, message, begun) = {
             let mut waiting = self.waiting.lock();
             // In order: an answer to anything but the oldest request cannot come from a cell that works in order.
             if waiting.requests.first_key_value().is_none_or(|(oldest, _)| *oldest != frame.id) {
@@ -167,10 +180,11 @@ impl Shared {
             }
             // Parsed before it leaves the map, so that a malformed answer still finds its request begun.
             let message = allowed.parse(frame)?;
-            waiting.since = Instant::now();
-            waiting.requests.remove(&frame.id).map(|sender| (sender, message))
+            let begun = std::mem::replace(&mut waiting.since, Instant::now());
+            (waiting.requests.remove(&frame.id), message, begun)
         };
-        if let Some((sender, message)) = sender {
+        if let Some(Asked { sender, legs }) = asked {
+            legs.iter().for_each(|legs| legs.note("engine", begun));
             // Whoever asked may have left.
             let _ = sender.send(Ok(message));
         }
@@ -204,8 +218,8 @@ impl Shared {
             waiting.end = Some(end.clone());
             std::mem::take(&mut waiting.requests)
         };
-        for (at, (_, sender)) in requests.into_iter().enumerate() {
-            let _ = sender.send(Err(Lost { begun: at == 0, end: end.clone() }));
+        for (at, (_, asked)) in requests.into_iter().enumerate() {
+            let _ = asked.sender.send(Err(Lost { begun: at == 0, end: end.clone() }));
         }
     }
 }

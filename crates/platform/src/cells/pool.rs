@@ -14,14 +14,13 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use tenancy::act::Predict;
 use tenancy::{BlobId, Permit};
-use tokio::sync::Semaphore;
 use wire::{Fail, FailCode, FromCell, ToCell};
 
 use super::link::{Answer, Link, Lost};
 use super::process::{Owner, Process};
 use super::socket::End;
+use super::turn::{Gate, Seat, Turn};
 use super::{Cells, Source, Waiting, job};
-use crate::config::PlatformConfig;
 use crate::dataset::hex;
 use crate::deployment::serving_for;
 use crate::error::{CellFailure, Error, Result};
@@ -49,8 +48,10 @@ pub(super) struct Island {
     resolved: Mutex<LruCache<Box<str>, Arc<Resolved>>>,
     serving: Mutex<Option<Arc<Serving>>>,
     starting: tokio::sync::Mutex<()>,
-    in_flight: Semaphore,
-    waiting: AtomicUsize,
+    /// Its place at the door.
+    seat: Arc<Seat>,
+    /// Predictions that are under way, wherever they are.
+    present: AtomicUsize,
     breakers: Mutex<LruCache<SlotKey, Breaker>>,
     any_breaker: AtomicBool,
     used: Mutex<Instant>,
@@ -115,14 +116,14 @@ impl Serving {
     }
 
     /// Asks a loaded model; `None` when it is not loaded any more.
-    fn infer(&self, key: &SlotKey, protocol: Protocol, body: &Bytes) -> Option<tokio::sync::oneshot::Receiver<Answer>> {
+    fn infer(&self, key: &SlotKey, asked: &Asked) -> Option<tokio::sync::oneshot::Receiver<Answer>> {
         let mut slots = self.slots.lock();
-        let (slot, body) = (slots.loaded.get(key)?.number, body.clone());
-        let request = match protocol {
+        let (slot, body) = (slots.loaded.get(key)?.number, asked.body.clone());
+        let request = match asked.protocol {
             Protocol::Inference => ToCell::Infer { slot, body },
             Protocol::Scoring => ToCell::Score { slot, body },
         };
-        Some(self.link.ask(&request, None))
+        Some(self.link.ask_noted(&request, None, asked.manner.legs.clone()))
     }
 
     /// Forgets a model, in the cell too.
@@ -159,17 +160,22 @@ impl From<Error> for Miss {
 }
 
 impl Island {
-    pub(super) fn new(config: &PlatformConfig) -> Self {
+    pub(super) fn new(gate: &Arc<Gate>) -> Self {
         Self {
             resolved: Mutex::new(LruCache::new(RESOLVED_MAX)),
             serving: Mutex::default(),
             starting: tokio::sync::Mutex::default(),
-            in_flight: Semaphore::new(config.infer_in_flight_max),
-            waiting: AtomicUsize::new(0),
+            seat: Arc::new(Seat::new(gate)),
+            present: AtomicUsize::new(0),
             breakers: Mutex::new(LruCache::new(BREAKERS_MAX)),
             any_breaker: AtomicBool::new(false),
             used: Mutex::new(Instant::now()),
         }
+    }
+
+    /// Whether its cell could answer at once.
+    fn is_warm(&self, key: &SlotKey) -> bool {
+        self.serving.lock().as_ref().is_some_and(|cell| cell.link.ended().is_none() && cell.slots.lock().loaded.contains(key))
     }
 
     /// How long its cell has been idle; `None` without one, or while it works.
@@ -329,16 +335,17 @@ impl Cells {
         }
         let island = self.island(owner.island);
         *island.used.lock() = Instant::now();
-        let _turn = {
-            let _waiting = Waiting::enter(&island.waiting, self.config().infer_queue_max).ok_or_else(|| {
-                bump(&self.counters().overloaded);
-                Error::Overloaded("predictions of this tenant")
-            })?;
-            island.in_flight.acquire().await.map_err(|_| Error::CellFailed(CellFailure::Stopped))?
+        let present_max = self.config().infer_queue_max.saturating_add(self.config().infer_in_flight_max);
+        let overloaded = || {
+            bump(&self.counters().overloaded);
+            Error::Overloaded("predictions of this tenant")
         };
+        let _present = Waiting::enter(&island.present, present_max).ok_or_else(overloaded)?;
+        let turn = island.seat.turn(owner, &asked.manner).await;
+        let mut turn = turn.map_err(|error| if matches!(error, Error::Overloaded(_)) { overloaded() } else { error })?;
         let mut tries = 1;
         loop {
-            match self.predict_once(&island, permit, owner, version, &asked).await {
+            match self.predict_once(&island, permit, owner, version, &asked, &mut turn).await {
                 Ok(answer) => return Ok(answer),
                 Err(Miss::Again) if tries < TRIES_MAX => tries += 1,
                 Err(Miss::Again) => return Err(Error::CellFailed(CellFailure::Died("it was not this request's fault".to_owned()))),
@@ -354,9 +361,14 @@ impl Cells {
         owner: &Owner,
         version: Option<&str>,
         asked: &Asked,
+        turn: &mut Turn<'_>,
     ) -> Result<Bytes, Miss> {
         let resolved = island.resolve(permit, version).await?;
         island.breaker_check(&resolved.key)?;
+        if !island.is_warm(&resolved.key) {
+            // To start a cell and to load a model has queues of its own; a core is not held for it.
+            turn.pause();
+        }
         let begun = Instant::now();
         let (cell, fresh_cell) = self.serving_cell(island, owner).await?;
         let fresh_slot = self.loaded(island, &cell.0, permit, &resolved).await?;
@@ -364,11 +376,18 @@ impl Cells {
             let waited = begun.elapsed();
             self.counters().cold_start(waited);
             owner.meter.count_cold_start(waited);
+            asked.manner.note("cold start", Some(begun));
         }
+        turn.resume().await?;
         let timeout = self.config().infer_timeout;
-        let answer = cell.0.infer(&resolved.key, asked.protocol, &asked.body).ok_or(Miss::Again)?;
-        let answer = match tokio::time::timeout(timeout, answer).await {
+        let patience = turn.left(timeout)?;
+        let answer = cell.0.infer(&resolved.key, asked).ok_or(Miss::Again)?;
+        let (mut in_cell, sent) = (turn.in_cell(answer), asked.manner.now());
+        let answer = tokio::time::timeout(patience, in_cell.answered()).await;
+        asked.manner.note("cell", sent);
+        let answer = match answer {
             Ok(answer) => answer.unwrap_or(Err(Lost { begun: true, end: End::Stopped })),
+            Err(_) if patience < timeout => return Err(Miss::Final(Error::DeadlinePassed)),
             Err(_) => {
                 if cell.0.link.stuck_for().is_some_and(|stuck| stuck >= timeout) {
                     cell.0.link.end(End::Deadline);
@@ -550,8 +569,8 @@ mod tests {
 
     #[test]
     fn a_model_that_keeps_crashing_is_left_alone_until_it_works() {
-        let config = PlatformConfig::new("cell".into(), "engine".into(), jail::Floor::Development);
-        let island = Island::new(&config);
+        let config = crate::config::PlatformConfig::new("cell".into(), "engine".into(), jail::Floor::Development);
+        let island = Island::new(&Gate::new(&config));
         for _ in 1..CRASHES_MAX {
             island.breaker_crashed(&key());
             assert!(island.breaker_check(&key()).is_ok());

@@ -11,6 +11,8 @@ use crate::models::{ask_counts, ask_times, ask_zeros, counts, number_of, times, 
 use crate::world::{World, close, code, until};
 
 const FOREVER: u64 = 1 << 50;
+/// Some seconds of counting, many times the deadline of who asks for it.
+const LONG: u64 = 1 << 22;
 
 pub(crate) fn kill(pid: u32) {
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
@@ -33,7 +35,7 @@ async fn a_killed_cell_loses_the_request_it_was_at_and_no_other() {
     let (pid, neighbour) = (world.pid(&key, "counts").await.unwrap(), world.pid(&other, "counts").await.unwrap());
     assert_ne!(pid, neighbour);
     let permit = world.allow::<Predict>(&key, "counts").await;
-    let endless = world.platform.predict(&permit, None, Bytes::from(ask_counts(FOREVER)));
+    let endless = world.platform.predict(&permit, None, Bytes::from(ask_counts(FOREVER)), platform::Manner::default());
     let waiting = async {
         tokio::time::sleep(Duration::from_millis(200)).await;
         let behind = tokio::join!(world.predict(&key, "counts", ask_counts(5)), world.predict(&key, "counts", ask_counts(6)), async {
@@ -233,6 +235,32 @@ async fn too_many_waiting_are_refused_at_the_door() {
     let refused = others.iter().filter(|answer| answer.as_ref().is_err_and(|error| error.code() == "overloaded")).count();
     let served = others.iter().filter(|answer| answer.is_ok()).count();
     assert_eq!((refused, served), (3, 2));
+    world.stop().await;
+}
+
+/// What nobody waits for any more is not worked on: endless requests that leave the queue with their callers never reach the cell. And what
+/// is in the cell keeps its turn there, whoever has left.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_leaves_the_queue_leaves_nothing_in_the_cell() {
+    let Some(world) = World::start(|config| config.infer_in_flight_max = 1).await else { return };
+    let key = world.tenant("clinic", |_| {}).await;
+    world.serve(&key, "counts", counts()).await;
+    world.predict(&key, "counts", ask_counts(1)).await.unwrap();
+    let pid = world.pid(&key, "counts").await;
+    let permit = world.allow::<Predict>(&key, "counts").await;
+    let manner = platform::Manner { deadline: Some(std::time::Instant::now() + Duration::from_millis(150)), ..Default::default() };
+    let long = world.platform.predict(&permit, None, Bytes::from(ask_counts(LONG)), manner);
+    let behind = async {
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        for _ in 0..20 {
+            let asked = tokio::time::timeout(Duration::from_millis(20), world.predict(&key, "counts", ask_counts(FOREVER))).await;
+            assert!(asked.is_err(), "it waits behind the long one, also when nobody waits for that");
+        }
+    };
+    let (long, ()) = tokio::join!(long, behind);
+    assert_eq!(close(permit, long).unwrap_err().code(), "deadline_exceeded", "its own deadline, which the cell is not blamed for");
+    assert_eq!(number_of(&world.predict(&key, "counts", ask_counts(7)).await.unwrap()), 7.0);
+    assert_eq!(world.pid(&key, "counts").await, pid, "no cell was stopped for what nobody waited for");
     world.stop().await;
 }
 

@@ -7,7 +7,7 @@ use platform::tenancy::act::{
     DatasetDelete, DatasetRead, DatasetWrite, DeploymentRead, LedgerRead, ModelDelete, ModelRead, ModelWrite, Predict, QuotaRead, RunRead,
     TrainingCancel, TrainingRead,
 };
-use platform::{AliasRequest, Lineage, PageRequest, PreviewRequest, TagRequest, TrainingState};
+use platform::{AliasRequest, Lineage, Manner, PageRequest, PreviewRequest, TagRequest, TrainingState};
 use serde_json::json;
 
 use crate::models::{ask_times, number_of, times};
@@ -178,7 +178,7 @@ async fn a_prediction_with_bad_input_is_refused() {
         assert_eq!(code(result), "invalid_input", "{body}");
     }
     let permit = world.allow::<Predict>(&key, "twice").await;
-    let result = world.platform.predict(&permit, Some("2"), Bytes::from(ask_times(1.0))).await;
+    let result = world.platform.predict(&permit, Some("2"), Bytes::from(ask_times(1.0)), Manner::default()).await;
     assert_eq!(code(close(permit, result)), "not_found");
     let pid = world.pid(&key, "twice").await.unwrap();
     assert_eq!(number_of(&world.predict(&key, "twice", ask_times(2.0)).await.unwrap()), 4.0);

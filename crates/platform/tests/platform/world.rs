@@ -142,7 +142,7 @@ impl World {
 
     pub(crate) async fn predict(&self, key: &str, name: &str, body: impl Into<Bytes>) -> Result<serde_json::Value> {
         let permit = self.allow::<Predict>(key, name).await;
-        let answer = self.platform.predict(&permit, None, body.into()).await;
+        let answer = self.platform.predict(&permit, None, body.into(), platform::Manner::default()).await;
         Ok(serde_json::from_slice(&close(permit, answer)?).unwrap())
     }
 

@@ -8,6 +8,7 @@ use platform::tenancy::act::Predict;
 
 use crate::api::{Api, Ask, Reply};
 use crate::error::{Fail, Result};
+use crate::manner::manner;
 use crate::openapi::Doc;
 
 pub(super) fn register(api: &mut Api) {
@@ -24,8 +25,8 @@ async fn invocations(permit: &Permit<Predict>, ask: Ask) -> Result<Reply> {
     if ask.media_type().is_some_and(|media| media != "application/json") {
         return Err(Fail::new("media_type_unsupported", "send JSON with `Content-Type: application/json`; CSV is not supported"));
     }
-    let service = ask.service.clone();
+    let (service, manner) = (ask.service.clone(), manner(&ask)?);
     let body = ask.body.bytes(service.limits.predict_bytes_max).await?;
-    let answer = service.platform.score(permit, body).await?;
+    let answer = service.platform.score(permit, body, manner).await?;
     Ok(Reply::bytes("application/json", answer))
 }

@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 use super::{DELETE, GET, POST, PUT};
 use crate::api::{Api, Ask, Reply};
 use crate::error::{Fail, Result};
+use crate::manner::manner;
 use crate::openapi::Doc;
 
 /// Marks a body with binary tensors after its JSON header.
@@ -85,8 +86,8 @@ async fn infer(permit: &Permit<Predict>, ask: Ask) -> Result<Reply> {
     if ask.headers.contains_key(BINARY_HEADER_LENGTH) {
         return Err(Fail::new("media_type_unsupported", "send tensors as JSON; the binary extension is not supported"));
     }
-    let (service, version) = (ask.service.clone(), version(&ask).map(str::to_owned));
+    let (service, version, manner) = (ask.service.clone(), version(&ask).map(str::to_owned), manner(&ask)?);
     let body = ask.body.bytes(service.limits.predict_bytes_max).await?;
-    let answer = service.platform.predict(permit, version.as_deref(), body).await?;
+    let answer = service.platform.predict(permit, version.as_deref(), body, manner).await?;
     Ok(Reply::bytes("application/json", answer))
 }

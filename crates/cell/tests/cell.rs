@@ -25,7 +25,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_insula-cell");
 const DEATH_MAX: Duration = Duration::from_secs(10);
 
 fn limits() -> Limits {
-    Limits { memory_bytes: 512 << 20, cpu_percent: 100, cpu_seconds_max: Some(60), descriptors_max: 32 }
+    Limits { memory_bytes: 512 << 20, cpu_percent: 100, cpu_weight: 1, cpu_seconds_max: Some(60), descriptors_max: 32 }
 }
 
 fn library() -> Option<String> {

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::commands::{audit, batch, data, deploy, erase, import, key, keys, login, member, model, predict, quota, serve, tenant, train};
+use crate::commands::{
+    audit, batch, data, deploy, erase, import, key, keys, login, member, model, predict, quota, receipt, serve, tenant, train,
+};
 
 /// What `--help` says about environment and exit status.
 const AFTER_HELP: &str = "\
@@ -105,6 +107,9 @@ pub(crate) enum Command {
     /// The audit log: read, export, and verify it offline.
     #[command(subcommand)]
     Audit(audit::AuditCommand),
+    /// Signed receipts of predictions: fetch, and verify offline.
+    #[command(subcommand)]
+    Receipt(receipt::ReceiptCommand),
     /// Encryption keys of the tenant.
     #[command(subcommand)]
     Keys(keys::KeysCommand),
@@ -112,6 +117,10 @@ pub(crate) enum Command {
     Quota,
     /// What the tenant has used.
     Usage(quota::UsageArgs),
+    /// Operator: who took what share of this node, and when.
+    Neighbours(quota::NeighboursArgs),
+    /// Operator: hours of use of all tenants as a file, for the bill.
+    Metering(quota::MeteringArgs),
     /// Erase the tenant one belongs to, for good.
     Erase(erase::EraseArgs),
     /// Print a completion script for a shell.
@@ -165,6 +174,12 @@ mod tests {
             "insula batch start m --dataset rows --into answers --keep id --keep name --batch-rows 1 --watch",
             "insula predict m --row a=1,b=2 --row a=3,b=4",
             "insula predict m --data -",
+            "insula predict m --data - --receipt r",
+            "insula usage --hours 48",
+            "insula neighbours --minutes 5",
+            "insula metering - --format ndjson --since 2027-01-01T00:00:00Z",
+            "insula receipt get 7 r --force",
+            "insula receipt verify r --key k --ledger f --input i --output o",
             "insula audit ls --act Predict --limit 5 --json",
             "insula audit verify f --key example.org+1234abcd+AAAA",
             "insula --timeout 5 whoami --profile p",
@@ -199,6 +214,9 @@ mod tests {
             "insula predict m",
             "insula predict m --data f --row a=1",
             "insula predict m --row a",
+            "insula receipt verify r",
+            "insula usage --minutes 61",
+            "insula usage --minutes 5 --hours 5",
             "insula serve --listen here",
             "insula migrate",
         ];

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use indicatif::ProgressBar;
-use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 use reqwest::{Body, Certificate, ClientBuilder, Method, RequestBuilder, Response, Url};
 use serde_json::Value;
 use tokio::fs::File;
@@ -40,6 +40,7 @@ pub(crate) struct Client {
 pub(crate) struct Wanted<'a> {
     pub(crate) method: Method,
     pub(crate) path: &'a [&'a str],
+    pub(crate) query: &'a [(&'a str, String)],
     /// A header beside the credential; never shown.
     pub(crate) header: Option<(&'static str, &'a str)>,
 }
@@ -170,11 +171,12 @@ impl Client {
         }
     }
 
-    /// A body given whole, an answer given whole.
-    pub(crate) async fn post_bytes(&self, path: &[&str], media: &str, body: Vec<u8>) -> Result<Vec<u8>> {
-        let request = self.request(Method::POST, path)?.timeout(self.timeout).header(CONTENT_TYPE, media).body(body);
-        let answer = self.answer(request).await?;
-        self.body(answer).await
+    /// A body given whole, an answer given whole, and the answer's headers.
+    pub(crate) async fn post_bytes(&self, path: &[&str], headers: &[(&str, &str)], body: Vec<u8>) -> Result<(Vec<u8>, HeaderMap)> {
+        let request = self.request(Method::POST, path)?.timeout(self.timeout).body(body);
+        let answer = self.answer(headers.iter().fold(request, |request, (name, value)| request.header(*name, *value))).await?;
+        let headers = answer.headers().clone();
+        Ok((self.body(answer).await?, headers))
     }
 
     /// A file goes out, JSON comes back. Time is not limited, silence is.
@@ -221,7 +223,7 @@ impl Client {
         bar: &ProgressBar,
         mut seen: impl FnMut(&[u8]),
     ) -> Result<u64> {
-        let mut request = self.request(wanted.method.clone(), wanted.path)?;
+        let mut request = self.request(wanted.method.clone(), wanted.path)?.query(wanted.query);
         if let Some((name, value)) = wanted.header {
             request = request.header(name, value);
         }

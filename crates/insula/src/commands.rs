@@ -14,6 +14,7 @@ pub(crate) mod model;
 pub(crate) mod moving;
 pub(crate) mod predict;
 pub(crate) mod quota;
+pub(crate) mod receipt;
 pub(crate) mod serve;
 pub(crate) mod table;
 pub(crate) mod tenant;
@@ -33,6 +34,7 @@ pub(crate) async fn run(command: Command, globals: &Globals, output: &Output) ->
     let environment = Environment::read();
     let command = match command {
         Command::Login(args) => return login::run(args, globals, &environment, output).await,
+        Command::Receipt(receipt::ReceiptCommand::Verify(args)) => return receipt::verify(&args, output),
         Command::Audit(audit::AuditCommand::Verify(args)) => return audit::verify(&args, &environment, output),
         Command::Audit(audit::AuditCommand::VerifyCertificate(args)) => return audit::verify_certificate(&args, output),
         command => command,
@@ -51,10 +53,13 @@ pub(crate) async fn run(command: Command, globals: &Globals, output: &Output) ->
         Command::Import(command) => import::run(command, &client, &settings, &environment.mlflow, output).await,
         Command::Batch(command) => batch::run(command, &client, output).await,
         Command::Predict(args) => predict::run(args, &client, output).await,
+        Command::Receipt(command) => receipt::run(command, &client, output).await,
         Command::Audit(command) => audit::run(command, &client, output).await,
         Command::Keys(command) => keys::run(&command, &client, output).await,
         Command::Quota => quota::quota(&client, output).await,
         Command::Usage(args) => quota::usage(&args, &client, output).await,
+        Command::Neighbours(args) => quota::neighbours(&args, &client, output).await,
+        Command::Metering(args) => quota::metering(&args, &client, output).await,
         Command::Erase(args) => erase::run(&args, &client, output).await,
         Command::Serve(_) | Command::Check(_) | Command::Migrate(_) | Command::Login(_) | Command::Completion { .. } => {
             Err(Failure::usage("this command runs alone"))

@@ -34,7 +34,7 @@ fn main() -> Result<(), JailError> {
 }
 
 fn measure(name: &str, launcher: &zygote::Launcher) -> Result<(), JailError> {
-    let limits = Limits { memory_bytes: 64 << 20, cpu_percent: 100, cpu_seconds_max: None, descriptors_max: 16 };
+    let limits = Limits { memory_bytes: 64 << 20, cpu_percent: 100, cpu_weight: 1, cpu_seconds_max: None, descriptors_max: 16 };
     let (mut spawn, mut ready, mut end) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         let begin = Instant::now();

@@ -32,7 +32,7 @@ fn main() {
 
 /// A service of its own, for the test to kill: prints the ids of its zygote and its cell, then sleeps.
 fn service() {
-    let limits = Limits { memory_bytes: 32 << 20, cpu_percent: 100, cpu_seconds_max: None, descriptors_max: 16 };
+    let limits = Limits { memory_bytes: 32 << 20, cpu_percent: 100, cpu_weight: 1, cpu_seconds_max: None, descriptors_max: 16 };
     let program = std::env::current_exe().unwrap_or_default();
     let Ok(launcher) = zygote::Launcher::start(&program, &[], &[], Floor::Development) else { return };
     let Ok(cell) = launcher.spawn(&limits) else { return };

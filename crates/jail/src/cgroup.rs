@@ -196,6 +196,14 @@ impl Group {
         }
     }
 
+    /// Whether the kernel shares the processor by this weight.
+    pub(crate) fn weighs(&self, weight: u32) -> bool {
+        self.place(Controller::Cpu).is_some_and(|place| match place.version {
+            CgroupVersion::V2 => number(&place.path.join("cpu.weight")) == Some(weight_v2(weight)),
+            _ => number(&place.path.join("cpu.shares")) == Some(shares_v1(weight)),
+        })
+    }
+
     /// How often the processor quota stopped this group.
     pub(crate) fn throttled(&self) -> u64 {
         self.place(Controller::Cpu).and_then(|place| field(&read(place.path.join("cpu.stat")), "nr_throttled")).unwrap_or(0)
@@ -223,9 +231,13 @@ impl Place {
                 self.write_if_there("memory.swap.max", 0)?;
                 self.write_if_there("memory.oom.group", 1)
             }
-            (CgroupVersion::V2, Controller::Cpu) => self.write("cpu.max", format!("{quota} {PERIOD_MICROS}")),
+            (CgroupVersion::V2, Controller::Cpu) => {
+                self.write_if_there("cpu.weight", weight_v2(limits.cpu_weight))?;
+                self.write("cpu.max", format!("{quota} {PERIOD_MICROS}"))
+            }
             (_, Controller::Memory) => self.set_memory_v1(limits.memory_bytes),
             (_, Controller::Cpu) => {
+                self.write_if_there("cpu.shares", shares_v1(limits.cpu_weight))?;
                 self.write("cpu.cfs_period_us", PERIOD_MICROS)?;
                 self.write("cpu.cfs_quota_us", quota)
             }
@@ -254,6 +266,16 @@ impl Place {
             other => other,
         }
     }
+}
+
+/// The kernel's own unit is 100 for a weight of 1, and at most 10,000.
+fn weight_v2(weight: u32) -> u64 {
+    u64::from(weight).saturating_mul(100).clamp(100, 10_000)
+}
+
+/// The kernel's own unit is 1024 for a weight of 1, and at most 262,144.
+fn shares_v1(weight: u32) -> u64 {
+    u64::from(weight).saturating_mul(1024).clamp(1024, 262_144)
 }
 
 /// Which hierarchy has which controller, from the texts of `/proc/self/mountinfo` and `/proc/self/cgroup`.
@@ -335,8 +357,13 @@ fn hand_down(hierarchy: &Hierarchy, home: &Path) -> io::Result<()> {
 }
 
 fn try_group(hierarchy: &Hierarchy, home: &Path) -> io::Result<()> {
-    let limits =
-        Limits { memory_bytes: Limits::MEMORY_BYTES_MIN, cpu_percent: 1, cpu_seconds_max: None, descriptors_max: Limits::DESCRIPTORS_MIN };
+    let limits = Limits {
+        memory_bytes: Limits::MEMORY_BYTES_MIN,
+        cpu_percent: 1,
+        cpu_weight: 1,
+        cpu_seconds_max: None,
+        descriptors_max: Limits::DESCRIPTORS_MIN,
+    };
     let path = home.join("try");
     fs::create_dir(&path)?;
     let group = Group { places: vec![Place { version: hierarchy.version, path, controllers: hierarchy.controllers.clone() }] };

@@ -41,6 +41,8 @@ pub struct Limits {
     pub memory_bytes: u64,
     /// Processor share by cgroup quota; 100 is one core.
     pub cpu_percent: u32,
+    /// Share of the processor among cells that want it at once, by cgroup: a cell of weight 2 gets twice as much as one of weight 1.
+    pub cpu_weight: u32,
     /// Processor time in seconds from start to forced death, or none.
     pub cpu_seconds_max: Option<u64>,
     /// Descriptors the cell may hold at once, its socket included. Can be lowered later, never raised.
@@ -50,6 +52,8 @@ pub struct Limits {
 impl Limits {
     /// The smallest memory limit that is accepted: below it a fork cannot even confine itself.
     pub const MEMORY_BYTES_MIN: u64 = 1 << 20;
+    /// The largest weight: above it the kernel's own scale ends.
+    pub const CPU_WEIGHT_MAX: u32 = 100;
     /// The smallest number of descriptors: socket, confirmation channel, and one to receive.
     pub const DESCRIPTORS_MIN: u32 = 8;
 
@@ -60,6 +64,9 @@ impl Limits {
         }
         if self.cpu_percent == 0 || self.cpu_percent > 100_000 {
             return wrong("`cpu_percent` must be between 1 and 100000");
+        }
+        if self.cpu_weight == 0 || self.cpu_weight > Self::CPU_WEIGHT_MAX {
+            return wrong("`cpu_weight` must be between 1 and 100");
         }
         if self.cpu_seconds_max == Some(0) {
             return wrong("`cpu_seconds_max` must be at least 1");

@@ -26,6 +26,8 @@ const EATEN_BYTES: usize = 64 << 20;
 /// How long the spinning one keeps a processor busy: a few quota periods.
 const SPIN: Duration = Duration::from_millis(250);
 const SPIN_CPU_PERCENT: u32 = 5;
+/// A weight that no group has by itself.
+const PROBE_WEIGHT: u32 = 7;
 /// Exit code of a probe that was refused, as it should be.
 const REFUSED: i32 = 10;
 /// Exit code of a probe that succeeded, which means that the wall is missing.
@@ -178,6 +180,7 @@ impl Report {
             cgroup,
             memory: Enforced::No,
             cpu: Enforced::No,
+            cpu_weight: Enforced::No,
             processes: Enforced::No,
             namespaces: Vec::new(),
             landlock_abi: None,
@@ -197,6 +200,7 @@ impl Report {
 /// What the kernel says about a probe that stands still.
 fn stand(subject: &impl Subject, all: Layers, report: &mut Report) -> Result<(), JailError> {
     let probe = standing(subject, all)?;
+    report.cpu_weight = if probe.weighs(PROBE_WEIGHT) { Enforced::Cgroup } else { Enforced::No };
     let folder = format!("/proc/{}", probe.pid());
     let status = std::fs::read_to_string(format!("{folder}/status")).map_err(JailError::io("reading the status of a probe"))?;
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or("").trim();
@@ -276,7 +280,7 @@ fn throttled(subject: &impl Subject, layers: Layers) -> Result<bool, JailError> 
 }
 
 fn limits(cpu_percent: u32) -> Limits {
-    Limits { memory_bytes: MEMORY_BYTES, cpu_percent, cpu_seconds_max: None, descriptors_max: 16 }
+    Limits { memory_bytes: MEMORY_BYTES, cpu_percent, cpu_weight: PROBE_WEIGHT, cpu_seconds_max: None, descriptors_max: 16 }
 }
 
 /// The root has no entry, is mounted read-only, and nothing is above it. Looked at without Landlock in the way.

@@ -71,6 +71,8 @@ pub struct Report {
     pub memory: Enforced,
     /// What slows or kills a cell that takes more processor than its limit.
     pub cpu: Enforced,
+    /// What shares the processor among cells by their weights. Without it the service's own queue does so alone.
+    pub cpu_weight: Enforced,
     /// What stops a cell from making processes, behind the system call filter.
     pub processes: Enforced,
     /// The namespaces a cell does not share with the service.
@@ -192,6 +194,7 @@ impl fmt::Display for Report {
         writeln!(f, "control groups        {}", self.cgroup)?;
         writeln!(f, "memory limit          {}", self.memory)?;
         writeln!(f, "processor limit       {}", self.cpu)?;
+        writeln!(f, "processor weights     {}", self.cpu_weight)?;
         writeln!(f, "process limit         {}", self.processes)?;
         writeln!(f, "namespaces            {namespaces}")?;
         writeln!(f, "own user id           {}", yes(self.own_uid))?;

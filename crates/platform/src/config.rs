@@ -30,6 +30,8 @@ pub struct PlatformConfig {
     pub infer_timeout: Duration,
     /// Loading one model.
     pub load_timeout: Duration,
+    /// Tenants whose cells work at once; the cores of the machine. When more have work, they take turns by their weights.
+    pub cores: usize,
     /// Predictions sent to one cell and not yet answered.
     pub infer_in_flight_max: usize,
     /// Predictions of one tenant that wait for their turn.
@@ -80,6 +82,7 @@ impl PlatformConfig {
             idle_timeout: Duration::from_secs(300),
             infer_timeout: Duration::from_secs(30),
             load_timeout: Duration::from_secs(60),
+            cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             infer_in_flight_max: 32,
             infer_queue_max: 512,
             answer_bytes_max: 32 << 20,

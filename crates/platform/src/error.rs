@@ -23,6 +23,9 @@ pub enum Error {
         /// The limit in seconds.
         seconds: u64,
     },
+    /// The caller's own deadline came before the answer.
+    #[error("the time that the request gave has passed; the work was stopped")]
+    DeadlinePassed,
     /// Too much waits already; nothing was done.
     #[error("too much is waiting: {0}; try again later")]
     Overloaded(&'static str),
@@ -140,7 +143,7 @@ impl Error {
             Self::CellFailed(CellFailure::OutOfMemory { .. }) => "out_of_memory",
             Self::CellFailed(CellFailure::NotStarted(_)) => "cell_unavailable",
             Self::CellFailed(_) => "cell_failed",
-            Self::DeadlineExceeded { .. } => "deadline_exceeded",
+            Self::DeadlineExceeded { .. } | Self::DeadlinePassed => "deadline_exceeded",
             Self::Overloaded(_) => "overloaded",
             Self::ModelUnstable { .. } => "model_unstable",
             Self::TooLarge { .. } => "too_large",

@@ -166,6 +166,12 @@ impl Platform {
         &self.0.statistics
     }
 
+    /// Cores that tenants share on this node, and cells that it holds at most.
+    #[must_use]
+    pub fn capacity(&self) -> (usize, usize) {
+        (self.config().cores, self.config().cells_max)
+    }
+
     /// For whom cells work under this permit.
     pub(crate) fn owner<A: Act>(&self, permit: &Permit<A>) -> Owner {
         Owner { island: permit.island(), limits: permit.limits(), meter: permit.meter() }

@@ -7,6 +7,7 @@ use tenancy::Permit;
 use tenancy::act::{Act, Predict};
 use wire::Inferred;
 
+use crate::cells::Manner;
 use crate::deployment::VersionAnswers;
 use crate::error::Result;
 use crate::platform::Platform;
@@ -35,24 +36,27 @@ pub struct Question {
     pub protocol: Protocol,
     /// The client's bytes, in which nobody here looks.
     pub body: Bytes,
+    /// How it is to be treated.
+    pub manner: Manner,
 }
 
 impl From<Bytes> for Question {
     /// JSON of the Open Inference Protocol.
     fn from(body: Bytes) -> Self {
-        Self { protocol: Protocol::Inference, body }
+        Self { protocol: Protocol::Inference, body, manner: Manner::default() }
     }
 }
 
 impl Platform {
-    /// Asks the deployment the permit is about. The entry in the ledger names the model's digest and version and the digests of question
-    /// and answer. `version`, when given, must be one that answers: the stable one, or the canary.
+    /// Asks the deployment the permit is about. The entry in the ledger names the model's digest and version, the policy's, and the digests of
+    /// question and answer. `version`, when given, must be one that answers: the stable one, or the canary.
     ///
     /// # Errors
     /// Not found; what the tenant's input, model or cell does wrong; overload and deadline.
     pub async fn predict(&self, permit: &Permit<Predict>, version: Option<&str>, question: impl Into<Question>) -> Result<Inferred> {
         let question = question.into();
         permit.digest("input_sha256", &question.body);
+        permit.detail("policy", permit.policy());
         let begun = Instant::now();
         let mut broken = None;
         let answer = self.cells().predict(permit, &self.owner(permit), version, question, &mut broken).await;

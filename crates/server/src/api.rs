@@ -20,12 +20,14 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use http::header::{AUTHORIZATION, CONTENT_DISPOSITION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION};
 use http::{Method, StatusCode};
 use platform::PageRequest;
-use platform::tenancy::act::{Act, Mode, ResourceKind};
+use platform::tenancy::act::{Act, Mode, QuotaClass, ResourceKind};
 use platform::tenancy::{Closed, Identity, IslandToken, MeterHandle, Operator, Permit, Presented, RateLimitState, RequestId, Tenant};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -41,6 +43,10 @@ use crate::openapi::Doc;
 use crate::public::Public;
 use crate::route::inference;
 use crate::service::Service;
+use crate::traces::Begun;
+
+/// Asks for a signed receipt with the answer of a prediction (`sign`), and carries it: the note in base64.
+pub(crate) const RECEIPT: HeaderName = HeaderName::from_static("insula-receipt");
 
 /// Who may call an address, and for what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,6 +117,8 @@ pub(crate) struct TenantMark {
     pub(crate) rate: RateLimitState,
     pub(crate) island: IslandToken,
     pub(crate) meter: MeterHandle,
+    /// The tenant's name, if the request may become a trace.
+    pub(crate) traced: Option<String>,
 }
 
 /// All addresses.
@@ -349,14 +357,18 @@ async fn tenant_answer<A: Act, H: for<'p> Handle<'p, Permit<A>>>(handler: &H, as
         Ok(tenant) => tenant,
         Err(fail) => return Err(fail).into(),
     };
+    let traced = ask.trace.is_some();
     let answer = match tenant.allow::<A>(resource::<A>(&ask)) {
         Err(error) => Err(error.into()),
-        Ok(permit) => {
-            let result = handled(handler, &permit, ask).await;
-            closed(permit, result).map(|(reply, proof)| Answer::closed(reply, proof))
-        }
+        Ok(permit) => match signs::<A>(&ask.headers) {
+            Ok(signs) => {
+                let result = handled(handler, &permit, ask).await;
+                answered(permit, result, signs)
+            }
+            Err(fail) => answered(permit, Err(fail), false),
+        },
     };
-    Outcome { answer, tenant: Some(mark(&tenant)) }
+    Outcome { answer, tenant: Some(mark(&tenant, traced)) }
 }
 
 /// The tenant that somebody belongs to.
@@ -385,8 +397,29 @@ fn closed<A: Act, T>(permit: Permit<A>, result: Result<T>) -> Result<(T, Closed)
     }
 }
 
-fn mark(tenant: &Tenant) -> TenantMark {
-    TenantMark { rate: tenant.rate_state(), island: tenant.island(), meter: tenant.meter() }
+/// As [`closed`], with the answer: and with a signed receipt, where it is wanted.
+fn answered<A: Act>(permit: Permit<A>, result: Result<Reply>, signs: bool) -> Result<Answer> {
+    match result {
+        Ok(reply) if signs => match permit.finish_receipted() {
+            Ok((proof, receipt)) => Ok(Answer::closed(reply.header(RECEIPT, &BASE64.encode(receipt)), proof)),
+            Err(error) => Err(Fail::from(error).begun()),
+        },
+        result => closed(permit, result).map(|(reply, proof)| Answer::closed(reply, proof)),
+    }
+}
+
+/// Whether a receipt is wanted. It belongs to one prediction, so it stands with no other act.
+fn signs<A: Act>(headers: &HeaderMap) -> Result<bool> {
+    match headers.get(RECEIPT) {
+        None => Ok(false),
+        Some(value) if value == "sign" && A::QUOTA == QuotaClass::Prediction => Ok(true),
+        Some(_) => Err(Fail::new("invalid", "`Insula-Receipt` takes `sign`, and stands with predictions only")),
+    }
+}
+
+fn mark(tenant: &Tenant, traced: bool) -> TenantMark {
+    let traced = traced.then(|| tenant.name().to_string());
+    TenantMark { rate: tenant.rate_state(), island: tenant.island(), meter: tenant.meter(), traced }
 }
 
 /// What the act is about: the field that names it, or the path's first parameter; nothing for the tenant itself, its ledger, and
@@ -457,6 +490,8 @@ pub(crate) struct Ask {
     pub(crate) streams: bool,
     /// On MLflow addresses, the request, which was read to know what it is about.
     pub(crate) given: Option<Result<Given>>,
+    /// If the request may become a trace.
+    pub(crate) trace: Option<Arc<Begun>>,
 }
 
 /// A request of the MLflow protocol.

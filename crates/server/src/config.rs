@@ -13,6 +13,7 @@
 
 mod egress;
 mod stores;
+mod traces;
 
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -24,7 +25,9 @@ use serde::Deserialize;
 
 use self::egress::RawEgress;
 use self::stores::{RawNode, RawStores};
+use self::traces::RawTraces;
 use crate::egress::EgressConfig;
+use crate::traces::TracesConfig;
 
 /// Largest configuration file in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -80,6 +83,8 @@ pub struct Config {
     pub tenants_open_max: usize,
     /// What may be reached when tenants name an address.
     pub egress: EgressConfig,
+    /// Whether and where the service's own work is traced; off when none.
+    pub traces: Option<TracesConfig>,
     /// PostgreSQL and S3 beside the data folder, and which of several nodes this is.
     pub stores: StoresConfig,
 }
@@ -231,6 +236,8 @@ pub struct Cells {
     pub floor: FloorWord,
     /// Most live cells.
     pub cells_max: Option<usize>,
+    /// Tenants whose cells work at once; the cores of the machine when absent.
+    pub cores: Option<usize>,
     /// Blank cells kept ready.
     pub pool_blank: Option<usize>,
     /// Memory of all cells together.
@@ -331,6 +338,7 @@ struct Raw {
     tenant_limits: Limits,
     stores: RawStores,
     egress: RawEgress,
+    traces: RawTraces,
     node: Option<RawNode>,
 }
 
@@ -360,6 +368,7 @@ struct RawCells {
     engine_library: Option<PathBuf>,
     floor: Option<FloorWord>,
     cells_max: Option<usize>,
+    cores: Option<usize>,
     pool_blank: Option<usize>,
     memory_bytes_max: Option<u64>,
     idle_timeout_seconds: Option<f64>,
@@ -419,6 +428,7 @@ impl Raw {
             tenant_limits: self.tenant_limits,
             tenants_open_max,
             egress: self.egress.validate()?,
+            traces: self.traces.validate()?,
             stores,
         })
     }
@@ -472,6 +482,7 @@ impl RawCells {
                 .unwrap_or_else(|| PathBuf::from("libonnxruntime.so")),
             floor: self.floor.unwrap_or(FloorWord::Strict),
             cells_max: self.cells_max,
+            cores: self.cores.map(|cores| at_least_one("cells.cores", Some(cores), 1)).transpose()?,
             pool_blank: self.pool_blank,
             memory_bytes_max: self.memory_bytes_max,
             idle_timeout: optional("cells.idle_timeout_seconds", self.idle_timeout_seconds)?,
@@ -541,6 +552,11 @@ mod tests {
             ("data_dir = ", "line 1"),
             ("[egress]\nnetworks = ['10.0.0.0/99']", "10.0.0.0/99"),
             ("[egress]\nhttps = true", "https"),
+            ("[traces]\nsample = 0.5", "`traces.endpoint` is not set"),
+            ("[traces]\nendpoint = 'http://collector.example/v1/traces'", "https URL"),
+            ("[traces]\nendpoint = 'https://c.example/v1/traces'\nsample = 1.5", "`traces.sample` is 1.5"),
+            ("[traces]\nendpoint = 'http://127.0.0.1:4318/v1/traces'\ntenants.clinic = -1.0", "`traces.tenants.clinic`"),
+            ("[cells]\ncores = 0", "`cells.cores` is 0"),
         ];
         for (text, word) in table {
             let error = Config::parse(text, &homes()).unwrap_err().to_string();

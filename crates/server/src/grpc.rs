@@ -56,7 +56,7 @@ pub(crate) fn register(api: &mut Api) {
 }
 
 async fn model_infer(permit: &Permit<Predict>, call: Call) -> Result<Bytes> {
-    let question = Question { protocol: Protocol::InferenceGrpc, body: call.message };
+    let question = Question { protocol: Protocol::InferenceGrpc, body: call.message, manner: call.manner };
     Ok(call.service.platform.predict(permit, call.heading.version.as_deref(), question).await?.body)
 }
 

@@ -16,6 +16,7 @@
 //! | `api` | the one way to register an address: credential, permit, handler, ledger, answer |
 //! | `route`, `public`, `grpc`, `mlflow` | the addresses, by protocol |
 //! | `error` | errors to HTTP, and in `grpc` to gRPC |
+//! | `manner`, `traces` | how a prediction is to be treated, and how its way is told to a collector |
 //! | `openapi`, `metrics`, `service` | the document, the counters, one request from head to answer |
 //!
 //! What is deliberately missing: a plaintext port, SQL, keys, and any registration of an address without a decision.
@@ -30,6 +31,7 @@ mod error;
 mod forward;
 mod grpc;
 mod guard;
+mod manner;
 mod metrics;
 mod mlflow;
 mod openapi;
@@ -38,6 +40,7 @@ mod route;
 mod server;
 mod service;
 mod tls;
+mod traces;
 mod watch;
 
 pub use api::{Access, RouteInfo};
@@ -45,10 +48,11 @@ pub use check::{Finding, check};
 pub use config::{Cells, Config, ConfigError, ConnectionLimits, FloorWord, Log, LogFormat, Overrides, RequestLimits, TlsFiles};
 pub use egress::{EgressConfig, Network};
 pub use server::{Server, StartError, Started, migrate, serve};
+pub use traces::TracesConfig;
 
 /// Checks that need no service: an auditor runs them on files. Re-exported for the command line.
 pub mod offline {
-    pub use platform::tenancy::{ErasureStatement, Report, verify_certificate, verify_export};
+    pub use platform::tenancy::{ErasureStatement, ReceiptReport, Report, verify_certificate, verify_export, verify_receipt};
 }
 
 /// docs/errors.md: every public error code with what to do.

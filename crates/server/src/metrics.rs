@@ -143,7 +143,7 @@ impl Metrics {
         text.line("insula_queue_seconds_total", &[], Seconds(usage.queue_micros));
         text.one("insula_cells_failed_total", "counter", "sandboxes that ended badly and were replaced", usage.cells_failed);
         text.one("insula_cells_evicted_total", "counter", "sandboxes stopped after idling, or to make room", usage.cells_evicted);
-        text.head("insula_training_seconds_total", "counter", "time that training jobs ran");
+        text.head("insula_training_seconds_total", "counter", "time that jobs ran: trainings, and predictions for whole data sets");
         text.line("insula_training_seconds_total", &[], Seconds(usage.training_micros));
         text.head("insula_quota_limit", "gauge", "limits of stored things");
         for name in quota.used.keys() {

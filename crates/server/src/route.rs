@@ -12,6 +12,7 @@ pub(crate) mod operator;
 pub(crate) mod people;
 pub(crate) mod prediction;
 pub(crate) mod training;
+pub(crate) mod usage;
 
 use http::Method;
 use time::OffsetDateTime;
@@ -27,6 +28,7 @@ pub(crate) fn all() -> Api {
     operator::register(&mut api);
     moving::register(&mut api);
     people::register(&mut api);
+    usage::register(&mut api);
     data::register(&mut api);
     training::register(&mut api);
     prediction::register(&mut api);

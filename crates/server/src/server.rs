@@ -20,12 +20,13 @@ use tracing_subscriber::EnvFilter;
 
 use crate::check::check_files;
 use crate::config::{Config, FloorWord, Log, LogFormat};
-use crate::egress::Egress;
+use crate::egress::{Egress, EgressConfig};
 use crate::forward::Forwarder;
 use crate::metrics::Metrics;
 use crate::mlflow::webhooks::Trainings;
 use crate::service::Service;
 use crate::tls::{Certificates, NodeCertificate, server_config};
+use crate::traces::{Tracer, TracesConfig};
 use crate::{accept, openapi, route};
 
 /// Why the service did not start, or did not end well.
@@ -149,6 +150,7 @@ impl Server {
             api,
             forwarder: config.stores.node.as_ref().map(Forwarder::new).transpose().map_err(StartError::new)?,
             egress,
+            tracer: config.traces.clone().map(|traces| tracer(traces, &config)).transpose().map_err(StartError::new)?,
             limits: Arc::new(config.requests.clone()),
             upload_bytes_max,
             model_bytes_max,
@@ -182,9 +184,20 @@ impl Server {
         let _ = self.stop.send(true);
         self.accepting.await.map_err(StartError::new)?;
         self.certificates.abort();
+        if let Some(tracer) = &self.service.tracer {
+            tracer.stop().await;
+        }
         self.service.platform.shutdown().await;
         self.service.kernel.close().await.map_err(kernel_failed)
     }
+}
+
+/// The collector is the operator's own, so it may be anywhere; what else holds for the way out holds here.
+fn tracer(traces: TracesConfig, config: &Config) -> Result<Tracer, String> {
+    let networks = ["0.0.0.0/0", "::/0"].into_iter().map(str::parse).collect::<Result<_, _>>()?;
+    let egress = Egress::new(EgressConfig { http: true, networks, authority: config.egress.authority.clone() })?;
+    let node = config.stores.node.as_ref().map_or("local", |node| node.name.as_str());
+    Ok(Tracer::start(traces, egress, node))
 }
 
 fn told(url: String, address: SocketAddr, certificates: &Certificates, first: FirstStart) -> Started {
@@ -237,6 +250,7 @@ impl Config {
         PlatformConfig {
             node: node.unwrap_or_else(|| usual.node.clone()),
             cells_max: self.cells.cells_max.unwrap_or(usual.cells_max),
+            cores: self.cells.cores.unwrap_or(usual.cores),
             pool_blank: self.cells.pool_blank.unwrap_or(usual.pool_blank),
             cells_memory_bytes_max: self.cells.memory_bytes_max.unwrap_or(usual.cells_memory_bytes_max),
             idle_timeout: self.cells.idle_timeout.unwrap_or(usual.idle_timeout),

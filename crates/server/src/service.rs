@@ -29,6 +29,7 @@ use crate::guard;
 use crate::metrics::{Metrics, Seen};
 use crate::mlflow;
 use crate::mlflow::webhooks::Teller;
+use crate::traces::{Begun, Ended, TRACERESPONSE, Tracer};
 use crate::watch::Work;
 
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -45,6 +46,8 @@ pub(crate) struct Service {
     pub(crate) forwarder: Option<Forwarder>,
     /// To where tenants want to be told.
     pub(crate) egress: Arc<Egress>,
+    /// When the service's own work is traced.
+    pub(crate) tracer: Option<Tracer>,
     pub(crate) limits: Arc<RequestLimits>,
     /// The OpenAPI document.
     pub(crate) openapi: Bytes,
@@ -75,6 +78,7 @@ impl Service {
     ) -> Response<AnswerBody> {
         let started = Instant::now();
         let (parts, incoming) = request.into_parts();
+        let begun = self.tracer.as_ref().and_then(|tracer| tracer.begin(&parts.headers)).map(Arc::new);
         let id = request_id(&parts);
         let form = Form::of(parts.uri.path(), &parts.headers);
         // The end of a chunked body is not followed in the watch, so nothing may come after it.
@@ -88,7 +92,8 @@ impl Service {
             principal = tracing::field::Empty
         );
         let mut operation = None;
-        let handling = self.handle(parts, incoming, &id, (form, work.is_ambiguous()), &mut operation).instrument(span.clone());
+        let handling =
+            self.handle(parts, incoming, &id, (form, work.is_ambiguous()), begun.clone(), &mut operation).instrument(span.clone());
         let (outcome, received) = AssertUnwindSafe(handling).catch_unwind().await.unwrap_or_else(|_| {
             self.metrics.panicked();
             (Outcome { answer: Err(Fail::internal("a handler panicked")), tenant: None }, 0)
@@ -107,6 +112,20 @@ impl Service {
         if let Some(tenant) = &outcome.tenant {
             tenant.meter.count_bytes(seen.received, seen.sent);
         }
+        if let (Some(tracer), Some(begun), Some(tenant)) = (&self.tracer, &begun, &outcome.tenant) {
+            let ended = Ended {
+                operation: operation.and_then(|at| self.api.routes().get(at)).map_or("unrouted", |route| route.info.operation),
+                tenant: tenant.traced.as_deref().unwrap_or_default(),
+                island: tenant.island,
+                request: id.as_str(),
+                status: seen.status.as_u16(),
+                received: seen.received,
+                sent: seen.sent,
+            };
+            if let Some(value) = tracer.end(begun, &ended) {
+                response.headers_mut().insert(TRACERESPONSE, value);
+            }
+        }
         self.metrics.answered(&seen, outcome.tenant.as_ref().map(|tenant| tenant.island));
         log(&seen);
         response.body_mut().hold(work);
@@ -119,6 +138,7 @@ impl Service {
         incoming: Incoming,
         id: &RequestId,
         (form, ambiguous): (Form, bool),
+        trace: Option<Arc<Begun>>,
         operation: &mut Option<usize>,
     ) -> (Outcome, u64) {
         let body = RequestBody::new(incoming, self.limits.clone());
@@ -126,7 +146,7 @@ impl Service {
         let waits = parts.headers.contains_key(EXPECT);
         let asked = self.forwarder.as_ref().map(|_| Asked::of(&parts, id));
         let mut streams = false;
-        let mut outcome = match self.ask(parts, body, id, ambiguous) {
+        let mut outcome = match self.ask(parts, body, id, ambiguous, trace) {
             Ok((at, ask)) => {
                 streams = ask.streams;
                 *operation = Some(at);
@@ -153,7 +173,14 @@ impl Service {
     }
 
     /// What is asked, once the guard let it through.
-    fn ask(self: &Arc<Self>, parts: Parts, body: RequestBody, id: &RequestId, ambiguous: bool) -> Result<(usize, Ask)> {
+    fn ask(
+        self: &Arc<Self>,
+        parts: Parts,
+        body: RequestBody,
+        id: &RequestId,
+        ambiguous: bool,
+        trace: Option<Arc<Begun>>,
+    ) -> Result<(usize, Ask)> {
         guard::headers(&parts.headers, ambiguous, parts.uri.path() == mlflow::traces::EXPORT_PATH)?;
         let segments = guard::segments(&parts.method, &parts.uri)?;
         let (at, route) = self.api.find(&parts.method, &segments)?;
@@ -168,6 +195,7 @@ impl Service {
             body,
             streams: route.doc.streams,
             given: None,
+            trace,
         };
         Ok((at, ask))
     }

@@ -3,12 +3,16 @@
 
 #[path = "server/door.rs"]
 mod door;
+#[path = "server/fair.rs"]
+mod fair;
 #[path = "server/harness.rs"]
 mod harness;
 #[path = "server/input.rs"]
 mod input;
 #[path = "server/life.rs"]
 mod life;
+#[path = "server/traces.rs"]
+mod traces;
 #[path = "server/walk.rs"]
 mod walk;
 

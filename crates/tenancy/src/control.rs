@@ -11,6 +11,7 @@
 //! page put back does not add up. The sum is checked at open, unless the hash of the closed file said already that nothing moved.
 
 mod protected;
+mod usage;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -33,9 +34,13 @@ use crate::rows::sql::{Row, Sql};
 use crate::rows::sqlite::{Expect, Migrations, SqliteDb};
 use crate::seal::Key;
 use protected::{ControlTxn, Verifier};
+pub(crate) use usage::{USAGE_BATCH, USAGE_PAGE, UsageRow};
 
-const MIGRATIONS: Migrations =
-    &[include_str!("../migrations/control/sqlite/0001.sql"), include_str!("../migrations/control/sqlite/0002.sql")];
+const MIGRATIONS: Migrations = &[
+    include_str!("../migrations/control/sqlite/0001.sql"),
+    include_str!("../migrations/control/sqlite/0002.sql"),
+    include_str!("../migrations/control/sqlite/0003.sql"),
+];
 /// Tenants a page holds.
 const PAGE_MAX: u32 = 1000;
 /// Credentials whose last use waits to be written.

@@ -325,7 +325,9 @@ async fn step(
             control.credentials_destroy(tenant).await?;
             kernel.credentials_forget(|credential| credential.tenant == Some(tenant));
             control.tenant_set_state(tenant, TenantState::Erased).await?;
+            // Its hours of use go with the meter that would write more of them.
             kernel.meter_forget(tenant);
+            control.usage_destroy(tenant).await?;
             if let Some(home) = &home {
                 kernel.bury(home).await?;
             }

@@ -10,7 +10,7 @@ mod shipper;
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ use crate::operator::Operator;
 use crate::place::Placement;
 use crate::place::StoresConfig;
 use crate::policy::{Policy, Role};
-use crate::quota::{Limits, Meter, Usage};
+use crate::quota::{Limits, Meter};
 use crate::root::{Created, RootStore};
 use crate::rotation;
 use crate::rows::Store;
@@ -48,6 +48,7 @@ use crate::rows::db::TAKEN_OVER;
 use crate::seal::Key;
 use crate::tenant::{Caller, Lease, RequestId, Tenant};
 use crate::token::{Grant, TOKEN_LIFE_SECONDS_MAX, Tokens};
+use crate::usage::Usage;
 use places::Stores;
 
 /// Entries reach the disk within this time.
@@ -56,6 +57,8 @@ const SYNC_EVERY: Duration = Duration::from_millis(100);
 const CHECKPOINT_EVERY_SYNCS: u32 = 10;
 /// Refused credentials are counted into one entry this many syncs apart.
 const REFUSALS_EVERY_SYNCS: u32 = 100;
+/// Hours of use are written every so many syncs; a multiple of [`CHECKPOINT_EVERY_SYNCS`].
+const USAGE_EVERY_SYNCS: u32 = 600;
 /// Credentials held in memory.
 const CREDENTIALS_MAX: NonZeroUsize = NonZeroUsize::new(65_536).expect("not zero");
 /// How long a request waits for somebody else who opens or closes its tenant.
@@ -153,7 +156,11 @@ pub(crate) struct Inner {
     ledgers: Mutex<HashMap<TenantId, Weak<Ledger>>>,
     /// One creation of a tenant at a time.
     pub(crate) creating: AsyncMutex<()>,
-    meters: Mutex<HashMap<TenantId, (Name, Arc<Meter>)>>,
+    pub(crate) meters: Mutex<HashMap<TenantId, (Name, Arc<Meter>)>>,
+    /// One at a time writes hours of use.
+    pub(crate) usage_flushing: tokio::sync::Mutex<()>,
+    /// Hours before this one were forgotten, in seconds since 1970.
+    pub(crate) usage_pruned: AtomicI64,
     credentials: Mutex<LruCache<CredentialId, Arc<Credential>>>,
     /// How often credentials were forgotten: what was read before must not be remembered after.
     forgotten: AtomicU64,
@@ -221,6 +228,8 @@ impl Kernel {
             ledgers: Mutex::default(),
             creating: AsyncMutex::new(()),
             meters: Mutex::default(),
+            usage_flushing: tokio::sync::Mutex::default(),
+            usage_pruned: AtomicI64::new(0),
             credentials: Mutex::new(LruCache::new(CREDENTIALS_MAX)),
             forgotten: AtomicU64::new(0),
             refused: AtomicU64::new(0),
@@ -280,6 +289,7 @@ impl Kernel {
                 closed => closed,
             });
         }
+        result = result.and(self.0.usage_flush().await);
         result = result.and(self.0.refusals_told().await);
         result = result.and(self.0.service_checkpoint().await);
         result = result.and(self.leave().await);
@@ -745,6 +755,12 @@ async fn flusher(kernel: Weak<Inner>, stop: Arc<Notify>) {
         if checkpoint {
             if inner.control.shared_copy().is_none() {
                 let _ = inner.service_checkpoint().await;
+            }
+            inner.usage_tick();
+            if round.is_multiple_of(USAGE_EVERY_SYNCS)
+                && let Err(error) = inner.usage_flush().await
+            {
+                tracing::warn!(context = error.private(), "hours of use could not be written; they are kept and written later");
             }
             let _ = inner.control.flush().await;
             let _ = inner.anchors.sync();

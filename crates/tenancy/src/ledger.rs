@@ -26,6 +26,7 @@ mod catch_up;
 mod entry;
 mod export;
 mod files;
+mod receipt;
 mod shared;
 mod shipping;
 #[cfg(test)]
@@ -44,6 +45,7 @@ use zeroize::Zeroizing;
 pub(crate) use entry::LedgerKeys;
 pub use entry::{Entry, Outcome};
 pub use export::{Report, verify_export};
+pub use receipt::{Receipt, ReceiptReport, ReceiptStatement, verify_receipt};
 pub(crate) use shared::SharedCopy;
 pub(crate) use shipping::Mark;
 
@@ -180,6 +182,11 @@ impl Ledger {
     /// `Invalid`: an entry over its limits; nothing happened. `Unavailable`: a write failed, now or before: open the log again;
     /// or too much waits for being shipped, which passes.
     pub(crate) fn append(&self, entry: &Entry) -> Result<u64> {
+        self.append_leaf(entry).map(|(index, _)| index)
+    }
+
+    /// As [`Ledger::append`], with the leaf.
+    fn append_leaf(&self, entry: &Entry) -> Result<(u64, Vec<u8>)> {
         // An entry with a generation was committed with its change: it is safe in the rows, whatever becomes of this node.
         if entry.generation.is_none() && self.inner.lock().overdue() {
             return Err(UNWRITABLE);
@@ -187,8 +194,8 @@ impl Ledger {
         self.append_overdue(entry)
     }
 
-    /// As [`Ledger::append`], whatever waits for being shipped.
-    fn append_overdue(&self, entry: &Entry) -> Result<u64> {
+    /// As [`Ledger::append_leaf`], whatever waits for being shipped.
+    fn append_overdue(&self, entry: &Entry) -> Result<(u64, Vec<u8>)> {
         let json = entry.to_json()?;
         let mut inner = self.inner.lock();
         if inner.failed {
@@ -201,7 +208,7 @@ impl Ledger {
         match written {
             Ok(()) => {
                 inner.failed = false;
-                Ok(index)
+                Ok((index, leaf))
             }
             Err(error) => {
                 tracing::error!(origin = self.origin, private = error.private(), "the ledger cannot be written");

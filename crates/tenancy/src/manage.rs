@@ -19,14 +19,15 @@ use crate::erasure::{self, ErasureInfo};
 use crate::error::{Error, Result};
 use crate::island::{COUNTERS, Island, MEMBERS_MAX};
 use crate::keyring::KeyState;
-use crate::ledger::{Filter, Found, Ledger, Numbered};
+use crate::ledger::{Filter, Found, Ledger, Numbered, Receipt};
 use crate::member::{DESCRIPTION_BYTES_MAX, GRANTS_MAX, Member, ROLE, grant_key};
 use crate::name::Name;
 use crate::permit::{Permit, Tx};
 use crate::place::Tier;
 use crate::policy::{Grant, Role};
-use crate::quota::{Limits, RateLimitState, Resource, Usage};
+use crate::quota::{Limits, RateLimitState, Resource};
 use crate::rotation;
+use crate::usage::Usage;
 
 /// Longest life of a key, in days.
 pub const KEY_DAYS_MAX: i64 = 730;
@@ -471,6 +472,14 @@ impl LedgerView {
     /// [`Error::NotFound`] past the end.
     pub fn entry(&self, index: u64) -> Result<Numbered> {
         self.log().entry(index)
+    }
+
+    /// The receipt of a prediction, proven up to a checkpoint.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when the entry is not a prediction that was answered, or not there.
+    pub fn receipt(&self, index: u64) -> Result<Receipt> {
+        self.log().receipt(index)
     }
 
     /// Number of entries.

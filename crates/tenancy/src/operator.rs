@@ -43,13 +43,15 @@ pub const OPERATOR_ACTS: &[&str] = &[
     "OperatorKeyList",
     "ServiceLedgerRead",
     "ServiceMetricsRead",
+    "NeighboursRead",
+    "UsageExport",
 ];
 
 /// The operator, verified. Has no way to a [`Tenant`](crate::Tenant).
 pub struct Operator {
-    kernel: Kernel,
-    via: String,
-    request: RequestId,
+    pub(crate) kernel: Kernel,
+    pub(crate) via: String,
+    pub(crate) request: RequestId,
 }
 
 /// A tenant to be made.

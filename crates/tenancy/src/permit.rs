@@ -221,6 +221,21 @@ impl<A: Act> Permit<A> {
         Ok(Closed(()))
     }
 
+    /// As [`Permit::finish`], of a prediction, with the signed receipt of it.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when the ledger cannot take it, [`Error::NotFound`] when it was no prediction.
+    pub fn finish_receipted(self) -> Result<(Closed, String)> {
+        let receipt = self.inner.close_receipted()?;
+        Ok((Closed(()), receipt))
+    }
+
+    /// The policy that decides here, in 16 hex digits: another one after any change of a rule.
+    #[must_use]
+    pub fn policy(&self) -> &str {
+        self.inner.island.policy.version()
+    }
+
     /// The act failed; `code` is the stable code of the error.
     ///
     /// # Errors
@@ -347,6 +362,17 @@ impl PermitInner {
             detail: self.detail.lock().clone(),
             generation: None,
         }
+    }
+
+    fn close_receipted(&self) -> Result<String> {
+        if self.written.swap(true, Ordering::AcqRel) {
+            return Err(Error::NotFound("receipt"));
+        }
+        let receipt = self.island.ledger.append_receipted(&self.entry(Outcome::Allowed, &self.reason)).inspect_err(|error| {
+            // Nothing was written: the entry of an act that failed still has to be.
+            self.written.store(!matches!(error, Error::NotFound(_)), Ordering::Release);
+        })?;
+        if self.island.frozen() { self.island.ledger.sync().map(|()| receipt) } else { Ok(receipt) }
     }
 
     fn close(&self, outcome: Outcome, code: Option<&str>) -> Result<()> {
@@ -639,6 +665,13 @@ impl MeterHandle {
         self.0.count_cpu(micros);
     }
 
+    /// Memory in bytes that a cell held for this long.
+    pub fn count_held(&self, bytes: u64, held: std::time::Duration) {
+        let micros = held.as_micros();
+        let byte_seconds = u64::try_from(u128::from(bytes) * micros / 1_000_000).unwrap_or(u64::MAX);
+        self.0.count_held(byte_seconds, u64::try_from(micros).unwrap_or(u64::MAX));
+    }
+
     /// A prediction that waited this long for a cell or a model.
     pub fn count_cold_start(&self, waited: std::time::Duration) {
         self.0.count_cold_start(u64::try_from(waited.as_micros()).unwrap_or(u64::MAX));
@@ -659,9 +692,9 @@ impl MeterHandle {
         self.0.count_cell_evicted();
     }
 
-    /// A training job that ran this long.
-    pub fn count_training(&self, ran: std::time::Duration) {
-        self.0.count_training(u64::try_from(ran.as_micros()).unwrap_or(u64::MAX));
+    /// A job that ran this long: a training, or predictions for a whole data set.
+    pub fn count_job(&self, ran: std::time::Duration) {
+        self.0.count_job(u64::try_from(ran.as_micros()).unwrap_or(u64::MAX));
     }
 
     /// Bytes received and sent.

@@ -148,6 +148,7 @@ pub(crate) struct Policy {
     types: HashMap<ResourceKind, EntityTypeName>,
     actions: HashMap<&'static str, EntityUid>,
     roles: HashMap<Role, EntityUid>,
+    version: String,
 }
 
 impl Policy {
@@ -160,6 +161,7 @@ impl Policy {
     }
 
     fn from_sources(schema: &str, sources: &[&str]) -> Result<Self> {
+        let version = version_of(schema, sources);
         let (schema, _) = Schema::from_cedarschema_str(schema).map_err(|error| Error::internal(format!("policy schema: {error}")))?;
         let policies = named(sources)?;
         let validated = Validator::new(schema.clone()).validate(&policies, ValidationMode::Strict);
@@ -178,7 +180,13 @@ impl Policy {
             actions: ACTS.iter().map(|act| (act.name, uid(&action, act.name))).collect(),
             roles: Role::ALL.into_iter().map(|name| (name, uid(&role, name.name()))).collect(),
             schema,
+            version,
         })
+    }
+
+    /// Sixteen hex digits that change with every change of the schema or a policy.
+    pub(crate) fn version(&self) -> &str {
+        &self.version
     }
 
     /// Answers. Any doubt is a refusal.
@@ -232,6 +240,16 @@ impl Policy {
         let kind = self.types.get(&kind).ok_or("a kind of resource is not in the schema")?;
         Ok(EntityUid::from_type_name_and_id(kind.clone(), EntityId::new(id)))
     }
+}
+
+/// Of all sources, each with its length in front.
+fn version_of(schema: &str, sources: &[&str]) -> String {
+    let mut context = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
+    for source in std::iter::once(&schema).chain(sources) {
+        context.update(&(source.len() as u64).to_be_bytes());
+        context.update(source.as_bytes());
+    }
+    crate::name::hex(context.finish().as_ref().get(..8).unwrap_or_default())
 }
 
 /// Policies under the id of their annotation; one without, or two with the same, are an error.

@@ -16,9 +16,10 @@
 //! exceed a limit. What is deliberately missing: queues (a request over the limit is refused at the door, not parked) and
 //! any number shared between tenants.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -26,11 +27,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::act::QuotaClass;
 use crate::error::{Error, Result};
+use crate::usage::{Bucket, Counted, History, Usage};
 
 /// Largest rate and burst: below this the arithmetic in nanoseconds cannot overflow.
 const RATE_MAX: u32 = 1_000_000;
 /// Most requests of one tenant in flight that an operator may allow.
 const CONCURRENCY_MAX: u32 = 100_000;
+/// Largest weight: below it a share of the kernel's, which goes from 1 to 10,000, is still exact.
+const WEIGHT_MAX: u32 = 100;
 /// Most CPU an operator may allow: 1,024 cores.
 const CPU_PERCENT_MAX: u32 = 102_400;
 /// Least memory in which a cell starts.
@@ -51,6 +55,8 @@ pub struct Limits {
     pub requests_burst: u32,
     /// Requests in flight.
     pub concurrency_max: u32,
+    /// Share of the node among tenants that want it at the same time: twice the weight, twice the share.
+    pub weight: u32,
     /// CPU of the tenant's cells, in per cent of one core.
     pub cpu_percent: u32,
     /// Memory of the tenant's cells, in bytes.
@@ -81,6 +87,7 @@ impl Default for Limits {
             requests_per_second: 100,
             requests_burst: 200,
             concurrency_max: 64,
+            weight: 1,
             cpu_percent: 200,
             memory_bytes: 2 << 30,
             storage_bytes: 10 << 30,
@@ -111,6 +118,7 @@ impl Limits {
         within("requests_per_second", self.requests_per_second.into(), 1, RATE_MAX.into())?;
         within("requests_burst", self.requests_burst.into(), 1, RATE_MAX.into())?;
         within("concurrency_max", self.concurrency_max.into(), 1, CONCURRENCY_MAX.into())?;
+        within("weight", self.weight.into(), 1, WEIGHT_MAX.into())?;
         within("cpu_percent", self.cpu_percent.into(), 1, CPU_PERCENT_MAX.into())?;
         within("memory_bytes", self.memory_bytes, MEMORY_BYTES_MIN, i64::MAX as u64)?;
         within("job_seconds", self.job_seconds, 1, JOB_SECONDS_MAX)?;
@@ -237,40 +245,12 @@ impl RateLimitState {
     }
 }
 
-/// What a tenant used since its store was opened.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Usage {
-    /// Requests admitted, predictions not counted.
-    pub requests: u64,
-    /// Predictions admitted.
-    pub predictions: u64,
-    /// Requests and predictions refused by rate or concurrency.
-    pub refused: u64,
-    /// CPU of the tenant's cells, in microseconds.
-    pub cpu_micros: u64,
-    /// Predictions that waited for a cell or a model.
-    pub cold_starts: u64,
-    /// Sum of those waits, in microseconds.
-    pub cold_start_micros: u64,
-    /// Time that predictions waited for their turn, in microseconds.
-    pub queue_micros: u64,
-    /// Sandboxes that ended badly and were replaced when they were needed again.
-    pub cells_failed: u64,
-    /// Sandboxes that were stopped because they idled, or to make room.
-    pub cells_evicted: u64,
-    /// Time that training jobs ran, in microseconds.
-    pub training_micros: u64,
-    /// Bytes received.
-    pub bytes_in: u64,
-    /// Bytes sent.
-    pub bytes_out: u64,
-}
-
 /// One tenant's meter.
 pub(crate) struct Meter {
     clock: Clock,
     state: Mutex<State>,
     counted: Counted,
+    history: Mutex<History>,
 }
 
 impl Meter {
@@ -281,7 +261,7 @@ impl Meter {
 
     fn with_clock(limits: Limits, clock: Clock) -> Arc<Self> {
         let state = State { limits, empty_at_nanos: 0, in_flight: 0, stock: [Stock::default(); Resource::ALL.len()] };
-        Arc::new(Self { clock, state: Mutex::new(state), counted: Counted::default() })
+        Arc::new(Self { clock, state: Mutex::new(state), counted: Counted::default(), history: Mutex::default() })
     }
 
     /// The limits in force.
@@ -347,23 +327,41 @@ impl Meter {
         self.state.lock().rate_state(self.clock.now_nanos())
     }
 
-    /// Counters since the store was opened.
+    /// Counters since the meter began.
     pub(crate) fn usage(&self) -> Usage {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Usage {
-            requests: read(&self.counted.requests),
-            predictions: read(&self.counted.predictions),
-            refused: read(&self.counted.refused),
-            cpu_micros: read(&self.counted.cpu_micros),
-            cold_starts: read(&self.counted.cold_starts),
-            cold_start_micros: read(&self.counted.cold_start_micros),
-            queue_micros: read(&self.counted.queue_micros),
-            cells_failed: read(&self.counted.cells_failed),
-            cells_evicted: read(&self.counted.cells_evicted),
-            training_micros: read(&self.counted.training_micros),
-            bytes_in: read(&self.counted.bytes_in),
-            bytes_out: read(&self.counted.bytes_out),
-        }
+        self.counted.read()
+    }
+
+    /// Moves what the counters grew by into the present minute and hour.
+    pub(crate) fn tick(&self, seconds: i64) {
+        let mut history = self.history.lock();
+        history.tick(&self.usage(), seconds);
+    }
+
+    /// Minutes from `since` on in which anything was used.
+    pub(crate) fn minutes(&self, since: i64) -> Vec<Bucket> {
+        self.history.lock().minutes(since)
+    }
+
+    /// Hours that are not written yet.
+    pub(crate) fn hours_waiting(&self) -> Vec<Bucket> {
+        self.history.lock().hours().iter().map(|(at, usage)| Bucket { at: *at, usage: *usage }).collect()
+    }
+
+    /// Takes them, to write them.
+    pub(crate) fn hours_take(&self) -> BTreeMap<i64, Usage> {
+        self.history.lock().hours_take()
+    }
+
+    /// One of them could not be written.
+    pub(crate) fn hour_back(&self, hour: i64, usage: &Usage) {
+        self.history.lock().hour_back(hour, usage);
+    }
+
+    /// Adds memory that a cell held for a while, in bytes times seconds, and the while itself, in microseconds.
+    pub(crate) fn count_held(&self, byte_seconds: u64, micros: u64) {
+        self.counted.memory_byte_seconds.fetch_add(byte_seconds, Ordering::Relaxed);
+        self.counted.cell_micros.fetch_add(micros, Ordering::Relaxed);
     }
 
     /// Adds CPU that a cell spent, in microseconds.
@@ -392,8 +390,8 @@ impl Meter {
         self.counted.cells_evicted.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Adds time that a training job ran, in microseconds.
-    pub(crate) fn count_training(&self, micros: u64) {
+    /// Adds time that a job ran, in microseconds.
+    pub(crate) fn count_job(&self, micros: u64) {
         self.counted.training_micros.fetch_add(micros, Ordering::Relaxed);
     }
 
@@ -461,7 +459,7 @@ impl Drop for Reservation {
 enum Clock {
     Monotonic(Instant),
     #[cfg(test)]
-    Held(Arc<AtomicU64>),
+    Held(Arc<std::sync::atomic::AtomicU64>),
 }
 
 impl Clock {
@@ -472,22 +470,6 @@ impl Clock {
             Self::Held(nanos) => nanos.load(Ordering::SeqCst),
         }
     }
-}
-
-#[derive(Default)]
-struct Counted {
-    requests: AtomicU64,
-    predictions: AtomicU64,
-    refused: AtomicU64,
-    cpu_micros: AtomicU64,
-    cold_starts: AtomicU64,
-    cold_start_micros: AtomicU64,
-    queue_micros: AtomicU64,
-    cells_failed: AtomicU64,
-    cells_evicted: AtomicU64,
-    training_micros: AtomicU64,
-    bytes_in: AtomicU64,
-    bytes_out: AtomicU64,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -573,7 +555,7 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::{AtomicU64, AtomicUsize};
 
     use super::*;
 

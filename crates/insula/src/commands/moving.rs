@@ -161,7 +161,7 @@ pub(crate) async fn export(args: ExportArgs, client: &Client, output: &Output) -
         }
     };
     let path = ["v1", "tenants", &args.name, "export"];
-    let wanted = Wanted { method: Method::POST, path: &path, header: Some((BUNDLE_KEY, &key)) };
+    let wanted = Wanted { method: Method::POST, path: &path, query: &[], header: Some((BUNDLE_KEY, &key)) };
     table::save_wanted(&wanted, &args.out, args.force, None, client, output).await
 }
 

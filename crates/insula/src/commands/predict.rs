@@ -3,6 +3,8 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use clap::Args;
 use serde_json::Value;
 
@@ -12,6 +14,8 @@ use crate::commands::table::{ROWS_MAX, Rows};
 use crate::failure::{Class, Failure, Result};
 use crate::output::Output;
 
+/// Asks for a receipt, and carries it.
+const RECEIPT: &str = "insula-receipt";
 /// Largest input that is read, in bytes.
 const DATA_BYTES_MAX: u64 = 256 << 20;
 
@@ -29,6 +33,9 @@ pub(crate) struct PredictArgs {
     /// Demand that this version answers.
     #[arg(long)]
     version: Option<u64>,
+    /// Ask for a signed receipt, and keep it in this file.
+    #[arg(long, value_name = "FILE")]
+    receipt: Option<PathBuf>,
 }
 
 /// One row of the command line.
@@ -57,7 +64,14 @@ pub(crate) async fn run(args: PredictArgs, client: &Client, output: &Output) -> 
         }
     };
     path.push("infer");
-    let answer = client.post_bytes(&path, "application/json", body).await?;
+    let mut headers = vec![("content-type", "application/json")];
+    headers.extend(args.receipt.is_some().then_some((RECEIPT, "sign")));
+    let (answer, headers) = client.post_bytes(&path, &headers, body).await?;
+    if let Some(file) = &args.receipt {
+        let receipt = headers.get(RECEIPT).and_then(|text| STANDARD.decode(text).ok());
+        let receipt = receipt.ok_or_else(|| Failure::new(Class::Failed, "the service gave no receipt"))?;
+        std::fs::write(file, receipt).map_err(|error| Failure::file("write", file, &error))?;
+    }
     let answer: Value =
         serde_json::from_slice(&answer).map_err(|_| Failure::new(Class::Failed, "the service answered something that is no JSON"))?;
     shown(&answer, given, output)

@@ -17,7 +17,7 @@ pub(crate) const ROWS_MAX: usize = 100_000;
 
 /// Downloads to a file that appears only when it is whole and has the digest that the service promised.
 pub(crate) async fn save(path: &[&str], file: &Path, force: bool, sha256: Option<&str>, client: &Client, output: &Output) -> Result<()> {
-    save_wanted(&Wanted { method: Method::GET, path, header: None }, file, force, sha256, client, output).await
+    save_wanted(&Wanted { method: Method::GET, path, query: &[], header: None }, file, force, sha256, client, output).await
 }
 
 /// The same for what is asked in another way.
@@ -63,8 +63,23 @@ pub(crate) async fn save_wanted(
     }
 }
 
+/// SHA-256 of all that can be read, in hex.
+pub(crate) fn sha256(from: &mut dyn std::io::Read) -> std::io::Result<String> {
+    let (mut digest, mut piece) = (Context::new(&SHA256), vec![0; 64 << 10]);
+    loop {
+        match from.read(&mut piece)? {
+            0 => return Ok(hex(digest)),
+            read => digest.update(piece.get(..read).unwrap_or_default()),
+        }
+    }
+}
+
+fn hex(digest: Context) -> String {
+    digest.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 fn same(digest: Context, sha256: Option<&str>) -> Result<()> {
-    let found: String = digest.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    let found = hex(digest);
     match sha256 {
         Some(expected) if !expected.eq_ignore_ascii_case(&found) => {
             Err(Failure::new(Class::Verification, format!("the download has SHA-256 `{found}`, not `{expected}` as it should")))

@@ -190,6 +190,46 @@ fn a_version_is_rolled_out_and_back_and_asked_about_a_table() {
 }
 
 #[test]
+fn a_receipt_is_verified_without_the_service() {
+    let Some(mut service) = Service::start() else { return };
+    service.tenant("clinic", &[]);
+    let home = service.home.path().to_owned();
+    let path = |name: &str| home.join(name).to_str().unwrap().to_owned();
+    let wine = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/wine.csv");
+    service.run("clinic", &["data", "put", "wine", wine]).json();
+    let train = ["train", "start", "--dataset", "wine", "--target", "cultivar", "--task", "classification", "--name", "taster", "--watch"];
+    service.run("clinic", &train).json();
+    service.run("clinic", &["deploy", "put", "taster", "--model", "taster", "--version", "1"]).json();
+    let key = service.run("clinic", &["audit", "key"]).json()["vkey"].as_str().unwrap().to_owned();
+    let text = fs::read_to_string(wine).unwrap();
+    let (names, first) = text.split_once('\n').map(|(names, rest)| (names, rest.lines().next().unwrap())).unwrap();
+    let row = names.split(',').zip(first.split(',')).filter(|(name, _)| *name != "cultivar");
+    let row = row.map(|(name, cell)| format!("{name}={cell}")).collect::<Vec<_>>().join(",");
+    let (early, late, export) = (path("early"), path("late"), path("export"));
+    service.run("clinic", &["predict", "taster", "--row", &row, "--receipt", &early]).json();
+    let asked = service.run("clinic", &["audit", "ls", "--act", "Predict"]).json();
+    assert_eq!(asked.as_array().unwrap().len(), 1);
+    let index = asked[0]["index"].to_string();
+    service.run("clinic", &["receipt", "get", &index, &late]).json_or_nothing();
+    service.run("clinic", &["audit", "export", &export]).json_or_nothing();
+    service.run("clinic", &["receipt", "get", "0", &path("none")]).failed(4, "receipt");
+    service.stop();
+
+    let offline = |arguments: &[&str]| insula(&home, &[], &[&["--json", "receipt", "verify"], arguments].concat());
+    let told = offline(&[&early, "--key", &key]).json();
+    assert_eq!((told["statement"]["entry"].to_string(), &told["proven_size"]), (index, &serde_json::Value::Null));
+    assert_eq!(told["statement"]["model"], asked[0]["entry"]["detail"]["model_sha256"]);
+    let told = offline(&[&late, "--key", &key, "--ledger", &export]).json();
+    assert!(told["proven_size"].is_u64() && told["entry_compared"] == true, "{told}");
+    offline(&[&early, "--key", &key, "--input", wine]).failed(10, "another input");
+    let mut bytes = fs::read(&late).unwrap();
+    let middle = bytes.len() / 3;
+    bytes[middle] ^= 1;
+    fs::write(path("tampered"), bytes).unwrap();
+    offline(&[&path("tampered"), "--key", &key]).failed(10, "does not verify");
+}
+
+#[test]
 fn unsafe_configurations_are_refused_with_a_remedy() {
     let home = tempfile::tempdir().unwrap();
     let data = home.path().join("data");

@@ -6,6 +6,7 @@ INSULA_VIEWER_TOKEN of members of the first.
 """
 
 import asyncio
+import base64
 import hashlib
 import json
 import os
@@ -307,9 +308,9 @@ def raw(name="same-fp32", shape=(1, 2), datatype="FP32", contents=(struct.pack("
     return request
 
 
-def rpc_fails(request, code, words):
+def rpc_fails(request, code, words, more=()):
     try:
-        stub.ModelInfer(request, metadata=metadata())
+        stub.ModelInfer(request, metadata=(*metadata(), *more))
     except grpc.RpcError as error:
         assert error.code() == code and words in error.details(), (code, words, error)
         return
@@ -655,10 +656,47 @@ for entry in of_stream:
     if entry["outcome"] == "allowed":
         assert entry["detail"]["input_sha256"] == digest(good) and entry["detail"]["output_sha256"] == digest(answer), entry
 
+# ---- receipts and manners, over both
+
+def receipted(note):
+    """What a receipt says."""
+    return dict(line.split(" ", 1) for line in base64.b64decode(note).decode().split("\n\n")[0].splitlines()[1:])
+
+
+method = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+answer, told = method.with_call(good, metadata=(*metadata(), ("insula-receipt", "sign"), ("insula-priority", "high"), ("insula-timeout-ms", "30000")))
+over_rpc = receipted(dict(told.initial_metadata())["insula-receipt"])
+_, told, body = ask("POST", "/v2/models/same-fp32/infer", data=text + eight,
+                    headers={"Inference-Header-Content-Length": str(len(text)), "Insula-Receipt": "sign", "Insula-Timeout-Ms": "30000"})
+over_rest = receipted({name.lower(): value for name, value in told.items()}["insula-receipt"])
+for receipt, question, told in [(over_rpc, good, answer), (over_rest, text + eight, body)]:
+    assert receipt["input"] == digest(question) and receipt["output"] == digest(told) and receipt["deployment"] == "same-fp32", receipt
+for header in [("insula-receipt", "please"), ("insula-priority", "urgent"), ("insula-timeout-ms", "0")]:
+    rpc_fails(raw(contents=[eight]), INVALID, header[0].title(), [header])
+for header in [("insula-receipt", "sign"), ("insula-priority", "urgent"), ("insula-timeout-ms", "-1")]:
+    try:
+        list(channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")(iter([good]), metadata=(*metadata(), header)))
+        raise SystemExit(f"a stream with {header} was served")
+    except grpc.RpcError as error:
+        assert error.code() == INVALID, error
+
 # ---- a deadline of the caller's, on a model that takes its time
 
 slow = lambda times: [rpc_input("times", np.array(times, np.int64), "INT64"), x_rpc[0]]
 same(client.infer("slow", slow(3), headers=meta(OTHER)).as_numpy("y"), x)
+
+def slow_raw(times):
+    request = service_pb2.ModelInferRequest(model_name="slow", raw_input_contents=[struct.pack("<q", times), x.tobytes()])
+    request.inputs.add(name="times", datatype="INT64", shape=[])
+    request.inputs.add(name="x", datatype="FP32", shape=x.shape)
+    return request.SerializeToString()
+
+
+# Of a stream's messages each has its own time: the one that takes too long is answered so, and the stream goes on.
+hurried = (*metadata(OTHER), ("insula-timeout-ms", "700"))
+streamed = [service_pb2.ModelStreamInferResponse.FromString(one) for one in channel.stream_stream(
+    "/inference.GRPCInferenceService/ModelStreamInfer")(iter([slow_raw(3), slow_raw(20_000_000)]), metadata=hurried)]
+assert [one.error_message for one in streamed][0] == "" and "time that the request gave" in streamed[1].error_message, streamed
 late = {**meta(OTHER), "x-request-id": "too-late"}
 fails(lambda: client.infer("slow", slow(20_000_000), client_timeout=0.5, headers=late), status="DEADLINE_EXCEEDED")
 # The client gives up by its own clock: the service may be a moment behind.

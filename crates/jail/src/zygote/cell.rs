@@ -128,6 +128,11 @@ impl Cell {
         self.socket = Some(socket);
     }
 
+    /// Whether the kernel shares the processor by this weight.
+    pub(crate) fn weighs(&self, weight: u32) -> bool {
+        self.held.inside().group.as_ref().is_some_and(|group| group.weighs(weight))
+    }
+
     /// How often the processor quota stopped it.
     pub(crate) fn throttled(&self) -> u64 {
         self.held.inside().group.as_ref().map_or(0, Group::throttled)

@@ -6,7 +6,7 @@
 //! // The service:
 //! let launcher = Launcher::start("/usr/lib/insula/insula-cell".as_ref(), &[], &[], Floor::Strict)?;
 //! println!("{}", launcher.report());
-//! let limits = Limits { memory_bytes: 256 << 20, cpu_percent: 100, cpu_seconds_max: None, descriptors_max: 32 };
+//! let limits = Limits { memory_bytes: 256 << 20, cpu_percent: 100, cpu_weight: 1, cpu_seconds_max: None, descriptors_max: 32 };
 //! let mut cell = launcher.spawn(&limits)?;
 //! let socket = cell.take_socket();
 //! cell.on_exit(|exit| println!("{exit:?}"));

@@ -150,6 +150,8 @@ fn senseless_limits_are_refused() {
         Limits { memory_bytes: 0, ..LIMITS },
         Limits { memory_bytes: u64::MAX, ..LIMITS },
         Limits { cpu_percent: 0, ..LIMITS },
+        Limits { cpu_weight: 0, ..LIMITS },
+        Limits { cpu_weight: 101, ..LIMITS },
         Limits { cpu_seconds_max: Some(0), ..LIMITS },
         Limits { descriptors_max: 0, ..LIMITS },
     ] {

@@ -27,7 +27,7 @@ use jail::{
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
-const LIMITS: Limits = Limits { memory_bytes: 24 << 20, cpu_percent: 100, cpu_seconds_max: Some(1), descriptors_max: 16 };
+const LIMITS: Limits = Limits { memory_bytes: 24 << 20, cpu_percent: 100, cpu_weight: 1, cpu_seconds_max: Some(1), descriptors_max: 16 };
 
 /// What became of one order to the evil cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,6 +11,7 @@ fn every_wall_stands_here() {
     assert_eq!(report.missing(Floor::Strict), []);
     assert_ne!(report.cgroup, CgroupVersion::None);
     assert_eq!((report.memory, report.cpu, report.processes), (Enforced::Cgroup, Enforced::Cgroup, Enforced::Cgroup));
+    assert_eq!(report.cpu_weight, Enforced::Cgroup);
     assert_eq!(report.namespaces, ["user", "pid", "net", "mnt", "ipc", "uts", "cgroup"]);
     assert!(report.landlock_abi.is_some_and(|abi| abi >= 1));
     println!("{report}");

@@ -29,8 +29,8 @@ pub(crate) struct Lost {
     pub(crate) end: End,
 }
 
-/// An answer, or none.
-pub(crate) type Answer = Result<FromCell, Lost>;
+/// An answer, and since when nothing was before it in the cell; or none.
+pub(crate) type Answer = Result<(FromCell, Instant), Lost>;
 
 /// The service's end of the conversation. Dropping it ends it.
 pub(crate) struct Link {
@@ -40,7 +40,6 @@ pub(crate) struct Link {
 
 struct Shared {
     stream: UnixStream,
-    begun: Begun,
     outbox: Mutex<Outbox>,
     backlog: Notify,
     waiting: Mutex<Waiting>,
@@ -48,27 +47,17 @@ struct Shared {
 
 struct Waiting {
     next_id: u64,
-    requests: BTreeMap<u64, Pending>,
+    requests: BTreeMap<u64, oneshot::Sender<Answer>>,
     /// When the oldest request became the oldest.
     since: Instant,
     end: Option<End>,
 }
 
-/// Is told how long a request waited for its turn.
-pub(crate) type Begun = Box<dyn Fn(Duration) + Send + Sync>;
-
-struct Pending {
-    answer: oneshot::Sender<Answer>,
-    /// Since when it waits; none when nobody wants to know.
-    since: Option<Instant>,
-}
-
 impl Link {
     /// Over a connected stream; answers longer than `answer_bytes_max` end the conversation. Needs a tokio runtime.
-    pub(crate) fn new(stream: UnixStream, answer_bytes_max: usize, begun: Begun) -> Self {
+    pub(crate) fn new(stream: UnixStream, answer_bytes_max: usize) -> Self {
         let shared = Arc::new(Shared {
             stream,
-            begun,
             outbox: Mutex::default(),
             backlog: Notify::new(),
             waiting: Mutex::new(Waiting { next_id: 1, requests: BTreeMap::new(), since: Instant::now(), end: None }),
@@ -80,11 +69,6 @@ impl Link {
 
     /// Sends a request; the receiver gets its answer. Dropping the receiver drops the answer, not the request.
     pub(crate) fn ask(&self, message: &ToCell, attach: Option<SealedFile>) -> oneshot::Receiver<Answer> {
-        self.ask_since(message, attach, None)
-    }
-
-    /// As [`Link::ask`], of one that has waited since then and is told how long it was in all.
-    pub(crate) fn ask_since(&self, message: &ToCell, attach: Option<SealedFile>, since: Option<Instant>) -> oneshot::Receiver<Answer> {
         let (sender, receiver) = oneshot::channel();
         let mut outbox = self.shared.outbox.lock();
         let id = {
@@ -98,7 +82,7 @@ impl Link {
             if waiting.requests.is_empty() {
                 waiting.since = Instant::now();
             }
-            waiting.requests.insert(id, Pending { answer: sender, since });
+            waiting.requests.insert(id, sender);
             id
         };
         match outbox.push(message, id, attach) {
@@ -110,8 +94,8 @@ impl Link {
             },
             Err(error) => {
                 let fail = Fail::new(FailCode::TooLarge, error.to_string());
-                if let Some(pending) = self.shared.waiting.lock().requests.remove(&id) {
-                    let _ = pending.answer.send(Ok(FromCell::Fail(fail)));
+                if let Some(sender) = self.shared.waiting.lock().requests.remove(&id) {
+                    let _ = sender.send(Ok((FromCell::Fail(fail), Instant::now())));
                 }
             }
         }
@@ -175,7 +159,7 @@ impl Shared {
     }
 
     fn answer(&self, allowed: &Allowed, frame: &Frame) -> Result<(), End> {
-        let (pending, message, turn) = {
+        let (sender, message, begun) = {
             let mut waiting = self.waiting.lock();
             // In order: an answer to anything but the oldest request cannot come from a cell that works in order.
             if waiting.requests.first_key_value().is_none_or(|(oldest, _)| *oldest != frame.id) {
@@ -183,14 +167,12 @@ impl Shared {
             }
             // Parsed before it leaves the map, so that a malformed answer still finds its request begun.
             let message = allowed.parse(frame)?;
-            let turn = std::mem::replace(&mut waiting.since, Instant::now());
-            (waiting.requests.remove(&frame.id), message, turn)
+            let begun = std::mem::replace(&mut waiting.since, Instant::now());
+            (waiting.requests.remove(&frame.id), message, begun)
         };
-        if let Some(Pending { answer, since }) = pending {
+        if let Some(sender) = sender {
             // Whoever asked may have left.
-            let _ = answer.send(Ok(message));
-            // It was the oldest from then on, and a cell works in order.
-            since.inspect(|since| (self.begun)(turn.saturating_duration_since(*since)));
+            let _ = sender.send(Ok((message, begun)));
         }
         Ok(())
     }
@@ -222,8 +204,8 @@ impl Shared {
             waiting.end = Some(end.clone());
             std::mem::take(&mut waiting.requests)
         };
-        for (at, (_, pending)) in requests.into_iter().enumerate() {
-            let _ = pending.answer.send(Err(Lost { begun: at == 0, end: end.clone() }));
+        for (at, (_, sender)) in requests.into_iter().enumerate() {
+            let _ = sender.send(Err(Lost { begun: at == 0, end: end.clone() }));
         }
     }
 }
@@ -244,7 +226,7 @@ mod tests {
     /// A link and the cell's end of it, to be hostile with.
     fn pair() -> (Link, Peer) {
         let (ours, theirs) = Peer::pair().unwrap();
-        (Link::new(super::super::socket::stream(ours.into()).unwrap(), ANSWER_BYTES_MAX, Box::new(|_| {})), theirs)
+        (Link::new(super::super::socket::stream(ours.into()).unwrap(), ANSWER_BYTES_MAX), theirs)
     }
 
     fn infer(link: &Link) -> oneshot::Receiver<Answer> {
@@ -278,7 +260,7 @@ mod tests {
         peer.write_all(&[inferred(1, b"a"), inferred(2, b"b"), inferred(3, b"c")].concat()).unwrap();
         let mut bodies = vec![];
         for answer in answers {
-            let Ok(FromCell::Inferred(inferred)) = patient(answer).await.unwrap() else { panic!("not inferred") };
+            let Ok((FromCell::Inferred(inferred), _)) = patient(answer).await.unwrap() else { panic!("not inferred") };
             bodies.push(inferred.body);
         }
         assert_eq!(bodies, ["a", "b", "c"]);
@@ -383,21 +365,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_waits_until_those_before_it_are_answered() {
-        let (ours, mut peer) = Peer::pair().unwrap();
-        let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
-        let begun = Box::new(move |waited| told.send(waited).unwrap());
-        let link = Link::new(super::super::socket::stream(ours.into()).unwrap(), ANSWER_BYTES_MAX, begun);
-        let ask = |since| link.ask_since(&ToCell::Infer { slot: 1, body: Bytes::new() }, None, since);
+        let (link, mut peer) = pair();
         let before = Instant::now();
-        let (_unload, _first, _second) = (link.ask(&ToCell::Unload { slot: 0 }, None), ask(Some(before)), ask(Some(before)));
+        let (_unload, first, second) = (link.ask(&ToCell::Unload { slot: 0 }, None), infer(&link), infer(&link));
         tokio::time::sleep(Duration::from_millis(30)).await;
         let ready = FromCell::Ready.frame(1).unwrap().encode();
         peer.write_all(&[ready, inferred(2, b"a")].concat()).unwrap();
-        let first = patient(heard.recv()).await.unwrap();
+        let first = patient(first).await.unwrap().unwrap().1 - before;
         // Its own work is no waiting.
         tokio::time::sleep(Duration::from_millis(500)).await;
         peer.write_all(&inferred(3, b"b")).unwrap();
-        let second = patient(heard.recv()).await.unwrap();
+        let second = patient(second).await.unwrap().unwrap().1 - before;
         assert!(
             first >= Duration::from_millis(30) && second >= first && second < first + Duration::from_millis(400),
             "{first:?} {second:?}"
@@ -410,6 +388,6 @@ mod tests {
         drop(infer(&link));
         let second = infer(&link);
         peer.write_all(&[inferred(1, b"a"), inferred(2, b"b")].concat()).unwrap();
-        assert_eq!(patient(second).await.unwrap(), Ok(FromCell::Inferred(Bytes::from_static(b"b").into())));
+        assert_eq!(patient(second).await.unwrap().unwrap().0, FromCell::Inferred(Bytes::from_static(b"b").into()));
     }
 }

@@ -8,11 +8,13 @@
 //! A cell has one tenant from adoption to death. How many there are is bounded by places: a cell holds one from its fork on. When none is
 //! left, the serving cell that has been idle for longest goes; when none is idle, the request is refused.
 
+mod fair;
 mod job;
 mod link;
 mod pool;
 mod process;
 mod socket;
+mod turn;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -30,9 +32,11 @@ use tokio::net::UnixStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use wire::{FailCode, FromCell, Load, ModelInfo, ToCell};
 
+pub use fair::Priority;
 pub(crate) use job::{Event, JobError, JobLink, Source, line};
 pub(crate) use process::{Owner, Process};
 use socket::End;
+pub use turn::{Leg, Legs, Manner};
 
 use crate::config::PlatformConfig;
 use crate::deployment::VersionAnswers;
@@ -40,6 +44,7 @@ use crate::error::{CellFailure, Error, Result};
 use crate::stats::{Counters, PlatformStats, bump};
 use pool::{Island, Lane};
 use process::{Blank, blank_limits};
+use turn::Gate;
 
 /// Time between a cell leaving the pool and the fork of its successor: longer than most cold starts from the pool take.
 const REFILL_AFTER: Duration = Duration::from_millis(20);
@@ -63,6 +68,7 @@ struct Inner {
     launcher: Launcher,
     counters: Arc<Counters>,
     places: Arc<Semaphore>,
+    gate: Arc<Gate>,
     blank: Mutex<VecDeque<Blank>>,
     refill: Notify,
     islands: Mutex<HashMap<(IslandToken, Lane), Arc<Island>>>,
@@ -84,6 +90,7 @@ impl Cells {
         let launcher = Launcher::start(&config.cell_program, &["zygote"], &environment, config.floor)?;
         Ok(Self(Arc::new(Inner {
             places: Arc::new(Semaphore::new(config.cells_max)),
+            gate: Gate::new(&config, Arc::clone(&counters)),
             short_jobs: Semaphore::new(config.jobs_running_max),
             launcher,
             counters,
@@ -191,7 +198,7 @@ impl Cells {
     }
 
     fn lane(&self, token: IslandToken, lane: Lane) -> Arc<Island> {
-        Arc::clone(self.0.islands.lock().entry((token, lane)).or_insert_with(|| Arc::new(Island::new(&self.0.config, lane))))
+        Arc::clone(self.0.islands.lock().entry((token, lane)).or_insert_with(|| Arc::new(Island::new(&self.0.gate, lane))))
     }
 
     fn is_stopped(&self, token: IslandToken) -> bool {

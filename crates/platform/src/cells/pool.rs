@@ -17,7 +17,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::Mutex;
 use tenancy::act::Predict;
@@ -28,8 +27,8 @@ use wire::{Batching, Fail, FailCode, FromCell, Inferred, Load, ToCell};
 use super::link::{Answer, Link, Lost};
 use super::process::{Owner, Process};
 use super::socket::End;
+use super::turn::{Gate, Seat, Turn};
 use super::{Cells, Source, Waiting, job};
-use crate::config::PlatformConfig;
 use crate::dataset::hex;
 use crate::error::{CellFailure, Error, Result};
 use crate::predict::{Protocol, Question};
@@ -79,8 +78,12 @@ pub(super) struct Island {
     counted: Mutex<LruCache<DeployedVersion, Arc<Counted>>>,
     serving: Mutex<Option<Arc<Serving>>>,
     starting: tokio::sync::Mutex<()>,
-    in_flight: Arc<Semaphore>,
-    waiting: AtomicUsize,
+    /// Its place at the door.
+    seat: Arc<Seat>,
+    /// Predictions that are under way, wherever they are.
+    present: AtomicUsize,
+    /// Copies for a shadow that are under way.
+    copies: Arc<Semaphore>,
     breakers: Mutex<LruCache<SlotKey, Breaker>>,
     any_breaker: AtomicBool,
     unjoined_until: Mutex<Option<Instant>>,
@@ -145,23 +148,17 @@ impl Serving {
         self.link.end(End::Stopped);
     }
 
-    /// Asks a loaded model, for somebody who waits since then; `None` when it is not loaded any more.
-    fn infer(
-        &self,
-        key: &SlotKey,
-        protocol: Protocol,
-        body: &Bytes,
-        since: Option<Instant>,
-    ) -> Option<tokio::sync::oneshot::Receiver<Answer>> {
+    /// Asks a loaded model; `None` when it is not loaded any more.
+    fn infer(&self, key: &SlotKey, asked: &Question) -> Option<tokio::sync::oneshot::Receiver<Answer>> {
         let mut slots = self.slots.lock();
-        let (slot, body) = (slots.loaded.get(key)?.number, body.clone());
-        let request = match protocol {
+        let (slot, body) = (slots.loaded.get(key)?.number, asked.body.clone());
+        let request = match asked.protocol {
             Protocol::Inference => ToCell::Infer { slot, body },
             Protocol::InferenceBinary { json_bytes } => ToCell::InferBinary { slot, json_bytes, body },
             Protocol::InferenceGrpc => ToCell::InferGrpc { slot, body },
             Protocol::Scoring => ToCell::Score { slot, body },
         };
-        Some(self.link.ask_since(&request, None, since))
+        Some(self.link.ask(&request, None))
     }
 
     /// Forgets a model, in the cell too.
@@ -183,15 +180,6 @@ impl Drop for InUse {
     }
 }
 
-/// When it was a prediction's turn.
-#[derive(Default)]
-struct Turn {
-    /// How long it waited before it was let in.
-    at_the_door: Duration,
-    /// When the cell was asked.
-    sent: Option<Instant>,
-}
-
 /// How one try of a prediction went wrong.
 enum Miss {
     /// Asking again is safe and makes sense.
@@ -207,10 +195,10 @@ impl From<Error> for Miss {
 }
 
 impl Island {
-    pub(super) fn new(config: &PlatformConfig, lane: Lane) -> Self {
-        let in_flight_max = match lane {
-            Lane::Live => config.infer_in_flight_max,
-            Lane::Shadow => SHADOW_IN_FLIGHT_MAX,
+    pub(super) fn new(gate: &Arc<Gate>, lane: Lane) -> Self {
+        let seat = match lane {
+            Lane::Live => Seat::new(gate),
+            Lane::Shadow => Seat::spare(gate),
         };
         Self {
             lane,
@@ -218,13 +206,19 @@ impl Island {
             counted: Mutex::new(LruCache::new(COUNTED_MAX)),
             serving: Mutex::default(),
             starting: tokio::sync::Mutex::default(),
-            in_flight: Arc::new(Semaphore::new(in_flight_max)),
-            waiting: AtomicUsize::new(0),
+            seat: Arc::new(seat),
+            present: AtomicUsize::new(0),
+            copies: Arc::new(Semaphore::new(SHADOW_IN_FLIGHT_MAX)),
             breakers: Mutex::new(LruCache::new(BREAKERS_MAX)),
             any_breaker: AtomicBool::new(false),
             unjoined_until: Mutex::default(),
             used: Mutex::new(Instant::now()),
         }
+    }
+
+    /// Whether its cell could answer at once.
+    fn is_warm(&self, key: &SlotKey) -> bool {
+        self.serving.lock().as_ref().is_some_and(|cell| cell.link.ended().is_none() && cell.slots.lock().loaded.contains(key))
     }
 
     /// How long its cell has been idle; `None` without one, or while it works.
@@ -367,18 +361,33 @@ impl Cells {
         }
         let island = self.lane(owner.island, Lane::Live);
         *island.used.lock() = Instant::now();
-        let arrived = Instant::now();
-        let _turn = {
-            let _waiting = Waiting::enter(&island.waiting, self.config().infer_queue_max).ok_or_else(|| {
-                bump(&self.counters().overloaded);
-                Error::Overloaded("predictions of this tenant")
-            })?;
-            island.in_flight.acquire().await.map_err(|_| Error::CellFailed(CellFailure::Stopped))?
-        };
-        let (at_the_door, mut tries) = (arrived.elapsed(), 1);
+        let present_max = self.config().infer_queue_max.saturating_add(self.config().infer_in_flight_max);
+        let _present = Waiting::enter(&island.present, present_max).ok_or_else(|| {
+            bump(&self.counters().overloaded);
+            Error::Overloaded("predictions of this tenant")
+        })?;
+        let mut turn = island.seat.turn(owner, &asked.manner);
+        let answer = self.predict_in_turn(&island, permit, owner, (version, &asked), &mut turn, broken).await;
+        owner.meter.count_queued(turn.waited);
+        if turn.sent.is_some() {
+            self.counters().queued.add(turn.waited);
+        }
+        answer
+    }
+
+    async fn predict_in_turn(
+        &self,
+        island: &Island,
+        permit: &Permit<Predict>,
+        owner: &Owner,
+        (version, asked): (Option<&str>, &Question),
+        turn: &mut Turn<'_>,
+        broken: &mut Option<Broken>,
+    ) -> Result<Inferred> {
+        turn.come().await?;
+        let mut tries = 1;
         loop {
-            let mut turn = Turn { at_the_door, sent: None };
-            match self.predict_once(&island, permit, owner, (version, &asked), &mut turn, broken).await {
+            match self.predict_once(island, permit, owner, (version, asked), turn, broken).await {
                 Ok(answer) => return Ok(answer),
                 Err(Miss::Again) if tries < TRIES_MAX => tries += 1,
                 Err(Miss::Again) => return Err(Error::CellFailed(CellFailure::Died("it was not this request's fault".to_owned()))),
@@ -393,7 +402,7 @@ impl Cells {
         permit: &Permit<Predict>,
         owner: &Owner,
         (version, asked): (Option<&str>, &Question),
-        turn: &mut Turn,
+        turn: &mut Turn<'_>,
         broken: &mut Option<Broken>,
     ) -> Result<Inferred, Miss> {
         let routes = island.resolve(permit).await?;
@@ -424,7 +433,7 @@ impl Cells {
     /// Hands a copy to the shadow if there is room for it. What it answers, and whether, is counted and nothing else.
     async fn shadow(&self, permit: &Permit<Predict>, owner: &Owner, resolved: &Arc<Resolved>, asked: &Question) {
         let island = self.lane(owner.island, Lane::Shadow);
-        let Ok(turn) = Arc::clone(&island.in_flight).try_acquire_owned() else {
+        let Ok(room) = Arc::clone(&island.copies).try_acquire_owned() else {
             return bump(&resolved.counted.shadow_dropped);
         };
         // The permit ends with the request, so what it alone can open is opened now.
@@ -433,17 +442,24 @@ impl Cells {
             false => permit.blobs().open(resolved.key.blob).await.ok(),
         };
         permit.detail("shadow_version", &resolved.version);
-        let (cells, owner, resolved, asked) = (self.clone(), owner.shadow(), Arc::clone(resolved), asked.clone());
+        let (cells, owner, resolved) = (self.clone(), owner.shadow(), Arc::clone(resolved));
+        let asked = Question { manner: asked.manner.of_a_copy(), ..asked.clone() };
         tokio::spawn(async move {
             let open = async { reader.ok_or(Error::Overloaded("a shadow's model was put out")) };
-            let answer = cells.answer(&island, &owner, &resolved, &asked, open, &mut Turn::default()).await;
+            let mut turn = island.seat.turn(&owner, &asked.manner);
+            let answer = match turn.come().await {
+                Ok(()) => cells.answer(&island, &owner, &resolved, &asked, open, &mut turn).await,
+                Err(error) => Err(error.into()),
+            };
             let counted = &resolved.counted;
             bump(match &answer {
                 Ok(_) => &counted.shadow_answered,
-                Err(Miss::Again | Miss::Final(Error::Overloaded(_) | Error::CellFailed(CellFailure::Stopped))) => &counted.shadow_dropped,
+                Err(Miss::Again | Miss::Final(Error::Overloaded(_) | Error::DeadlinePassed | Error::CellFailed(CellFailure::Stopped))) => {
+                    &counted.shadow_dropped
+                }
                 Err(Miss::Final(_)) => &counted.shadow_failed,
             });
-            drop(turn);
+            drop(room);
         });
     }
 
@@ -455,9 +471,13 @@ impl Cells {
         resolved: &Resolved,
         asked: &Question,
         open: impl Future<Output = Result<BlobReader>> + Send,
-        turn: &mut Turn,
+        turn: &mut Turn<'_>,
     ) -> Result<Inferred, Miss> {
         island.breaker_check(&resolved.key)?;
+        if !island.is_warm(&resolved.key) {
+            // To start a cell and to load a model has queues of its own; a core is not held for it.
+            turn.pause();
+        }
         let begun = Instant::now();
         let (cell, fresh_cell) = self.serving_cell(island, owner).await?;
         let fresh_slot = self.loaded(island, &cell.0, open, resolved).await?;
@@ -465,14 +485,25 @@ impl Cells {
             let waited = begun.elapsed();
             self.counters().cold_starts.add(waited);
             owner.meter.count_cold_start(waited);
+            asked.manner.note("cold start", begun);
         }
-        let sent = *turn.sent.insert(Instant::now());
-        // What loading took is no waiting for a turn.
-        let since = sent.checked_sub(turn.at_the_door).filter(|_| island.lane == Lane::Live);
+        turn.come().await?;
         let timeout = self.config().infer_timeout;
-        let answer = cell.0.infer(&resolved.key, asked.protocol, &asked.body, since).ok_or(Miss::Again)?;
-        let answer = match tokio::time::timeout(timeout, answer).await {
-            Ok(answer) => answer.unwrap_or(Err(Lost { begun: true, end: End::Stopped })),
+        let patience = asked.manner.left(timeout)?;
+        let sent = *turn.sent.insert(Instant::now());
+        let mut in_cell = turn.in_cell(cell.0.infer(&resolved.key, asked).ok_or(Miss::Again)?);
+        let answer = tokio::time::timeout(patience, in_cell.answered()).await;
+        asked.manner.note("cell", sent);
+        let answer = match answer {
+            Ok(Some(Ok((message, begun)))) => {
+                turn.waited += begun.saturating_duration_since(sent);
+                asked.manner.note("engine", begun);
+                Ok(message)
+            }
+            Ok(Some(Err(lost))) => Err(lost),
+            Ok(None) => Err(Lost { begun: true, end: End::Stopped }),
+            Err(_) if patience < timeout => return Err(Miss::Final(Error::DeadlinePassed)),
+            Err(_) if patience < timeout => return Err(Miss::Final(Error::DeadlinePassed)),
             Err(_) => {
                 if cell.0.link.stuck_for().is_some_and(|stuck| stuck >= timeout) {
                     cell.0.link.end(End::Deadline);
@@ -539,13 +570,8 @@ impl Cells {
             Lane::Shadow => self.spare_cell(owner).await?,
         };
         let slots_max = NonZeroUsize::new(self.config().models_per_cell_max).unwrap_or(NonZeroUsize::MIN);
-        let (counters, meter) = (Arc::clone(self.counters()), owner.meter.clone());
-        let begun = Box::new(move |waited| {
-            counters.queued.add(waited);
-            meter.count_queued(waited);
-        });
         let serving = Arc::new(Serving {
-            link: Link::new(stream, self.config().answer_bytes_max, begun),
+            link: Link::new(stream, self.config().answer_bytes_max),
             process,
             slots: Mutex::new(Slots { loaded: LruCache::new(slots_max) }),
             loading: tokio::sync::Mutex::default(),
@@ -587,12 +613,12 @@ impl Cells {
         let answer = cell.link.ask(&ToCell::Load { slot: slot.number, load }, Some(file));
         let timeout = self.config().load_timeout;
         match tokio::time::timeout(timeout, answer).await {
-            Ok(Ok(Ok(FromCell::Model(info)))) => {
+            Ok(Ok(Ok((FromCell::Model(info), _)))) => {
                 bump(&self.counters().models_loaded);
                 slot.done(&resolved.key, info.resident_bytes, batching.is_some());
                 Ok(true)
             }
-            Ok(Ok(Ok(FromCell::Fail(fail)))) => {
+            Ok(Ok(Ok((FromCell::Fail(fail), _)))) => {
                 let fail = job::clean(fail);
                 *last_failure = Some(LoadFailure { key: resolved.key.clone(), at: Instant::now(), fail: fail.clone() });
                 Err(Miss::Final(Error::Input(fail)))
@@ -671,8 +697,8 @@ mod tests {
 
     #[test]
     fn a_model_that_keeps_crashing_is_left_alone_until_it_works() {
-        let config = PlatformConfig::new("cell".into(), "engine".into(), jail::Floor::Development);
-        let island = Island::new(&config, Lane::Live);
+        let config = crate::config::PlatformConfig::new("cell".into(), "engine".into(), jail::Floor::Development);
+        let island = Island::new(&Gate::new(&config, Arc::default()), Lane::Live);
         for _ in 1..CRASHES_MAX {
             island.breaker_crashed(&key());
             assert!(island.breaker_check(&key()).is_ok());

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jail::zygote::{Cell, Exit};
 use parking_lot::Mutex;
@@ -40,6 +40,7 @@ impl Owner {
         jail::Limits {
             memory_bytes: self.limits.memory_bytes.max(jail::Limits::MEMORY_BYTES_MIN),
             cpu_percent: self.limits.cpu_percent.max(1),
+            cpu_weight: self.limits.weight,
             cpu_seconds_max: None,
             descriptors_max: DESCRIPTORS_MAX,
         }
@@ -48,7 +49,13 @@ impl Owner {
 
 /// Limits of a cell that has no tenant yet.
 pub(crate) fn blank_limits() -> jail::Limits {
-    jail::Limits { memory_bytes: BLANK_MEMORY_BYTES, cpu_percent: 100, cpu_seconds_max: None, descriptors_max: DESCRIPTORS_MAX }
+    jail::Limits {
+        memory_bytes: BLANK_MEMORY_BYTES,
+        cpu_percent: 100,
+        cpu_weight: 1,
+        cpu_seconds_max: None,
+        descriptors_max: DESCRIPTORS_MAX,
+    }
 }
 
 /// A live cell without a tenant.
@@ -77,6 +84,7 @@ impl Blank {
             exit,
             meter: owner.meter.clone(),
             billed_micros: AtomicU64::new(0),
+            billed_at: Mutex::new(Instant::now()),
             limits: Mutex::new(owner.limits()),
             counters,
             stopped: AtomicBool::new(false),
@@ -93,6 +101,7 @@ pub(crate) struct Process {
     exit: watch::Receiver<Option<Exit>>,
     meter: MeterHandle,
     billed_micros: AtomicU64,
+    billed_at: Mutex<Instant>,
     limits: Mutex<jail::Limits>,
     counters: Arc<Counters>,
     stopped: AtomicBool,
@@ -101,11 +110,13 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Charges CPU time used since the last time to its tenant; returns the memory it has now, in bytes.
+    /// Charges CPU time used, and memory and place held, since the last time to its tenant; returns the memory it has now, in bytes.
     pub(crate) fn bill(&self) -> u64 {
         let usage = self.cell.usage();
         let before = self.billed_micros.fetch_max(usage.cpu_micros, Ordering::AcqRel);
         self.meter.count_cpu(usage.cpu_micros.saturating_sub(before));
+        let held = std::mem::replace(&mut *self.billed_at.lock(), Instant::now()).elapsed();
+        self.meter.count_held(usage.memory_bytes, held);
         usage.memory_bytes
     }
 

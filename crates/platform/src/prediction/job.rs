@@ -76,10 +76,12 @@ async fn attempt(
     if scheduler.stops_at(JobStep::Started) {
         return Ok(Verdict::Vanish);
     }
+    let begun = std::time::Instant::now();
     let product = tokio::select! {
         product = produce(platform, scheduler, tenant, permit, &job, &live) => product,
         () = live.cancelled() => Err(Stop::Cancelled),
     };
+    permit.meter().count_job(begun.elapsed());
     let stop = match product {
         Ok(product) => match register(permit, &job, product).await {
             Ok(true) => {

@@ -178,7 +178,7 @@ async fn attempt(
         product = produce(platform, scheduler, tenant, permit, &training, &live) => product,
         () = live.cancelled() => Err(Stop::Cancelled),
     };
-    permit.meter().count_training(begun.elapsed());
+    permit.meter().count_job(begun.elapsed());
     let stop = match product {
         Ok(product) => match register(platform, permit, &training, product, &live).await {
             Ok(Some(made)) => {

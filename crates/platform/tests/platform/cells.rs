@@ -1,16 +1,18 @@
 //! What cells do to each other and to the service when they die, hang, grow or idle: nothing.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use platform::tenancy::act::{ModelWrite, Predict};
-use platform::{AliasRequest, Error};
+use platform::{AliasRequest, Error, Manner, Question};
 use serde_json::json;
 
 use crate::models::{ask_counts, ask_times, ask_zeros, counts, number_of, times, zeros};
 use crate::world::{World, close, code, until};
 
 const FOREVER: u64 = 1 << 50;
+/// Some seconds of counting, many times the deadline of who asks for it.
+const LONG: u64 = 1 << 22;
 
 pub(crate) fn kill(pid: u32) {
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
@@ -234,6 +236,110 @@ async fn too_many_waiting_are_refused_at_the_door() {
     let served = others.iter().filter(|answer| answer.is_ok()).count();
     assert_eq!((refused, served), (3, 2));
     world.stop().await;
+}
+
+/// What nobody waits for any more is not worked on: endless requests that leave the queue with their callers never reach the cell. And what
+/// is in the cell keeps its turn there, whoever has left.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_leaves_the_queue_leaves_nothing_in_the_cell() {
+    let Some(world) = World::start(|config| config.infer_in_flight_max = 1).await else { return };
+    let key = world.tenant("clinic", |_| {}).await;
+    world.serve(&key, "counts", counts()).await;
+    world.predict(&key, "counts", ask_counts(1)).await.unwrap();
+    let pid = world.pid(&key, "counts").await;
+    let permit = world.allow::<Predict>(&key, "counts").await;
+    let manner = Manner { deadline: Some(Instant::now() + Duration::from_millis(150)), ..Default::default() };
+    let long = world.platform.predict(&permit, None, Question { manner, ..Bytes::from(ask_counts(LONG)).into() });
+    let behind = async {
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        for _ in 0..20 {
+            let asked = tokio::time::timeout(Duration::from_millis(20), world.predict(&key, "counts", ask_counts(FOREVER))).await;
+            assert!(asked.is_err(), "it waits behind the long one, also when nobody waits for that");
+        }
+    };
+    let (long, ()) = tokio::join!(long, behind);
+    assert_eq!(close(permit, long).unwrap_err().code(), "deadline_exceeded", "its own deadline, which the cell is not blamed for");
+    assert_eq!(number_of(&world.predict(&key, "counts", ask_counts(7)).await.unwrap()), 7.0);
+    assert_eq!(world.pid(&key, "counts").await, pid, "no cell was stopped for what nobody waited for");
+    world.stop().await;
+}
+
+/// A deadline that passes while others are before it drops the request: no cell sees it, and the others are answered as if it had not been.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_that_passes_in_the_queue_drops_the_request() {
+    let Some(world) = World::start(|config| config.infer_in_flight_max = 1).await else { return };
+    let key = world.tenant("clinic", |_| {}).await;
+    world.serve(&key, "counts", counts()).await;
+    world.predict(&key, "counts", ask_counts(1)).await.unwrap();
+    let pid = world.pid(&key, "counts").await;
+    let late = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let begun = Instant::now();
+        let permit = world.allow::<Predict>(&key, "counts").await;
+        let manner = Manner { deadline: Some(begun + Duration::from_millis(100)), ..Default::default() };
+        // In the cell it would not come to an end.
+        let answer = world.platform.predict(&permit, None, Question { manner, ..Bytes::from(ask_counts(FOREVER)).into() }).await;
+        (code(close(permit, answer)), begun.elapsed())
+    };
+    let (long, (late, took)) = tokio::join!(world.predict(&key, "counts", ask_counts(LONG)), late);
+    assert_eq!((number_of(&long.unwrap()), late), (LONG as f64, "deadline_exceeded"));
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert_eq!(number_of(&world.predict(&key, "counts", ask_counts(7)).await.unwrap()), 7.0);
+    assert_eq!(world.pid(&key, "counts").await, pid);
+    world.stop().await;
+}
+
+/// Two tenants flood one core with 64 requests each at a time, one of them with three times the weight; a third asks now and then. Time
+/// goes by weight, and who asks now and then is not behind the floods.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_gets_its_share_and_no_more() {
+    const FLOOD: usize = 64;
+    const WORK: u64 = 1 << 12;
+    let Some(started) = World::start(|config| config.cores = 1).await else { return };
+    let world = &started;
+    let (light, heavy, calm) = tokio::join!(
+        world.tenant("light", |limits| limits.concurrency_max = 200),
+        world.tenant("heavy", |limits| (limits.weight, limits.concurrency_max) = (3, 200)),
+        world.tenant("calm", |_| {}),
+    );
+    for key in [&light, &heavy, &calm] {
+        world.serve(key, "counts", counts()).await;
+        world.predict(key, "counts", ask_counts(1)).await.unwrap();
+    }
+    let alone = Instant::now();
+    for _ in 0..20 {
+        world.predict(&calm, "counts", ask_counts(WORK)).await.unwrap();
+    }
+    let alone = alone.elapsed() / 20;
+    let end = Instant::now() + (alone * 800).max(Duration::from_secs(2));
+    let flood = async |key: &str| -> u64 {
+        let client = || async {
+            let mut answered = 0;
+            while Instant::now() < end {
+                world.predict(key, "counts", ask_counts(WORK)).await.unwrap();
+                answered += 1;
+            }
+            answered
+        };
+        futures_util::future::join_all((0..FLOOD).map(|_| client())).await.into_iter().sum()
+    };
+    let now_and_then = async {
+        let mut waits = vec![];
+        while Instant::now() < end {
+            let begun = Instant::now();
+            world.predict(&calm, "counts", ask_counts(WORK)).await.unwrap();
+            waits.push(begun.elapsed());
+            tokio::time::sleep(alone * 10).await;
+        }
+        waits.sort();
+        waits
+    };
+    let (light, heavy, waits) = tokio::join!(flood(&light), flood(&heavy), now_and_then);
+    let (ratio, median) = (heavy as f64 / light as f64, waits[waits.len() / 2]);
+    println!("alone {alone:?}, {light} and {heavy}, now and then {median:?} of {}", waits.len());
+    assert!((2.2..4.0).contains(&ratio), "{heavy} to {light}");
+    assert!(median < alone * 16, "{median:?}, and {alone:?} alone: there are {} before it", 2 * FLOOD);
+    started.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

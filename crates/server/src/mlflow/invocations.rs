@@ -9,6 +9,7 @@ use platform::{Protocol, Question};
 
 use crate::api::{Api, Ask, Reply};
 use crate::error::{Fail, Result};
+use crate::manner::manner;
 use crate::openapi::Doc;
 
 pub(super) fn register(api: &mut Api) {
@@ -25,9 +26,9 @@ async fn invocations(permit: &Permit<Predict>, ask: Ask) -> Result<Reply> {
     if ask.media_type().is_some_and(|media| media != "application/json") {
         return Err(Fail::new("media_type_unsupported", "send JSON with `Content-Type: application/json`; CSV is not supported"));
     }
-    let service = ask.service.clone();
+    let (service, manner) = (ask.service.clone(), manner(&ask)?);
     let body = ask.body.bytes(service.limits.predict_bytes_max).await?;
-    let question = Question { protocol: Protocol::Scoring, body };
+    let question = Question { protocol: Protocol::Scoring, body, manner };
     let answer = service.platform.predict(permit, None, question).await?;
     Ok(Reply::bytes("application/json", answer.body))
 }

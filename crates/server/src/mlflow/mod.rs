@@ -7,7 +7,7 @@ mod artifacts;
 mod experiments;
 mod invocations;
 mod logged_models;
-mod otlp;
+pub(crate) mod otlp;
 mod permissions;
 mod registry;
 pub(crate) mod traces;

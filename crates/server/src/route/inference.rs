@@ -13,6 +13,7 @@ use super::{GET, POST};
 use crate::api::{Api, Ask, Reply};
 use crate::error::{Fail, Result};
 use crate::grpc;
+use crate::manner::manner;
 use crate::openapi::Doc;
 
 /// How much of a body is JSON, where tensors in binary form follow it.
@@ -97,7 +98,7 @@ async fn ready(permit: &Permit<DeploymentRead>, ask: Ask) -> Result<Reply> {
 
 async fn infer(permit: &Permit<Predict>, ask: Ask) -> Result<Reply> {
     let json_bytes = json_length(&ask.headers)?;
-    let (service, version) = (ask.service.clone(), version(&ask).map(str::to_owned));
+    let (service, version, manner) = (ask.service.clone(), version(&ask).map(str::to_owned), manner(&ask)?);
     let body = ask.body.bytes(service.limits.predict_bytes_max).await?;
     let protocol = match json_bytes {
         None => Protocol::Inference,
@@ -107,7 +108,7 @@ async fn infer(permit: &Permit<Predict>, ask: Ask) -> Result<Reply> {
             return Err(Fail::new("invalid", told));
         }
     };
-    let answer = service.platform.predict(permit, version.as_deref(), Question { protocol, body }).await?;
+    let answer = service.platform.predict(permit, version.as_deref(), Question { protocol, body, manner }).await?;
     Ok(match answer.json_bytes {
         None => Reply::bytes("application/json", answer.body),
         Some(json_bytes) => Reply::bytes("application/octet-stream", answer.body).header(JSON_LENGTH, &json_bytes.to_string()),

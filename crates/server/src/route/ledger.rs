@@ -54,6 +54,13 @@ pub(super) fn register(api: &mut Api) {
     register_former(api);
     api.tenant_route(
         GET,
+        "/v1/ledger/receipts/{index}",
+        Doc::new("ledger_receipt", "Signed receipt of a prediction, with the proof that its entry is in the log")
+            .answers::<ReceiptAnswer>(),
+        receipt,
+    );
+    api.tenant_route(
+        GET,
         "/v1/ledger/proofs/inclusion",
         Doc::new("ledger_inclusion", "Proof that an entry is in the log (RFC 6962)")
             .query("index", "integer", "number of the entry")
@@ -234,6 +241,23 @@ async fn search(permit: &Permit<LedgerRead>, ask: Ask) -> Result<Reply> {
 async fn entry(permit: &Permit<LedgerRead>, ask: Ask) -> Result<Reply> {
     let (view, index) = (permit.ledger(), ask.number("index", "ledger entry")?);
     Reply::json(&LedgerEntry::from(reading(move || view.entry(index)).await?))
+}
+
+/// A receipt that verifies offline.
+#[derive(ToSchema)]
+#[schema(as = Receipt)]
+#[expect(dead_code, reason = "says in the document how the kernel's answer looks")]
+struct ReceiptAnswer {
+    /// The signed statement (C2SP signed-note): digests of model, input and output, and the leaf that says the same in the log.
+    receipt: String,
+    /// The way from that leaf to a signed checkpoint (C2SP tlog-proof).
+    proof: String,
+}
+
+async fn receipt(permit: &Permit<LedgerRead>, ask: Ask) -> Result<Reply> {
+    let (view, index) = (permit.ledger(), ask.number("index", "receipt")?);
+    view.fresh().await?;
+    Reply::json(&reading(move || view.receipt(index)).await?)
 }
 
 pub(super) async fn checkpoint_of(view: LedgerView) -> Result<Reply> {

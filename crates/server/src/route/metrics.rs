@@ -7,6 +7,7 @@ use super::GET;
 use crate::api::{Api, Ask, Reply};
 use crate::error::Result;
 use crate::openapi::Doc;
+use crate::traces::Tracer;
 
 const MEDIA: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -24,6 +25,7 @@ async fn tenant(permit: &Permit<MetricsRead>, ask: Ask) -> Result<Reply> {
 
 async fn operator(operator: &Operator, ask: Ask) -> Result<Reply> {
     let service = &ask.service;
-    let text = service.metrics.operator_text(&service.platform.stats(), &operator.observe().await?, service.kernel.islands_open());
+    let mut text = service.metrics.operator_text(&service.platform.stats(), &operator.observe().await?, service.kernel.islands_open());
+    text.extend(service.tracer.as_ref().map(Tracer::text));
     Ok(Reply::bytes(MEDIA, text.into()))
 }

@@ -2,9 +2,7 @@
 
 use http::StatusCode;
 use platform::tenancy::act::{KeyRead, KeyWrite, KeyringRead, KeyringRotate, MemberRead, MemberWrite, QuotaRead, TenantErase, TenantRead};
-use platform::tenancy::{
-    ErasureInfo, IssuedKey, KeyInfo, KeySpec, KeyringVersion, Limits, Member, Name, Permit, QuotaUse, Role, Scope, Usage,
-};
+use platform::tenancy::{ErasureInfo, IssuedKey, KeyInfo, KeySpec, KeyringVersion, Limits, Member, Name, Permit, QuotaUse, Role, Scope};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
@@ -64,7 +62,6 @@ pub(super) fn register(api: &mut Api) {
         keyring_rotate,
     );
     api.tenant_route(GET, "/v1/quota", Doc::new("quota_get", "Limits and what is used of them").answers::<Quota>(), quota_get);
-    api.tenant_route(GET, "/v1/usage", Doc::new("usage_get", "Counters since the service started").answers::<UsageAnswer>(), usage_get);
 }
 
 /// Who asks.
@@ -364,6 +361,8 @@ pub(crate) struct LimitsDto {
     requests_burst: u32,
     /// Requests in flight.
     concurrency_max: u32,
+    /// Share of the node among tenants that want it at the same time.
+    weight: u32,
     /// CPU of the tenant's sandboxes, in per cent of one core.
     cpu_percent: u32,
     /// Memory of the tenant's sandboxes, in bytes.
@@ -387,6 +386,7 @@ impl From<Limits> for LimitsDto {
             requests_per_second: limits.requests_per_second,
             requests_burst: limits.requests_burst,
             concurrency_max: limits.concurrency_max,
+            weight: limits.weight,
             cpu_percent: limits.cpu_percent,
             memory_bytes: limits.memory_bytes,
             storage_bytes: limits.storage_bytes,
@@ -414,47 +414,4 @@ struct Quota {
 async fn quota_get(permit: &Permit<QuotaRead>, _ask: Ask) -> Result<Reply> {
     let QuotaUse { limits, used, .. } = permit.quota_use();
     Reply::json(&Quota { limits: limits.into(), used })
-}
-
-/// Counters since the service started.
-#[derive(Serialize, ToSchema)]
-#[schema(as = Usage)]
-struct UsageAnswer {
-    /// Requests admitted, predictions not counted.
-    requests: u64,
-    predictions: u64,
-    /// Refused by rate or concurrency.
-    refused: u64,
-    /// CPU of the tenant's sandboxes, in microseconds.
-    cpu_micros: u64,
-    /// Predictions that waited for a sandbox or a model, and how long in all, in microseconds.
-    cold_starts: u64,
-    cold_start_micros: u64,
-    /// Time that predictions waited for their turn, in microseconds.
-    queue_micros: u64,
-    /// Sandboxes that ended badly, and that were stopped because they idled or to make room.
-    cells_failed: u64,
-    cells_evicted: u64,
-    /// Time that training jobs ran, in microseconds.
-    training_micros: u64,
-    bytes_in: u64,
-    bytes_out: u64,
-}
-
-async fn usage_get(permit: &Permit<QuotaRead>, _ask: Ask) -> Result<Reply> {
-    let usage: Usage = permit.quota_use().usage;
-    Reply::json(&UsageAnswer {
-        requests: usage.requests,
-        predictions: usage.predictions,
-        refused: usage.refused,
-        cpu_micros: usage.cpu_micros,
-        cold_starts: usage.cold_starts,
-        cold_start_micros: usage.cold_start_micros,
-        queue_micros: usage.queue_micros,
-        cells_failed: usage.cells_failed,
-        cells_evicted: usage.cells_evicted,
-        training_micros: usage.training_micros,
-        bytes_in: usage.bytes_in,
-        bytes_out: usage.bytes_out,
-    })
 }

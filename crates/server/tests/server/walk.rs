@@ -344,6 +344,8 @@ async fn the_operators_acts_are_in_the_services_ledger() {
         (Method::GET, "/v1/erasures"),
         (Method::GET, "/v1/service/keys"),
         (Method::GET, "/metrics"),
+        (Method::GET, "/v1/service/neighbours"),
+        (Method::GET, "/v1/service/usage"),
     ] {
         let id = fresh_id();
         insula.call_as(method, path, Some(&insula.operator), None, Some(&id)).await;

@@ -89,6 +89,20 @@ impl Ledger {
 /// # Errors
 /// `Invalid` with what is wrong, in words for the auditor; or a read error.
 pub fn verify_export(from: &mut dyn BufRead, origin: &str, vkey: &str, remembered: Option<(u64, &str)>) -> Result<Report> {
+    verify_each(from, origin, vkey, remembered, &mut |_, _, _| {})
+}
+
+/// Is told a line's index, leaf data and entry.
+type Seen<'a> = dyn FnMut(u64, &[u8], Option<&Entry>) + 'a;
+
+/// As [`verify_export`]; `seen` is called with each line's index, leaf data and entry. What it saw counts only if the whole verifies.
+pub(super) fn verify_each(
+    from: &mut dyn BufRead,
+    origin: &str,
+    vkey: &str,
+    remembered: Option<(u64, &str)>,
+    seen: &mut Seen<'_>,
+) -> Result<Report> {
     let wrong = |why: &dyn std::fmt::Display| Error::Invalid(format!("the export does not verify: {why}"));
     let key = vkey.parse().map_err(|error| Error::Invalid(format!("the pinned key is not a key: {error}")))?;
     let mut verifier = Verifier::new(origin, key);
@@ -115,6 +129,7 @@ pub fn verify_export(from: &mut dyn BufRead, origin: &str, vkey: &str, remembere
             (None, None) => shredded += 1,
             _ => return Err(wrong(&format_args!("entry {index} is not what its leaf committed to"))),
         }
+        seen(index, &leaf, line.entry.as_ref());
     }
     let head = export.finish().map_err(|refusal| wrong(&refusal))?.checkpoint.head;
     Ok(Report { origin: origin.into(), size: head.size, root: head.root.to_string(), opened, shredded })

@@ -1,6 +1,7 @@
 //! The ledger under everything that can happen to it: crashes at each byte, a kill, tampering, lost keys, many threads.
 
 mod postgres;
+mod receipts;
 mod shared;
 
 use std::collections::BTreeMap;

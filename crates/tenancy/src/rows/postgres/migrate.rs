@@ -26,7 +26,10 @@ pub(crate) type Steps = &'static [(&'static str, &'static str)];
 /// Of tenants' rows.
 pub(crate) const ROWS: Steps = &[("rows/0001", include_str!("../../../migrations/rows/postgres/0001.sql"))];
 /// Of the service's own rows.
-pub(crate) const CONTROL: Steps = &[("control/0001", include_str!("../../../migrations/control/postgres/0001.sql"))];
+pub(crate) const CONTROL: Steps = &[
+    ("control/0001", include_str!("../../../migrations/control/postgres/0001.sql")),
+    ("control/0002", include_str!("../../../migrations/control/postgres/0002.sql")),
+];
 
 pub(super) const ROLE_EXISTS: &str = "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)";
 /// Held while a place is changed. A number of ours among the advisory locks of a database.

@@ -38,7 +38,7 @@ impl Platform {
             HISTORY_POINTS_MAX,
         )?;
         let rows = permit.rows();
-        let Some(metric) = journal::metric(&rows, &run.id, key).await? else { return Ok(History { points: Vec::new(), next: None }) };
+        let Some(metric) = journal::metric(&rows, &run, key).await? else { return Ok(History { points: Vec::new(), next: None }) };
         let (points, more) = metric.history(&rows, &run.id, skip as u64, limit).await?;
         let next = more.then(|| PageToken::seal(permit, "history", &shape, skip + points.len())).transpose()?;
         Ok(History { points, next })
@@ -59,7 +59,7 @@ impl Platform {
         let mut found = Vec::new();
         for run in self.history_runs(permit, runs).await?.into_iter().flatten() {
             let rows = permit.rows();
-            if let Some(metric) = journal::metric(&rows, &run.id, key).await? {
+            if let Some(metric) = journal::metric(&rows, &run, key).await? {
                 let (points, _) = metric.history(&rows, &run.id, 0, left).await?;
                 left -= points.len();
                 found.push((run.id, points));
@@ -84,7 +84,7 @@ impl Platform {
         for run in self.history_runs(permit, runs).await? {
             let run = run.ok_or(Error::not_found("run"))?;
             let rows = permit.rows();
-            if let Some(metric) = journal::metric(&rows, &run.id, key).await? {
+            if let Some(metric) = journal::metric(&rows, &run, key).await? {
                 let points = metric.sampled(&rows, &run.id, steps, limit.clamp(1, HISTORY_POINTS_MAX) as usize).await?;
                 found.push((run.id, points));
             }

@@ -139,14 +139,9 @@ impl Named for MetricHead {
     }
 }
 
-/// Before the keys of a run's metrics.
-pub(crate) fn metric_prefix(run: &str) -> String {
-    format!("{run}/m/")
-}
-
 /// Key of the metric of this name.
 pub(crate) fn metric_key(run: &str, name: &str) -> String {
-    format!("{}{}", metric_prefix(run), name_hash(name))
+    format!("{run}/m/{}", name_hash(name))
 }
 
 /// Key of the parameter of this name.

@@ -14,14 +14,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use tenancy::{Record, Rows, Tx};
 
-use super::item::{Balance, METRIC_BYTES, Part, RunItem, journal_prefix, metric_key, metric_prefix};
+use super::item::{Balance, METRIC_BYTES, Part, RunItem, journal_prefix, metric_key};
 use super::metric::{Metric, MetricHead, MetricPoint, Point};
+use super::run::TrackedRun;
 use crate::error::Result;
 
 /// Requests whose points wait at most.
 const JOURNAL_RECORDS_MAX: u64 = 16;
 /// Metrics of one request from which on it is worth it.
-const METRICS_MIN: u64 = 16;
+const METRICS_MIN: usize = 16;
 /// Points of one request up to which it is: whoever reads a run reads all that wait.
 const POINTS_MAX: usize = 256;
 
@@ -37,15 +38,22 @@ pub(crate) struct Journal {
 }
 
 /// Puts points to a run, at once or by way of its journal.
-pub(crate) async fn put(tx: &mut Tx<'_>, run: &str, points: &[MetricPoint], balance: &mut Balance) -> Result<()> {
+pub(crate) async fn put(tx: &mut Tx<'_>, run: &mut TrackedRun, points: &[MetricPoint], balance: &mut Balance) -> Result<()> {
     if points.is_empty() {
         return Ok(());
     }
-    let waiting = tx.count_under::<RunItem<Metric>>(&journal_prefix(run)).await?;
     let fresh = points.iter().map(|point| (point.key.as_str(), point.point));
-    let names = fresh.clone().map(|(name, _)| name).collect::<BTreeSet<_>>().len() as u64;
-    let worth = waiting > 0 || names >= METRICS_MIN && names <= tx.count_under::<RunItem<Metric>>(&metric_prefix(run)).await?;
-    if worth && points.len() <= POINTS_MAX && waiting + 1 < JOURNAL_RECORDS_MAX {
+    let together = fresh.clone().map(|(name, _)| name).collect::<BTreeSet<_>>().len() >= METRICS_MIN;
+    if !run.wide {
+        if together {
+            run.wide = true;
+            tx.put(run).await?;
+        }
+        return sort(tx, &run.id, fresh, balance).await;
+    }
+    let run = run.id.as_str();
+    let waiting = tx.count_under::<RunItem<Metric>>(&journal_prefix(run)).await?;
+    if (waiting > 0 || together) && points.len() <= POINTS_MAX && waiting + 1 < JOURNAL_RECORDS_MAX {
         let points = fresh.map(|(name, point)| (name.to_owned(), point)).collect();
         let journal = RunItem::new(run, Part::Journal(Journal { number: waiting, points }));
         balance.added += journal.part.stored_bytes();
@@ -63,10 +71,10 @@ pub(crate) async fn put(tx: &mut Tx<'_>, run: &str, points: &[MetricPoint], bala
 }
 
 /// A metric of a run with its newest points, those that wait among them.
-pub(crate) async fn metric(rows: &Rows<'_>, run: &str, name: &str) -> Result<Option<Metric>> {
+pub(crate) async fn metric(rows: &Rows<'_>, run: &TrackedRun, name: &str) -> Result<Option<Metric>> {
     // In this order: what is sorted to its metric in between is seen twice, which does no harm, and never missed.
-    let journals = read(rows.list(None, u32::MAX, Some(&journal_prefix(run))).await?);
-    let mut metric = sorted(rows.get(&metric_key(run, name)).await?);
+    let journals = if run.wide { read(rows.list(None, u32::MAX, Some(&journal_prefix(&run.id))).await?) } else { Vec::new() };
+    let mut metric = sorted(rows.get(&metric_key(&run.id, name)).await?);
     for (_, point) in journals.iter().flat_map(|(_, journal)| &journal.points).filter(|(named, _)| named == name) {
         match &mut metric {
             Some(metric) => metric.wait(*point),

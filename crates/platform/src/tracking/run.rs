@@ -67,6 +67,9 @@ pub struct TrackedRun {
     pub artifact_uri: String,
     /// What happened last to it; its experiment's may count more.
     pub lifecycle: Lifecycle,
+    /// Many metrics were logged to it at once: points may wait in its journal.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) wide: bool,
 }
 
 impl Record for TrackedRun {
@@ -254,6 +257,7 @@ impl Platform {
                     start_ms: start_ms.unwrap_or_else(|| Timestamp::now().millis()),
                     end_ms: None,
                     lifecycle: Lifecycle::now(false, &[experiment.lifecycle]),
+                    wide: false,
                     id,
                 };
                 let items: Vec<_> = parts.iter().map(|tag| RunItem::new(&run.id, Part::Tag(tag.clone()))).collect();
@@ -342,7 +346,7 @@ impl Platform {
                 let mut run = open(tx, &id).await?;
                 let mut balance = Balance::default();
                 params_put(tx, &run.id, params, single, &mut balance).await?;
-                journal::put(tx, &run.id, &metrics, &mut balance).await?;
+                journal::put(tx, &mut run, &metrics, &mut balance).await?;
                 if let Some(name) = tags.iter().rev().find(|tag| tag.key == NAME_TAG) {
                     run.name.clone_from(&name.value);
                     tx.put(&run).await?;

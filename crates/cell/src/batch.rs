@@ -74,7 +74,11 @@ impl Model {
     /// Answers all of these, in their order, with as few runs as there can be.
     pub fn infer_together(&mut self, questions: &[Question]) -> Vec<Result<Inferred, Fail>> {
         let mut answers: Vec<Option<Result<Inferred, Fail>>> = questions.iter().map(|_| None).collect();
-        let mut answered = |at: usize, answer| answers.get_mut(at).map(|place| *place = Some(answer)).unwrap_or_default();
+        let mut answered = |at: usize, answer| {
+            if let Some(place) = answers.get_mut(at) {
+                *place = Some(answer);
+            }
+        };
         let mut group = Group::default();
         for (at, question) in questions.iter().enumerate() {
             let understood = match question.read(&self.signature, &mut self.buffers) {

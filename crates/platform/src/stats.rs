@@ -129,7 +129,9 @@ impl BatchHistogram {
     pub(crate) fn add(&self, run: Run) {
         if run.batch > 0 {
             let bucket = BATCH_BOUNDS_ROWS.iter().position(|bound| u64::from(run.batch) <= *bound).unwrap_or(BATCH_BOUNDS_ROWS.len());
-            self.buckets.get(bucket).map(bump).unwrap_or_default();
+            if let Some(counter) = self.buckets.get(bucket) {
+                bump(counter);
+            }
             self.rows.fetch_add(run.batch.into(), Ordering::Relaxed);
         }
     }

@@ -63,7 +63,8 @@ pub(super) fn joined(options: &Options, data: &Data, service: &mut Service, tena
                 let load = |total| Load { connections, ..Load::once(total) };
                 service.client.run(&asks, load(options.predictions_alone / 5))?;
                 let before = service.cpu_by_process();
-                let told = service.client.run(&asks, load(if connections == 1 { options.predictions_alone } else { options.predictions_many }))?;
+                let told =
+                    service.client.run(&asks, load(if connections == 1 { options.predictions_alone } else { options.predictions_many }))?;
                 let after = service.cpu_by_process();
                 let per = |name: Option<&str>| cpu_between(&before, &after, name) * 1e3 / told.micros.len() as f64;
                 let named = |figure: &str| format!("{connections} connections, {what}: {figure}");

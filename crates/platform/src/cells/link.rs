@@ -1,7 +1,8 @@
 //! The conversation with a serving cell: many requests in flight, each answered once.
 //!
 //! A cell answers in order. So of the requests in flight when it dies only the oldest can be at fault, unless requests are joined (see
-//! `pool`); all younger ones may be asked again elsewhere, because a prediction leaves nothing behind. For the same reason a cell that leaves its oldest request unanswered for too long is stuck, whoever waits.
+//! `pool`); all younger ones may be asked again elsewhere, because a prediction leaves nothing behind. For the same reason a cell that
+//! leaves its oldest request unanswered for too long is stuck, whoever waits.
 //!
 //! Whatever arrives must answer a request in flight and be of a kind that answers requests. Anything else ends the conversation:
 //! so a flood is stopped by its first frame, and what is held in memory is bounded by what was asked.

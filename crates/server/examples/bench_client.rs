@@ -228,7 +228,10 @@ async fn attack(target: Arc<Target>, command: Arc<Command>, hostile: Hostile, tu
                     };
                     // A request that never ends is cut off with the attack.
                     let asked = match turns.end() {
-                        Some(end) => tokio::time::timeout_at(end.into(), asked).await.unwrap_or_else(|_| Err("the end".to_owned())),
+                        Some(end) => match tokio::time::timeout_at(end.into(), asked).await {
+                            Ok(asked) => asked,
+                            Err(_) => break,
+                        },
                         None => asked.await,
                     };
                     match asked {

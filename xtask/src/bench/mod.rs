@@ -97,9 +97,8 @@ enum Part {
 }
 
 impl Options {
-    /// From the words after `bench`.
-    pub(crate) fn parse(words: &[&str]) -> Result<Self> {
-        let full = Self {
+    fn full() -> Self {
+        Self {
             rounds: 5,
             kernel_operations: 50_000,
             predictions_alone: 5_000,
@@ -124,8 +123,12 @@ impl Options {
             quick: false,
             keep: false,
             only: None,
-        };
-        let quick = Self {
+        }
+    }
+
+    /// To try out what was changed.
+    fn quick() -> Self {
+        Self {
             rounds: 3,
             kernel_operations: 20_000,
             predictions_alone: 1_500,
@@ -146,9 +149,13 @@ impl Options {
             registered: 600,
             soak_minutes: 1.0,
             quick: true,
-            ..full.clone()
-        };
-        let mut options = if words.contains(&"--quick") { quick } else { full };
+            ..Self::full()
+        }
+    }
+
+    /// From the words after `bench`.
+    pub(crate) fn parse(words: &[&str]) -> Result<Self> {
+        let mut options = if words.contains(&"--quick") { Self::quick() } else { Self::full() };
         let mut words = words.iter();
         while let Some(word) = words.next() {
             let mut value = || words.next().ok_or_else(|| format!("`{word}` needs a value"));

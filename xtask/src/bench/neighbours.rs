@@ -32,8 +32,9 @@ const OVER: u32 = 100;
 const CONNECTIONS: usize = 64;
 /// Bytes of a huge body.
 const HUGE_BYTES: usize = 16 << 20;
-/// Memory of attackers that use it up, in bytes.
+/// Memory of attackers that use it up, and that take much of it, in bytes.
 const SMALL_MEMORY_BYTES: u64 = 192 << 20;
+const LARGE_MEMORY_BYTES: u64 = 1 << 30;
 /// An attack begins so long before the victim is watched, and ends so long after, in seconds.
 const LEAD_SECONDS: f64 = 0.5;
 /// A service that was attacked comes to rest.
@@ -127,13 +128,14 @@ fn attackers(programs: &Programs, folder: &Path, service: &mut Service, operator
         Ok(key)
     };
     let rate = json!({"requests_per_second": RATE, "requests_burst": RATE, "concurrency_max": CONNECTIONS});
-    let few = json!({"concurrency_max": CONNECTIONS});
-    let small_memory = json!({"memory_bytes": SMALL_MEMORY_BYTES});
+    let boundless = json!({"concurrency_max": CONNECTIONS});
+    let usual = |memory_bytes: u64| json!({"requests_per_second": 100, "requests_burst": 200, "concurrency_max": CONNECTIONS, "memory_bytes": memory_bytes});
     let limited = tenant("limited", rate, "linear", small)?;
-    let equal = tenant("greedy", few.clone(), "linear", small)?;
-    let heavy = tenant("heavy", few, "ten", &ten_ms(programs, folder)?)?;
-    let crashing = tenant("crashing", small_memory, "grow", &grow)?;
-    let eating = tenant("eating", json!({"memory_bytes": 1_u64 << 30}), "grow", &grow)?;
+    let equal = tenant("greedy", boundless.clone(), "linear", small)?;
+    let heavy = tenant("heavy", boundless, "ten", &ten_ms(programs, folder)?)?;
+    let bulky = tenant("bulky", usual(LARGE_MEMORY_BYTES), "linear", small)?;
+    let crashing = tenant("crashing", usual(SMALL_MEMORY_BYTES), "grow", &grow)?;
+    let eating = tenant("eating", usual(LARGE_MEMORY_BYTES), "grow", &grow)?;
     let elements = |count: u64| format!(r#"{{"inputs":[{{"name":"shape","shape":[1],"datatype":"INT64","data":[{count}]}}]}}"#);
     let infer = |model: &str, key: &str, body: String| Ask::send("POST", format!("/v2/models/{model}/infer"), key, body);
     let bad = |name, ask, how| Bad { name, ask, how, goals: true };
@@ -148,10 +150,10 @@ fn attackers(programs: &Programs, folder: &Path, service: &mut Service, operator
             ..bad("no rate, the same model at 64 connections", infer("linear", &equal, data.request()), Attacking::with(CONNECTIONS))
         },
         bad("no rate, a model of 10 ms at 64 connections", infer("ten", &heavy, data.request()), Attacking::with(CONNECTIONS)),
-        bad("bodies of 16 MiB at 16 connections", Ask::file("POST", "/v2/models/linear/infer", &equal, &huge), Attacking::with(16)),
+        bad("bodies of 16 MiB at 16 connections", Ask::file("POST", "/v2/models/linear/infer", &bulky, &huge), Attacking::with(16)),
         bad(
             "bodies that drop byte by byte, at 256 connections",
-            infer("linear", &equal, data.request()),
+            infer("linear", &bulky, data.request()),
             Attacking { trickle_millis: Some(20), ..Attacking::with(256) },
         ),
         bad(

@@ -182,6 +182,9 @@ impl Ledger {
     /// `NotFound`: no such entry, not a prediction, or unreadable since its key was destroyed.
     pub(crate) fn receipt(&self, index: u64) -> Result<Receipt> {
         let none = || Error::NotFound("receipt");
+        if index >= self.size() {
+            return Err(none());
+        }
         let leaf = self.bundle(index / super::WIDTH)?.into_iter().find(|(at, _)| *at == index).ok_or_else(none)?.1;
         let entry = self.opened(index, &leaf)?.ok_or_else(none)?.entry()?;
         let receipt = ReceiptStatement::of(&self.origin, index, leaf_hash(&leaf), &entry)?.sign(&self.signing)?;

@@ -8,6 +8,8 @@
 
 #[path = "../src/admit.rs"]
 mod admit;
+#[path = "../src/batch.rs"]
+mod batch;
 #[path = "../src/element.rs"]
 mod element;
 #[path = "../src/engine.rs"]
@@ -20,6 +22,10 @@ mod json;
 mod oip;
 #[path = "../src/onnx.rs"]
 mod onnx;
+#[path = "../src/output.rs"]
+mod output;
+#[path = "../src/question.rs"]
+mod question;
 #[path = "../src/scoring.rs"]
 mod scoring;
 #[path = "../src/tensor.rs"]
@@ -55,7 +61,7 @@ fn main() -> Result<()> {
     let engine = engine::Engine::start(Path::new(library))?;
     engine.warm()?;
     let model = std::fs::read(model)?;
-    let load = wire::Load { name: "m".into(), version: "1".into(), bytes: model.len() as u64, nodes_max: 100_000 };
+    let load = wire::Load { name: "m".into(), version: "1".into(), bytes: model.len() as u64, nodes_max: 100_000, batching: None };
     let (model, _) = engine::Model::load(&engine, &model, &load).map_err(|fail| fail.message)?;
     let (tls, pem) = certificate_and_key()?;
     std::fs::write(certificate, pem)?;
@@ -94,10 +100,10 @@ async fn serve(listener: TcpListener, tls: TlsAcceptor, model: Arc<Mutex<engine:
 
 async fn answer(request: Request<Incoming>, model: Arc<Mutex<engine::Model>>) -> Result<Response<Full<Bytes>>, Infallible> {
     let Ok(body) = request.into_body().collect().await else { return Ok(status(400, "the body broke off")) };
-    let mut out = Vec::new();
-    let inferred = model.lock().unwrap_or_else(PoisonError::into_inner).infer(&body.to_bytes(), None, &mut out);
+    let question = question::Question::Oip(body.to_bytes(), None);
+    let inferred = model.lock().unwrap_or_else(PoisonError::into_inner).infer(&question);
     Ok(match inferred {
-        Ok(_) => Response::new(Full::new(out.into())),
+        Ok(inferred) => Response::new(Full::new(inferred.body)),
         Err(fail) => status(422, &fail.message),
     })
 }

@@ -2,7 +2,7 @@
 //! that builds the whole document says. No engine is needed for that.
 
 #[path = "../../wire/tests/fuzz/mod.rs"]
-mod made_up;
+pub mod made_up;
 
 mod json;
 mod protobuf;

@@ -1,15 +1,12 @@
 //! A service that says anything at all: the cell answers what it can read, in order, and ends where it cannot. It never panics.
 
-#[path = "../../../wire/tests/fuzz/mod.rs"]
-mod made_up;
-
 use std::cell::Cell;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
+use crate::fuzz::made_up::fuzz;
 use bytes::Bytes;
-use made_up::fuzz;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use wire::{Decoder, FailCode, Format, Frame, FromCell, Inspect, Load, ToCell};
@@ -37,7 +34,7 @@ fn message() -> impl Strategy<Value = ToCell> {
             ToCell::InferBinary { slot, json_bytes: u32::try_from(at.index(body.len() + 1)).unwrap(), body }
         }),
         1 => slot.prop_map(|slot| ToCell::Unload { slot }),
-        1 => Just(ToCell::Load { slot: 1, load: Load { name: "m".into(), version: "1".into(), bytes: 7, nodes_max: 1 } }),
+        1 => Just(ToCell::Load { slot: 1, load: Load { name: "m".into(), version: "1".into(), bytes: 7, nodes_max: 1, batching: None } }),
         1 => body.prop_map(ToCell::Block),
         1 => (0u64..3).prop_map(|source_bytes| ToCell::Inspect(Inspect { source_bytes, format: Some(Format::Csv), rows_max: 9, columns_max: 9 })),
     ]

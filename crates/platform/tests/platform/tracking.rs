@@ -172,7 +172,7 @@ async fn points_that_wait_are_seen() {
     let permit = world.allow::<RunDelete>(key, run).await;
     let deleted = world.platform.tracking_run_delete(&permit).await;
     close(permit, deleted).unwrap();
-    world.platform.retention_round(later(40)).await;
+    world.platform.retention_round(later(40)).await.unwrap();
     assert_eq!(world.records(key).await, (0, 0, 0));
     assert_eq!(world.stored(key).await, before, "all bytes are given back");
 }

@@ -109,7 +109,8 @@ static BATCHES: LazyLock<Batches> = LazyLock::new(|| {
         select: format!("SELECT key, value FROM record WHERE kind = $1 AND key IN ({keys})"),
         delete: format!("DELETE FROM record WHERE kind = $1 AND key IN ({keys})"),
         delete_fields: format!("DELETE FROM field WHERE kind = $1 AND key IN ({keys})"),
-        upsert: ["", "ON CONSTRAINT record_pkey"].map(|constraint| (1..=BATCH_RECORDS).map(|records| upsert(records, constraint)).collect()),
+        upsert: ["", "ON CONSTRAINT record_pkey"]
+            .map(|constraint| (1..=BATCH_RECORDS).map(|records| upsert(records, constraint)).collect()),
     }
 });
 
@@ -125,12 +126,12 @@ pub(super) async fn list<R: Record>(
         return Err(Error::Invalid("a key has no NUL".to_owned()));
     }
     let end = format!("{prefix}{KEY_END}");
-    let rows = db
-        .all(
-            "SELECT key, value FROM record WHERE kind = $1 AND key > $2 AND key >= $3 AND key < $4 ORDER BY key LIMIT $5",
-            &[R::KIND.into(), after.into(), prefix.into(), (&end).into(), limit.min(LIST_MAX).into()],
-        )
-        .await?;
+    // One lower bound: of two, SQLite looks one up and reads everything from there to the other.
+    let (select, from) = match after >= prefix && !after.is_empty() {
+        true => ("SELECT key, value FROM record WHERE kind = $1 AND key > $2 AND key < $3 ORDER BY key LIMIT $4", after),
+        false => ("SELECT key, value FROM record WHERE kind = $1 AND key >= $2 AND key < $3 ORDER BY key LIMIT $4", prefix),
+    };
+    let rows = db.all(select, &[R::KIND.into(), from.into(), (&end).into(), limit.min(LIST_MAX).into()]).await?;
     decode_all(codec, &rows)
 }
 
@@ -233,7 +234,7 @@ pub(super) async fn content_delete(mut db: Sql<'_>, kind: &str, key: &str) -> Re
 pub(super) async fn contents(mut db: Sql<'_>, codec: &Codec, after: (&str, &str), limit: u32) -> Result<Vec<(String, String, Content)>> {
     let rows = db
         .all(
-            "SELECT kind, key, value FROM record WHERE kind > $1 OR (kind = $1 AND key > $2) ORDER BY kind, key LIMIT $3",
+            "SELECT kind, key, value FROM record WHERE (kind, key) > ($1, $2) ORDER BY kind, key LIMIT $3",
             &[after.0.into(), after.1.into(), limit.into()],
         )
         .await?;

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use made_up::fuzz;
 use proptest::prelude::*;
 use proptest::sample::Index;
-use wire::{BODY_BYTES_MAX, Fail, FailCode, Frame, FromCell, HEADER_BYTES, META_BYTES_MAX, Progress, ToCell};
+use wire::{BODY_BYTES_MAX, Fail, FailCode, Frame, FromCell, HEADER_BYTES, Inferred, META_BYTES_MAX, Progress, Run, ToCell};
 
 use super::super::socket::stream;
 use super::{Answer, End, Link};
@@ -42,9 +42,11 @@ fn answer() -> impl Strategy<Value = FromCell> {
     let code = prop::sample::select(&[FailCode::Invalid, FailCode::ModelFailed, FailCode::TooLarge, FailCode::Internal][..]);
     prop_oneof![
         1 => Just(FromCell::Ready),
-        4 => body.clone().prop_map(|body| FromCell::Inferred(body.into())),
-        2 => (body.clone(), any::<Index>()).prop_map(|(body, at)| {
-            FromCell::InferredBinary { json_bytes: u32::try_from(at.index(body.len() + 1)).unwrap(), body: body.into() }
+        4 => body.clone().prop_map(|body| FromCell::Inferred(Bytes::from(body).into())),
+        2 => (body.clone(), any::<Index>(), any::<Option<(u32, u32, u64)>>()).prop_map(|(body, at, run)| {
+            let json_bytes = u32::try_from(at.index(body.len() + 1)).ok();
+            let run = run.map(|(rows, batch, nanos)| Run { rows, batch, nanos });
+            FromCell::Inferred(Inferred { body: body.into(), json_bytes, run })
         }),
         2 => (code, "\\PC{0,30}").prop_map(|(code, text)| FromCell::Fail(Fail::new(code, text))),
         1 => body.prop_map(|body| FromCell::Output(body.into())),
@@ -138,12 +140,8 @@ fn expected(mut bytes: &[u8], asked: usize) -> (Vec<FromCell>, Option<bool>) {
         )
         .unwrap();
         let turn = answers.len() as u64 + 1;
-        let answers_requests = |message: &FromCell| {
-            matches!(
-                message,
-                FromCell::Ready | FromCell::Model(_) | FromCell::Inferred(_) | FromCell::InferredBinary { .. } | FromCell::Fail(_)
-            )
-        };
+        let answers_requests =
+            |message: &FromCell| matches!(message, FromCell::Ready | FromCell::Model(_) | FromCell::Inferred(_) | FromCell::Fail(_));
         match FromCell::parse(&frame) {
             Ok(message) if length <= ANSWER_BYTES_MAX && frame.id == turn && turn <= asked as u64 && answers_requests(&message) => {
                 answers.push(message)
@@ -158,7 +156,7 @@ fn expected(mut bytes: &[u8], asked: usize) -> (Vec<FromCell>, Option<bool>) {
 /// What became of the requests when the cell said all this in these pieces, and then left.
 async fn outcome(asked: usize, bytes: &[u8], cuts: &[Index]) -> Vec<Answer> {
     let (ours, mut peer) = Peer::pair().unwrap();
-    let link = Link::new(stream(ours.into()).unwrap(), ANSWER_BYTES_MAX, Box::new(|_| {}));
+    let link = Link::new(stream(ours.into()).unwrap(), ANSWER_BYTES_MAX);
     let question = ToCell::Infer { slot: 1, body: Bytes::from_static(b"{}") };
     let asks: Vec<_> = (0..asked).map(|_| link.ask(&question, None)).collect();
     // It hears all before it speaks: a cell cannot answer what it was not asked.
@@ -198,7 +196,7 @@ fn a_cell_that_says_anything_is_believed_as_far_as_it_keeps_the_protocol() {
         let got = runtime.block_on(outcome(asked, &bytes, &cuts));
         for (at, got) in got.iter().enumerate() {
             match (got, answers.get(at)) {
-                (Ok(got), Some(expected)) => prop_assert_eq!(got, expected),
+                (Ok(got), Some(expected)) => prop_assert_eq!(&got.0, expected),
                 (Err(lost), None) => {
                     prop_assert_eq!(lost.begun, at == answers.len(), "only the oldest that was lost was begun");
                     let told = match lost.end {

@@ -124,6 +124,11 @@ impl Gate {
         }
     }
 
+    /// Whether a core is free that nobody waits for.
+    pub(super) fn has_spare(&self) -> bool {
+        self.fair.lock().has_spare()
+    }
+
     fn poke(&self) {
         tell(self.fair.lock().poke(self.now()));
     }
@@ -155,7 +160,7 @@ impl Seat {
 
     /// A prediction's turn, which has not come yet.
     pub(super) fn turn<'a>(self: &'a Arc<Self>, owner: &'a Owner, manner: &'a Manner) -> Turn<'a> {
-        Turn { seat: self, owner, manner, held: None, waited: Duration::ZERO, sent: None }
+        Turn { seat: self, owner, manner, held: None }
     }
 
     async fn enter(self: &Arc<Self>, owner: &Owner, manner: &Manner) -> Result<Held> {
@@ -165,7 +170,7 @@ impl Seat {
             return if self.gate.fair.lock().spare() { Ok(held()) } else { Err(Error::Overloaded("no core is free")) };
         };
         let mut receiver = None;
-        let entry = self.gate.fair.lock().enter(id, owner.limits.weight, manner.priority, self.gate.now(), || {
+        let entry = self.gate.fair.lock().enter(id, owner.portion(), manner.priority, self.gate.now(), || {
             let (sender, told) = oneshot::channel();
             receiver = Some(told);
             sender
@@ -234,7 +239,12 @@ pub(super) struct Turn<'a> {
     owner: &'a Owner,
     manner: &'a Manner,
     held: Option<Held>,
-    /// How long it waited: here, and in its cell behind others.
+}
+
+/// How a prediction fares, over all its turns.
+#[derive(Default)]
+pub(super) struct Way {
+    /// How long it waited: at the door, and in its cell behind others.
     pub(super) waited: Duration,
     /// When its cell was asked.
     pub(super) sent: Option<Instant>,
@@ -250,11 +260,11 @@ impl Turn<'_> {
     ///
     /// # Errors
     /// `Overloaded` when too many of this tenant wait, `DeadlinePassed` when it takes too long.
-    pub(super) async fn come(&mut self) -> Result<()> {
+    pub(super) async fn come(&mut self, way: &mut Way) -> Result<()> {
         if self.held.is_none() {
             let begun = Instant::now();
             let entered = self.seat.enter(self.owner, self.manner).await;
-            self.waited += begun.elapsed();
+            way.waited += begun.elapsed();
             self.manner.note("queue", begun);
             self.held = Some(entered?);
         }

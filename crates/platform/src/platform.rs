@@ -174,7 +174,7 @@ impl Platform {
 
     /// For whom cells work under this permit.
     pub(crate) fn owner<A: Act>(&self, permit: &Permit<A>) -> Owner {
-        Owner { island: permit.island(), limits: permit.limits(), meter: permit.meter() }
+        Owner { island: permit.island(), limits: permit.limits(), meter: permit.meter(), cells: 1 }
     }
 
     /// Carries out orders to erase, step by step, until the platform stops.

@@ -9,18 +9,23 @@ use made_up::fuzz;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use crate::{Decoder, Fail, FailCode, Format, Frame, FromCell, HEADER_BYTES, Inspect, Load, Predict, Predicted, Progress, ToCell};
+use crate::{
+    Batching, Decoder, Fail, FailCode, Format, Frame, FromCell, HEADER_BYTES, Inferred, Inspect, Load, Predict, Predicted, Progress, Run,
+    ToCell,
+};
 
 fn bytes() -> impl Strategy<Value = Bytes> {
     prop::collection::vec(any::<u8>(), 0..40).prop_map(Bytes::from)
 }
 
 fn frame() -> impl Strategy<Value = Frame> {
-    let load = ("[a-z]{0,8}", any::<u64>(), any::<u32>()).prop_map(|(name, bytes, nodes_max)| Load {
+    let batching = any::<Option<(u32, u32)>>();
+    let load = ("[a-z]{0,8}", any::<u64>(), any::<u32>(), batching).prop_map(|(name, bytes, nodes_max, batching)| Load {
         name,
         version: "1".into(),
         bytes,
         nodes_max,
+        batching: batching.map(|(max_size, window_us)| Batching { max_size, window_us }),
     });
     let to_cell = prop_oneof![
         Just(ToCell::Ping),
@@ -49,9 +54,10 @@ fn frame() -> impl Strategy<Value = Frame> {
     ];
     let from_cell = prop_oneof![
         Just(FromCell::Ready),
-        bytes().prop_map(FromCell::Inferred),
-        (bytes(), any::<Index>())
-            .prop_map(|(body, at)| FromCell::InferredBinary { json_bytes: u32::try_from(at.index(body.len() + 1)).unwrap(), body }),
+        (bytes(), any::<Option<Index>>(), any::<Option<(u32, u32, u64)>>()).prop_map(|(body, at, run)| {
+            let json_bytes = at.map(|at| u32::try_from(at.index(body.len() + 1)).unwrap());
+            FromCell::Inferred(Inferred { body, json_bytes, run: run.map(|(rows, batch, nanos)| Run { rows, batch, nanos }) })
+        }),
         bytes().prop_map(FromCell::Output),
         (any::<u64>(), any::<u32>()).prop_map(|(offset, bytes)| FromCell::Read { offset, bytes }),
         "\\PC{0,20}".prop_map(FromCell::Log),
@@ -61,7 +67,7 @@ fn frame() -> impl Strategy<Value = Frame> {
     ];
     let id = any::<u64>();
     prop_oneof![
-        (to_cell, id.clone()).prop_map(|(message, id)| message.frame(id).unwrap()),
+        (to_cell, id).prop_map(|(message, id)| message.frame(id).unwrap()),
         (from_cell, id).prop_map(|(message, id)| message.frame(id).unwrap()),
     ]
 }

@@ -72,6 +72,9 @@ pub(super) fn measure(options: &Options, programs: &Programs, folder: &Path, rep
     service.stop()
 }
 
+/// What is looked at: its name, its unit, and how it is read.
+type Figure = (&'static str, &'static str, fn(&Look) -> f64);
+
 /// What there was after one turn.
 #[derive(Debug, Clone, Copy)]
 struct Look {
@@ -81,7 +84,7 @@ struct Look {
 }
 
 fn told(looks: &[Look], report: &mut Report) {
-    let figures: [(&str, &str, fn(&Look) -> f64); 7] = [
+    let figures: [Figure; 7] = [
         ("memory of the service's own process (RSS)", "MiB", |look| look.holds.gateway_mib),
         ("memory of the fork server (RSS)", "MiB", |look| look.holds.zygote_mib),
         ("open descriptors", "", |look| look.holds.descriptors as f64),

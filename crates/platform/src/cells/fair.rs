@@ -19,6 +19,8 @@
 //!
 //! Work that nobody waits for goes only where a core is free and nobody wants it, and then keeps it from nobody ([`Fair::spare`]).
 //!
+//! A tenant with several cells has a queue for each, and each of them that part of its weight ([`Portion`]).
+//!
 //! Within a tenant order is by priority, then by arrival. A priority is nobody else's business: it moves nothing between tenants.
 //!
 //! What is deliberately missing: a fixed share. A core that nobody else wants is free for all.
@@ -49,6 +51,15 @@ impl Priority {
     const ALL: usize = 3;
 }
 
+/// One cell's part of its tenant's weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Portion {
+    /// The tenant's weight; at least 1.
+    pub(crate) weight: u32,
+    /// Cells that it is for; at least 1.
+    pub(crate) cells: u32,
+}
+
 /// Limits of a [`Fair`].
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rules {
@@ -70,7 +81,7 @@ pub(crate) struct Rules {
     pub(crate) lag: Duration,
 }
 
-/// One tenant in a [`Fair`].
+/// One cell of a tenant in a [`Fair`]; most have one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct FlowId(usize);
 
@@ -92,11 +103,13 @@ struct Waiter<W> {
 }
 
 struct Flow<W> {
-    weight: u32,
+    portion: Portion,
     tag: Tag,
     /// Its place among those who wait for a core.
     key: Tag,
     in_flight: usize,
+    /// Requests that its cell can work on at once.
+    joined: usize,
     /// Until when its core is paid for, in nanoseconds.
     paid: u64,
     /// How long one of its requests takes, rather too long than too short, in nanoseconds.
@@ -116,7 +129,7 @@ impl<W> Flow<W> {
     /// Virtual time with the core it holds now.
     fn tag_at(&self, now: u64) -> Tag {
         let held = if self.in_flight > 0 { now.saturating_sub(self.paid) } else { 0 };
-        self.tag + Tag::from(held) * UNIT / Tag::from(self.weight)
+        self.tag + Tag::from(held) * UNIT * Tag::from(self.portion.cells) / Tag::from(self.portion.weight)
     }
 
     fn pop(&mut self) -> Option<Waiter<W>> {
@@ -159,8 +172,8 @@ impl<W> Fair<W> {
     /// A tenant comes.
     pub(crate) fn join(&mut self) -> FlowId {
         // Nothing is known of its requests: the first one is alone in its cell.
-        let service = nanos(self.rules.ahead);
-        let flow = Flow { weight: 1, tag: self.now_tag, key: 0, in_flight: 0, paid: 0, service, queued: Default::default() };
+        let (service, portion) = (nanos(self.rules.ahead), Portion { weight: 1, cells: 1 });
+        let flow = Flow { portion, tag: self.now_tag, key: 0, in_flight: 0, joined: 1, paid: 0, service, queued: Default::default() };
         let free = self.free.pop();
         match free.and_then(|at| Some((at, self.flows.get_mut(at)?))) {
             Some((at, place)) => {
@@ -182,12 +195,19 @@ impl<W> Fair<W> {
         self.free.push(id.0);
     }
 
+    /// Says how many of a tenant's requests its cell can work on at once: as many may lie there, however long they take.
+    pub(crate) fn joins(&mut self, id: FlowId, requests: usize) {
+        if let Some(flow) = self.flow(id) {
+            flow.joined = requests;
+        }
+    }
+
     /// Asks for a turn; `tell` is kept if it has to wait.
-    pub(crate) fn enter(&mut self, id: FlowId, weight: u32, priority: Priority, now: u64, tell: impl FnOnce() -> W) -> Entry {
+    pub(crate) fn enter(&mut self, id: FlowId, portion: Portion, priority: Priority, now: u64, tell: impl FnOnce() -> W) -> Entry {
         self.advance();
         let (now_tag, queue_max, lead) = (self.now_tag, self.rules.queue_max, units(self.rules.lead));
         let Some(flow) = self.flow(id) else { return Entry::Full };
-        flow.weight = weight.max(1);
+        flow.portion = portion;
         if flow.idle() {
             flow.tag = flow.tag.max(now_tag);
             flow.key = flow.tag.saturating_sub(lead);
@@ -252,9 +272,14 @@ impl<W> Fair<W> {
 
     /// Asks for a core for which nobody waits; it is to be given back by [`Fair::spare_done`]. False when there is none now.
     pub(crate) fn spare(&mut self) -> bool {
-        let free = self.waiting.is_empty() && self.running.len() + self.spare < self.rules.cores;
+        let free = self.has_spare();
         self.spare += usize::from(free);
         free
+    }
+
+    /// Whether a core is free that nobody waits for.
+    pub(crate) fn has_spare(&self) -> bool {
+        self.waiting.is_empty() && self.running.len() + self.spare < self.rules.cores
     }
 
     /// Gives it back.
@@ -292,7 +317,7 @@ impl<W> Fair<W> {
     /// Whether one more of its requests may lie in its cell.
     fn has_room(&self, flow: &Flow<W>) -> bool {
         let fit = nanos(self.rules.ahead) / flow.service.max(1);
-        flow.in_flight < usize::try_from(fit).unwrap_or(usize::MAX).clamp(1, self.rules.in_flight_max)
+        flow.in_flight < usize::try_from(fit).unwrap_or(usize::MAX).max(flow.joined).clamp(1, self.rules.in_flight_max)
     }
 
     /// Whether a core is free, or held by a request for too long.

@@ -1,4 +1,5 @@
-//! All cells of this node: blank ones kept ready, one serving cell an active tenant, and one cell a job.
+//! All cells of this node: blank ones kept ready, one serving cell an active tenant (more while it is busy and may use more than one core),
+//! and one cell a job.
 //!
 //! ```text
 //! zygote ─fork─► blank ──┬─ adopt(tenant) ─► serving: slots of models, until idle, evicted, or dead
@@ -56,6 +57,8 @@ const SHORT_JOBS_WAITING_MAX: usize = 256;
 const MODELS_OPENING_MAX: usize = 4;
 /// Bytes copied at once from a sealed object.
 const COPY_BYTES: usize = 1 << 20;
+/// A cell beside the first of its tenant goes after idling for this long: the first one then has the whole memory again.
+const REPLICA_IDLE_MAX: Duration = Duration::from_secs(30);
 /// Time for which a stopped island gets no new cell: longer than any permit that was given out before.
 const STOPPED_FOR: Duration = Duration::from_secs(300);
 
@@ -187,7 +190,7 @@ impl Cells {
             let islands = self.0.islands.lock();
             islands.values().filter_map(|island| Some((island.idle_for()?, Arc::clone(island)))).collect()
         };
-        idle.sort_by_key(|(idle_for, _)| std::cmp::Reverse(*idle_for));
+        idle.sort_by_key(|(idle_for, island)| (island.lane == Lane::Live, std::cmp::Reverse(*idle_for)));
         for (_, island) in idle {
             if let Some(cell) = island.take_if_idle(Duration::ZERO) {
                 cell.evicted(&self.0.counters.evicted_room);
@@ -220,7 +223,8 @@ impl Cells {
         self.0.stopped.lock().insert(token, tokio::time::Instant::now());
         let islands: Vec<_> = {
             let mut islands = self.0.islands.lock();
-            [Lane::Live, Lane::Shadow].into_iter().filter_map(|lane| islands.remove(&(token, lane))).collect()
+            let lanes: Vec<_> = islands.keys().filter(|(owner, _)| *owner == token).copied().collect();
+            lanes.into_iter().filter_map(|lane| islands.remove(&lane)).collect()
         };
         for island in islands {
             if let Some(cell) = island.take() {
@@ -275,7 +279,11 @@ impl Cells {
         for (_, island) in &islands {
             island.end_if_stuck(self.0.config.infer_timeout, self.0.config.load_timeout);
             island.bury();
-            if let Some(cell) = island.take_if_idle(self.0.config.idle_timeout) {
+            let idle_timeout = match island.lane {
+                Lane::Replica(_) => self.0.config.idle_timeout.min(REPLICA_IDLE_MAX),
+                Lane::Live | Lane::Shadow => self.0.config.idle_timeout,
+            };
+            if let Some(cell) = island.take_if_idle(idle_timeout) {
                 cell.evicted(&self.0.counters.evicted_idle);
             }
             memory_bytes = memory_bytes.saturating_add(island.bill());

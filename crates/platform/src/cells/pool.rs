@@ -10,6 +10,7 @@
 //! What shadows do happens in a lane of its own: another cell, which starts only where nobody has to make room for it, takes few copies at
 //! a time, and is the first to go.
 
+mod replicas;
 mod routes;
 
 use std::num::NonZeroUsize;
@@ -27,7 +28,7 @@ use wire::{Batching, Fail, FailCode, FromCell, Inferred, Load, ToCell};
 use super::link::{Answer, Link, Lost};
 use super::process::{Owner, Process};
 use super::socket::End;
-use super::turn::{Gate, Seat, Turn};
+use super::turn::{Gate, Seat, Way};
 use super::{Cells, Source, Waiting, job};
 use crate::dataset::hex;
 use crate::error::{CellFailure, Error, Result};
@@ -64,6 +65,8 @@ const COUNTED_MAX: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 pub(super) enum Lane {
     /// Somebody waits for its answers.
     Live,
+    /// As `Live`, beside it: the n-th more, from 1 on.
+    Replica(u32),
     /// Nobody does.
     Shadow,
 }
@@ -80,8 +83,10 @@ pub(super) struct Island {
     starting: tokio::sync::Mutex<()>,
     /// Its place at the door.
     seat: Arc<Seat>,
-    /// Predictions that are under way, wherever they are.
+    /// Predictions of the tenant that are under way, in whatever lane.
     present: AtomicUsize,
+    /// Those in this lane.
+    here: AtomicUsize,
     /// Copies for a shadow that are under way.
     copies: Arc<Semaphore>,
     breakers: Mutex<LruCache<SlotKey, Breaker>>,
@@ -180,6 +185,22 @@ impl Drop for InUse {
     }
 }
 
+/// Somebody is in a lane, waiting or worked on.
+struct Here<'a>(&'a Island);
+
+impl<'a> Here<'a> {
+    fn at(island: &'a Island) -> Self {
+        island.here.fetch_add(1, Ordering::AcqRel);
+        Self(island)
+    }
+}
+
+impl Drop for Here<'_> {
+    fn drop(&mut self) {
+        self.0.here.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 /// How one try of a prediction went wrong.
 enum Miss {
     /// Asking again is safe and makes sense.
@@ -197,7 +218,7 @@ impl From<Error> for Miss {
 impl Island {
     pub(super) fn new(gate: &Arc<Gate>, lane: Lane) -> Self {
         let seat = match lane {
-            Lane::Live => Seat::new(gate),
+            Lane::Live | Lane::Replica(_) => Seat::new(gate),
             Lane::Shadow => Seat::spare(gate),
         };
         Self {
@@ -208,6 +229,7 @@ impl Island {
             starting: tokio::sync::Mutex::default(),
             seat: Arc::new(seat),
             present: AtomicUsize::new(0),
+            here: AtomicUsize::new(0),
             copies: Arc::new(Semaphore::new(SHADOW_IN_FLIGHT_MAX)),
             breakers: Mutex::new(LruCache::new(BREAKERS_MAX)),
             any_breaker: AtomicBool::new(false),
@@ -366,49 +388,45 @@ impl Cells {
             bump(&self.counters().overloaded);
             Error::Overloaded("predictions of this tenant")
         })?;
-        let mut turn = island.seat.turn(owner, &asked.manner);
-        let answer = self.predict_in_turn(&island, permit, owner, (version, &asked), &mut turn, broken).await;
-        owner.meter.count_queued(turn.waited);
-        if turn.sent.is_some() {
-            self.counters().queued.add(turn.waited);
+        let (mut way, mut tries) = (Way::default(), 1);
+        let answer = loop {
+            match self.predict_once(&island, permit, owner, (version, &asked), &mut way, broken).await {
+                Ok(answer) => break Ok(answer),
+                Err(Miss::Again) if tries < TRIES_MAX => tries += 1,
+                Err(Miss::Again) => break Err(Error::CellFailed(CellFailure::Died("it was not this request's fault".to_owned()))),
+                Err(Miss::Final(error)) => break Err(error),
+            }
+        };
+        owner.meter.count_queued(way.waited);
+        if way.sent.is_some() {
+            self.counters().queued.add(way.waited);
         }
         answer
     }
 
-    async fn predict_in_turn(
-        &self,
-        island: &Island,
-        permit: &Permit<Predict>,
-        owner: &Owner,
-        (version, asked): (Option<&str>, &Question),
-        turn: &mut Turn<'_>,
-        broken: &mut Option<Broken>,
-    ) -> Result<Inferred> {
-        turn.come().await?;
-        let mut tries = 1;
-        loop {
-            match self.predict_once(island, permit, owner, (version, asked), turn, broken).await {
-                Ok(answer) => return Ok(answer),
-                Err(Miss::Again) if tries < TRIES_MAX => tries += 1,
-                Err(Miss::Again) => return Err(Error::CellFailed(CellFailure::Died("it was not this request's fault".to_owned()))),
-                Err(Miss::Final(error)) => return Err(error),
-            }
-        }
-    }
-
     async fn predict_once(
         &self,
-        island: &Island,
+        island: &Arc<Island>,
         permit: &Permit<Predict>,
         owner: &Owner,
         (version, asked): (Option<&str>, &Question),
-        turn: &mut Turn<'_>,
+        way: &mut Way,
         broken: &mut Option<Broken>,
     ) -> Result<Inferred, Miss> {
         let routes = island.resolve(permit).await?;
         let (resolved, watch) = routes.pick(version, permit.request().as_str())?;
-        let open = async { Ok(permit.blobs().open(resolved.key.blob).await?) };
-        let answer = match self.answer(island, owner, resolved, asked, open, turn).await {
+        let open = || async move { Ok(permit.blobs().open(resolved.key.blob).await?) };
+        let answer = match self.spread(island, owner, resolved) {
+            None => self.answer(island, owner, resolved, asked, open(), way).await,
+            Some((lane, share)) => match self.answer(&lane, &share, resolved, asked, open(), way).await {
+                // Nobody else has to make room for a replica.
+                Err(Miss::Final(Error::Overloaded(_))) if lane.lane != Lane::Live => {
+                    self.answer(island, owner, resolved, asked, open(), way).await
+                }
+                answer => answer,
+            },
+        };
+        let answer = match answer {
             Err(Miss::Again) => return Err(Miss::Again),
             Err(Miss::Final(error)) => Err(error),
             Ok(body) => Ok(body),
@@ -419,7 +437,7 @@ impl Cells {
                 resolved.counted.ran(run);
                 self.counters().batches.add(run);
             }
-            watch.inspect(|watch| watch.add(failed, turn.sent.map_or(Duration::ZERO, |sent| sent.elapsed())));
+            watch.inspect(|watch| watch.add(failed, way.sent.map_or(Duration::ZERO, |sent| sent.elapsed())));
         }
         *broken = routes.untold();
         if let Some(shadow) = &routes.shadow {
@@ -446,11 +464,7 @@ impl Cells {
         let asked = Question { manner: asked.manner.of_a_copy(), ..asked.clone() };
         tokio::spawn(async move {
             let open = async { reader.ok_or(Error::Overloaded("a shadow's model was put out")) };
-            let mut turn = island.seat.turn(&owner, &asked.manner);
-            let answer = match turn.come().await {
-                Ok(()) => cells.answer(&island, &owner, &resolved, &asked, open, &mut turn).await,
-                Err(error) => Err(error.into()),
-            };
+            let answer = cells.answer(&island, &owner, &resolved, &asked, open, &mut Way::default()).await;
             let counted = &resolved.counted;
             bump(match &answer {
                 Ok(_) => &counted.shadow_answered,
@@ -471,38 +485,33 @@ impl Cells {
         resolved: &Resolved,
         asked: &Question,
         open: impl Future<Output = Result<BlobReader>> + Send,
-        turn: &mut Turn<'_>,
+        way: &mut Way,
     ) -> Result<Inferred, Miss> {
         island.breaker_check(&resolved.key)?;
+        let _here = Here::at(island);
+        let joined = resolved.key.batching.map_or(1, |batching| batching.max_size as usize);
+        let mut turn = island.seat.turn(owner, &asked.manner, joined);
+        turn.come(way).await?;
         if !island.is_warm(&resolved.key) {
             // To start a cell and to load a model has queues of its own; a core is not held for it.
             turn.pause();
         }
-        let begun = Instant::now();
-        let (cell, fresh_cell) = self.serving_cell(island, owner).await?;
-        let fresh_slot = self.loaded(island, &cell.0, open, resolved).await?;
-        if (fresh_cell || fresh_slot) && island.lane == Lane::Live {
-            let waited = begun.elapsed();
-            self.counters().cold_starts.add(waited);
-            owner.meter.count_cold_start(waited);
-            asked.manner.note("cold start", begun);
-        }
-        turn.come().await?;
+        let cell = self.ready(island, owner, resolved, asked, open).await?;
+        turn.come(way).await?;
         let timeout = self.config().infer_timeout;
         let patience = asked.manner.left(timeout)?;
-        let sent = *turn.sent.insert(Instant::now());
+        let sent = *way.sent.insert(Instant::now());
         let mut in_cell = turn.in_cell(cell.0.infer(&resolved.key, asked).ok_or(Miss::Again)?);
         let answer = tokio::time::timeout(patience, in_cell.answered()).await;
         asked.manner.note("cell", sent);
         let answer = match answer {
             Ok(Some(Ok((message, begun)))) => {
-                turn.waited += begun.saturating_duration_since(sent);
+                way.waited += begun.saturating_duration_since(sent);
                 asked.manner.note("engine", begun);
                 Ok(message)
             }
             Ok(Some(Err(lost))) => Err(lost),
             Ok(None) => Err(Lost { begun: true, end: End::Stopped }),
-            Err(_) if patience < timeout => return Err(Miss::Final(Error::DeadlinePassed)),
             Err(_) if patience < timeout => return Err(Miss::Final(Error::DeadlinePassed)),
             Err(_) => {
                 if cell.0.link.stuck_for().is_some_and(|stuck| stuck >= timeout) {
@@ -536,6 +545,27 @@ impl Cells {
         }
     }
 
+    /// The island's cell, with the model loaded in it. What is missing is made: a cold start.
+    async fn ready(
+        &self,
+        island: &Island,
+        owner: &Owner,
+        resolved: &Resolved,
+        asked: &Question,
+        open: impl Future<Output = Result<BlobReader>> + Send,
+    ) -> Result<InUse, Miss> {
+        let begun = Instant::now();
+        let (cell, fresh_cell) = self.serving_cell(island, owner).await?;
+        let fresh_slot = self.loaded(island, &cell.0, open, resolved).await?;
+        if (fresh_cell || fresh_slot) && island.lane != Lane::Shadow {
+            let waited = begun.elapsed();
+            self.counters().cold_starts.add(waited);
+            owner.meter.count_cold_start(waited);
+            asked.manner.note("cold start", begun);
+        }
+        Ok(cell)
+    }
+
     /// What a lost request means: to be asked again if it was surely not begun, else an error that says how the cell ended.
     async fn lost(&self, island: &Island, cell: &Serving, key: &SlotKey, lost: Lost) -> Miss {
         if !lost.begun {
@@ -567,7 +597,7 @@ impl Cells {
         }
         let (process, stream) = match island.lane {
             Lane::Live => self.cell(owner).await?,
-            Lane::Shadow => self.spare_cell(owner).await?,
+            Lane::Replica(_) | Lane::Shadow => self.spare_cell(owner).await?,
         };
         let slots_max = NonZeroUsize::new(self.config().models_per_cell_max).unwrap_or(NonZeroUsize::MIN);
         let serving = Arc::new(Serving {
@@ -641,8 +671,8 @@ impl Cells {
 
     /// Puts out models, least recently used first, until the next one fits into count and budget.
     fn make_room(&self, cell: &Serving, resolved: &Resolved) {
-        let expected = if resolved.resident_bytes > 0 { resolved.resident_bytes } else { resolved.bytes.saturating_mul(RESIDENT_PER_BYTE) };
-        let budget = cell.process.memory_bytes_max() / 100 * MODELS_MEMORY_SHARE_PERCENT;
+        let expected = resolved.expected_bytes();
+        let budget = models_budget(cell.process.memory_bytes_max());
         let mut slots = cell.slots.lock();
         loop {
             let taken = slots.loaded.iter().fold(0u64, |sum, (_, slot)| sum.saturating_add(slot.resident_bytes));
@@ -656,6 +686,11 @@ impl Cells {
             drop(cell.link.ask(&ToCell::Unload { slot: slot.number }, None));
         }
     }
+}
+
+/// What loaded models may take of a cell's memory, in bytes.
+fn models_budget(memory_bytes: u64) -> u64 {
+    memory_bytes / 100 * MODELS_MEMORY_SHARE_PERCENT
 }
 
 /// A slot that is being filled, one at a time in a cell. If whoever fills it leaves, the cell forgets it.

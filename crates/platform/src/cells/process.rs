@@ -10,6 +10,7 @@ use tenancy::{IslandToken, Limits, MeterHandle};
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
+use super::fair::Portion;
 use super::socket::{End, stream};
 use crate::error::CellFailure;
 use crate::stats::{Counters, bump};
@@ -27,9 +28,27 @@ pub(crate) struct Owner {
     pub(crate) island: IslandToken,
     pub(crate) limits: Limits,
     pub(crate) meter: MeterHandle,
+    /// Cells that share what the tenant may use, this one among them.
+    pub(crate) cells: u32,
 }
 
 impl Owner {
+    /// As it is for each of `cells` that share what the tenant may use.
+    pub(crate) fn share(&self, cells: u32) -> Self {
+        let cells = cells.max(1);
+        let limits = Limits {
+            memory_bytes: self.limits.memory_bytes / u64::from(cells),
+            cpu_percent: (self.limits.cpu_percent / cells).max(1),
+            ..self.limits
+        };
+        Self { limits, cells, ..self.clone() }
+    }
+
+    /// Its cell's part of what is contended.
+    pub(crate) fn portion(&self) -> Portion {
+        Portion { weight: self.limits.weight.max(1), cells: self.cells.max(1) }
+    }
+
     /// As it is for work that nobody waits for: half of the CPU.
     pub(crate) fn shadow(&self) -> Self {
         Self { limits: Limits { cpu_percent: (self.limits.cpu_percent / 2).max(1), ..self.limits }, ..self.clone() }

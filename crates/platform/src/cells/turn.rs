@@ -124,6 +124,11 @@ impl Gate {
         }
     }
 
+    /// Whether a core is free that nobody waits for.
+    pub(super) fn has_spare(&self) -> bool {
+        self.fair.lock().has_spare()
+    }
+
     fn poke(&self) {
         tell(self.fair.lock().poke(self.now()));
     }
@@ -153,23 +158,27 @@ impl Seat {
         Self { gate: Arc::clone(gate), id: None }
     }
 
-    /// A prediction's turn, which has not come yet.
-    pub(super) fn turn<'a>(self: &'a Arc<Self>, owner: &'a Owner, manner: &'a Manner) -> Turn<'a> {
-        Turn { seat: self, owner, manner, held: None, waited: Duration::ZERO, sent: None }
+    /// A prediction's turn, which has not come yet. `joined` is how many like it the cell can work on at once.
+    pub(super) fn turn<'a>(self: &'a Arc<Self>, owner: &'a Owner, manner: &'a Manner, joined: usize) -> Turn<'a> {
+        Turn { seat: self, owner, manner, joined, held: None }
     }
 
-    async fn enter(self: &Arc<Self>, owner: &Owner, manner: &Manner) -> Result<Held> {
+    async fn enter(self: &Arc<Self>, owner: &Owner, manner: &Manner, joined: usize) -> Result<Held> {
         let held = || Held(Arc::clone(self));
         manner.left(Duration::MAX)?;
         let Some(id) = self.id else {
             return if self.gate.fair.lock().spare() { Ok(held()) } else { Err(Error::Overloaded("no core is free")) };
         };
         let mut receiver = None;
-        let entry = self.gate.fair.lock().enter(id, owner.limits.weight, manner.priority, self.gate.now(), || {
-            let (sender, told) = oneshot::channel();
-            receiver = Some(told);
-            sender
-        });
+        let entry = {
+            let mut fair = self.gate.fair.lock();
+            fair.joins(id, joined);
+            fair.enter(id, owner.portion(), manner.priority, self.gate.now(), || {
+                let (sender, told) = oneshot::channel();
+                receiver = Some(told);
+                sender
+            })
+        };
         let ticket = match entry {
             Entry::Go => return Ok(held()),
             Entry::Full => {
@@ -233,8 +242,14 @@ pub(super) struct Turn<'a> {
     seat: &'a Arc<Seat>,
     owner: &'a Owner,
     manner: &'a Manner,
+    joined: usize,
     held: Option<Held>,
-    /// How long it waited: here, and in its cell behind others.
+}
+
+/// How a prediction fares, over all its turns.
+#[derive(Default)]
+pub(super) struct Way {
+    /// How long it waited: at the door, and in its cell behind others.
     pub(super) waited: Duration,
     /// When its cell was asked.
     pub(super) sent: Option<Instant>,
@@ -250,11 +265,11 @@ impl Turn<'_> {
     ///
     /// # Errors
     /// `Overloaded` when too many of this tenant wait, `DeadlinePassed` when it takes too long.
-    pub(super) async fn come(&mut self) -> Result<()> {
+    pub(super) async fn come(&mut self, way: &mut Way) -> Result<()> {
         if self.held.is_none() {
             let begun = Instant::now();
-            let entered = self.seat.enter(self.owner, self.manner).await;
-            self.waited += begun.elapsed();
+            let entered = self.seat.enter(self.owner, self.manner, self.joined).await;
+            way.waited += begun.elapsed();
             self.manner.note("queue", begun);
             self.held = Some(entered?);
         }

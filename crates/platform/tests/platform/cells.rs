@@ -187,6 +187,72 @@ async fn an_idle_cell_goes_and_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_busy_tenant_gets_a_cell_a_core_and_no_more() {
+    let start = World::start(|config| (config.cores, config.idle_timeout) = (2, Duration::from_millis(500)));
+    let Some(world) = start.await else { return };
+    let (wide, narrow) = (world.tenant("clinic", |limits| limits.cpu_percent = 350).await, world.tenant("zoo", |_| {}).await);
+    for key in [&wide, &narrow] {
+        world.serve(key, "counts", counts()).await;
+    }
+    // Eight at once, each for a while; those that wait behind others open one more cell, and none after that.
+    let crowd = async |key: &str, cells: u64| {
+        until("the idle cells' end", async || (world.platform.stats().cells_serving == 0).then_some(())).await;
+        world.predict(key, "counts", ask_counts(1)).await.unwrap();
+        let mut busy = futures_util::future::join_all((0..8).map(|n| world.predict(key, "counts", ask_counts(LONG / 16 + n))));
+        let mut most = 0;
+        let answers = loop {
+            tokio::select! {
+                answers = &mut busy => break answers,
+                () = tokio::time::sleep(Duration::from_millis(10)) => most = most.max(world.platform.stats().cells_serving),
+            }
+        };
+        for (n, answer) in answers.into_iter().enumerate() {
+            assert_eq!(number_of(&answer.unwrap()), (LONG / 16) as f64 + n as f64, "each its own answer");
+        }
+        assert_eq!(most, cells);
+    };
+    crowd(&wide, 2).await;
+    crowd(&narrow, 1).await;
+    assert_eq!(world.platform.stats().cells_failed, 0);
+    until("the idle cells' end", async || (world.platform.stats().cells_serving == 0).then_some(())).await;
+    assert_eq!(number_of(&world.predict(&wide, "counts", ask_counts(3)).await.unwrap()), 3.0);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_come_and_go_and_lose_nobody() {
+    let start = World::start(|config| (config.cores, config.idle_timeout) = (2, Duration::from_millis(80)));
+    let Some(world) = start.await else { return };
+    let key = world.tenant("clinic", |limits| limits.cpu_percent = 200).await;
+    world.serve(&key, "counts", counts()).await;
+    let mut most = 0;
+    // Bursts of about the time after which an idle cell goes, so that many a request meets one that is going.
+    for round in 0..30u64 {
+        let burst = futures_util::future::join_all((0..6).map(|n| world.predict(&key, "counts", ask_counts(2_000 + n)))).await;
+        for (n, answer) in burst.into_iter().enumerate() {
+            assert_eq!(number_of(&answer.unwrap()), 2_000.0 + n as f64);
+        }
+        most = most.max(world.platform.stats().cells_serving);
+        tokio::time::sleep(Duration::from_millis(70 + round * 11 % 50)).await;
+    }
+    let stats = world.platform.stats();
+    assert_eq!((most, stats.cells_failed), (2, 0));
+    assert!(stats.cells_evicted_idle > 0, "{stats:?}");
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_takes_no_core_that_others_want() {
+    let Some(world) = World::start(|config| config.cores = 1).await else { return };
+    let key = world.tenant("clinic", |limits| limits.cpu_percent = 400).await;
+    world.serve(&key, "counts", counts()).await;
+    world.predict(&key, "counts", ask_counts(1)).await.unwrap();
+    futures_util::future::join_all((0..8).map(|n| world.predict(&key, "counts", ask_counts(LONG / 16 + n)))).await;
+    assert_eq!(world.platform.stats().cells_serving, 1);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_idle_make_room_and_the_busy_do_not() {
     let start = World::start(|config| {
         config.cells_max = 2;

@@ -77,7 +77,8 @@ impl World {
 
     /// A new tenant; returns its administrator's key.
     pub(crate) async fn tenant(&self, name: &str, change: impl FnOnce(&mut Limits)) -> String {
-        let mut limits = Limits { requests_per_second: 10_000, requests_burst: 10_000, memory_bytes: 512 << 20, ..Limits::default() };
+        let mut limits =
+            Limits { requests_per_second: 10_000, requests_burst: 10_000, cpu_percent: 100, memory_bytes: 512 << 20, ..Limits::default() };
         change(&mut limits);
         let spec = TenantSpec { name: name.parse().unwrap(), admin: "ada".parse().unwrap(), limits: Some(limits), tier: None };
         self.operator().await.tenant_create(spec).await.unwrap().admin_key.secret().to_owned()

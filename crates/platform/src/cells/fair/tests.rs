@@ -18,10 +18,14 @@ const RULES: Rules = Rules {
     lag: Duration::from_millis(100),
 };
 
+const ONE: Portion = Portion { weight: 1, cells: 1 };
+
 /// A tenant whose clients ask again as soon as they are answered.
 #[derive(Debug, Clone, Copy)]
 struct Tenant {
     weight: u32,
+    /// Cells of the tenant, of which this is one.
+    cells: u32,
     clients: usize,
     /// How long one request takes, in nanoseconds.
     service: u64,
@@ -80,8 +84,8 @@ impl World {
     }
 
     fn asks(&mut self, at: usize) {
-        let (id, weight, now) = (self.flows[at], self.tenants[at].weight, self.now);
-        match self.fair.enter(id, weight, Priority::Normal, now, || (at, now)) {
+        let (id, Tenant { weight, cells, .. }, now) = (self.flows[at], self.tenants[at], self.now);
+        match self.fair.enter(id, Portion { weight, cells }, Priority::Normal, now, || (at, now)) {
             Entry::Go => self.begins(at, now),
             Entry::Wait(_) => {}
             Entry::Full => panic!("the queue is long enough"),
@@ -123,8 +127,9 @@ fn jain(shares: &[f64]) -> f64 {
 }
 
 fn busy() -> impl Strategy<Value = Tenant> {
-    (1..9u32, 2..40usize, 10_000..5_000_000u64).prop_map(|(weight, clients, service)| Tenant {
+    (1..9u32, 1..4u32, 2..40usize, 10_000..5_000_000u64).prop_map(|(weight, cells, clients, service)| Tenant {
         weight,
+        cells,
         clients,
         service,
         thinks: 0,
@@ -135,13 +140,14 @@ fn busy() -> impl Strategy<Value = Tenant> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
-    /// Of one core that all want, each gets its weight's share: to a quantum, and what lies in a cell when the quantum ends.
+    /// Of one core that all want, each gets its weight's share, or its cell's part of it: to a quantum, and what lies in a cell when the quantum ends.
     #[test]
     fn shares_follow_weights(tenants in prop::collection::vec(busy(), 2..9)) {
         let told = World::new(Rules { cores: 1, ..RULES }, &tenants).run(seconds(5));
         let (quantum, ahead) = (nanos(RULES.quantum) as f64, nanos(RULES.ahead) as f64);
-        let normal = |at: usize| told[at].worked as f64 / f64::from(tenants[at].weight);
-        let over = |at: usize| (ahead + tenants[at].service as f64) / f64::from(tenants[at].weight);
+        let share = |at: usize| f64::from(tenants[at].weight) / f64::from(tenants[at].cells);
+        let normal = |at: usize| told[at].worked as f64 / share(at);
+        let over = |at: usize| (ahead + tenants[at].service as f64) / share(at);
         for one in 0..tenants.len() {
             for other in 0..one {
                 let (apart, bound) = ((normal(one) - normal(other)).abs(), quantum + over(one) + over(other));
@@ -156,7 +162,7 @@ proptest! {
     /// With several cores, none of which anybody can take two of.
     #[test]
     fn shares_follow_weights_as_far_as_one_core_goes(light in 3..12usize, weight in 1..40u32, service in 10_000..3_000_000u64) {
-        let tenant = Tenant { weight: 1, clients: 20, service, thinks: 0, begins: 0 };
+        let tenant = Tenant { weight: 1, cells: 1, clients: 20, service, thinks: 0, begins: 0 };
         let mut tenants = vec![tenant; light];
         tenants.push(Tenant { weight, ..tenant });
         let told = World::new(RULES, &tenants).run(seconds(20));
@@ -177,8 +183,8 @@ proptest! {
         let weights: u32 = 1 + floods.iter().map(|(weight, _)| *weight).sum::<u32>();
         let thinks = thinks + 2 * 100_000 * u64::from(weights);
         let mut tenants: Vec<_> =
-            floods.iter().map(|(weight, service)| Tenant { weight: *weight, clients: 64, service: *service, thinks: 0, begins: 0 }).collect();
-        tenants.push(Tenant { weight: 1, clients: 1, service: 100_000, thinks, begins: seconds(1) });
+            floods.iter().map(|(weight, service)| Tenant { weight: *weight, cells: 1, clients: 64, service: *service, thinks: 0, begins: 0 }).collect();
+        tenants.push(Tenant { weight: 1, cells: 1, clients: 1, service: 100_000, thinks, begins: seconds(1) });
         let told = World::new(Rules { cores, ..RULES }, &tenants).run(seconds(10));
         let victim = told.last().unwrap();
         let longest = floods.iter().map(|(_, service)| *service).max().unwrap().max(nanos(RULES.ahead));
@@ -201,7 +207,7 @@ proptest! {
                 0 => {
                     let priority = [Priority::Low, Priority::Normal, Priority::High][priority];
                     serial += 1;
-                    match fair.enter(flows[at], 1 + at as u32, priority, now, || serial) {
+                    match fair.enter(flows[at], Portion { weight: 1 + at as u32, cells: 1 }, priority, now, || serial) {
                         Entry::Go => inside[at] += 1,
                         Entry::Wait(ticket) => {
                             waiting[at].push((ticket, serial));
@@ -243,7 +249,7 @@ proptest! {
 #[test]
 fn twenty_equal_tenants_are_served_equally_whatever_they_send() {
     let services = [20_000, 300_000, 1_500_000, 8_600_000];
-    let tenant = |at: usize| Tenant { weight: 1, clients: 2 + 7 * (at % 10), service: services[at % 4], thinks: 0, begins: 0 };
+    let tenant = |at: usize| Tenant { weight: 1, cells: 1, clients: 2 + 7 * (at % 10), service: services[at % 4], thinks: 0, begins: 0 };
     let tenants: Vec<_> = (0..20).map(tenant).collect();
     let told = World::new(RULES, &tenants).run(seconds(30));
     let shares: Vec<f64> = told.iter().map(|told| told.worked as f64).collect();
@@ -256,7 +262,7 @@ fn twenty_equal_tenants_are_served_equally_whatever_they_send() {
 fn a_priority_moves_nothing_between_tenants() {
     let mut fair: Fair<&str> = Fair::new(Rules { cores: 1, ..RULES });
     let (one, other) = (fair.join(), fair.join());
-    assert_eq!(fair.enter(one, 1, Priority::Normal, 0, || "running"), Entry::Go);
+    assert_eq!(fair.enter(one, ONE, Priority::Normal, 0, || "running"), Entry::Go);
     for (flow, priority, name) in [
         (one, Priority::Low, "low"),
         (one, Priority::Normal, "normal"),
@@ -264,7 +270,7 @@ fn a_priority_moves_nothing_between_tenants() {
         (one, Priority::High, "high"),
         (one, Priority::High, "high too"),
     ] {
-        assert!(matches!(fair.enter(flow, 1, priority, 10, || name), Entry::Wait(_)));
+        assert!(matches!(fair.enter(flow, ONE, priority, 10, || name), Entry::Wait(_)));
     }
     // Ten milliseconds were had: the other tenant's turn, however low it says it is.
     assert_eq!(fair.leave(one, 10_000_000), ["another's low"]);
@@ -283,16 +289,16 @@ fn an_endless_request_keeps_its_core_from_others_for_a_slice() {
     let mut fair: Fair<&str> = Fair::new(Rules { cores: 1, slice: Duration::from_millis(20), ..RULES });
     let flows = [fair.join(), fair.join(), fair.join()];
     let ms = |ms: u64| ms * 1_000_000;
-    assert_eq!(fair.enter(flows[0], 1, Priority::Normal, 0, || "endless"), Entry::Go);
-    assert!(matches!(fair.enter(flows[1], 1, Priority::Normal, ms(1), || "one"), Entry::Wait(_)));
+    assert_eq!(fair.enter(flows[0], ONE, Priority::Normal, 0, || "endless"), Entry::Go);
+    assert!(matches!(fair.enter(flows[1], ONE, Priority::Normal, ms(1), || "one"), Entry::Wait(_)));
     assert!(fair.poke(ms(19)).is_empty());
     assert_eq!(fair.poke(ms(20)), ["one"]);
-    assert!(matches!(fair.enter(flows[2], 1, Priority::Normal, ms(21), || "two"), Entry::Wait(_)), "one core is still one core");
-    assert!(matches!(fair.enter(flows[0], 1, Priority::Normal, ms(22), || "endless too"), Entry::Wait(_)));
+    assert!(matches!(fair.enter(flows[2], ONE, Priority::Normal, ms(21), || "two"), Entry::Wait(_)), "one core is still one core");
+    assert!(matches!(fair.enter(flows[0], ONE, Priority::Normal, ms(22), || "endless too"), Entry::Wait(_)));
     assert!(fair.poke(ms(25)).is_empty());
     assert_eq!(fair.leave(flows[1], ms(26)), ["two"]);
     assert!(fair.leave(flows[2], ms(27)).is_empty(), "who has one that does not end gets no second one");
-    assert_eq!(fair.enter(flows[1], 1, Priority::Normal, ms(28), || "at once"), Entry::Go, "it is known by now: nobody waits for it");
+    assert_eq!(fair.enter(flows[1], ONE, Priority::Normal, ms(28), || "at once"), Entry::Go, "it is known by now: nobody waits for it");
     assert!(fair.leave(flows[1], ms(29)).is_empty());
     assert_eq!(fair.leave(flows[0], ms(900)), ["endless too"]);
 }
@@ -304,16 +310,32 @@ fn a_core_that_nobody_wants_is_free_and_full_is_said() {
     let mut now = 0;
     // As long as one at a time takes a microsecond, two may lie in the cell.
     for _ in 0..100 {
-        assert_eq!(fair.enter(flow, 1, Priority::Normal, now, || 0), Entry::Go);
+        assert_eq!(fair.enter(flow, ONE, Priority::Normal, now, || 0), Entry::Go);
         now += 1_000;
         assert!(fair.leave(flow, now).is_empty());
     }
-    let mut entered = || fair.enter(flow, 1, Priority::Normal, now, || 0);
+    let mut entered = || fair.enter(flow, ONE, Priority::Normal, now, || 0);
     assert_eq!([entered(), entered()], [Entry::Go, Entry::Go]);
     assert!(matches!([entered(), entered(), entered()], [Entry::Wait(_), Entry::Wait(_), Entry::Full]));
     assert_eq!(fair.leave(flow, now), [0]);
     fair.part(flow);
     let next = fair.join();
     assert_eq!(next, flow, "places are used again");
-    assert_eq!(fair.enter(next, 1, Priority::Normal, now, || 0), Entry::Go, "and know nothing of who was there");
+    assert_eq!(fair.enter(next, ONE, Priority::Normal, now, || 0), Entry::Go, "and know nothing of who was there");
+}
+
+#[test]
+fn requests_that_are_worked_on_together_lie_in_the_cell_together() {
+    let mut fair: Fair<u32> = Fair::new(Rules { cores: 1, in_flight_max: 16, ..RULES });
+    let (alone, joined) = (fair.join(), fair.join());
+    fair.joins(joined, 8);
+    for (flow, room) in [(alone, 1), (joined, 8)] {
+        // Nothing is known of them, so each may take long.
+        for _ in 0..room {
+            assert_eq!(fair.enter(flow, ONE, Priority::Normal, 0, || 0), Entry::Go);
+        }
+        assert!(matches!(fair.enter(flow, ONE, Priority::Normal, 0, || 0), Entry::Wait(0..)));
+        let left: usize = (0..=room).map(|_| fair.leave(flow, 1_000_000_000).len()).sum();
+        assert_eq!(left, 1, "who waited went when there was room");
+    }
 }

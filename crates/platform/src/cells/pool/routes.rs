@@ -23,6 +23,13 @@ pub(super) struct Resolved {
     pub(super) counted: Arc<Counted>,
 }
 
+impl Resolved {
+    /// What it will take when it is loaded, in bytes.
+    pub(super) fn expected_bytes(&self) -> u64 {
+        if self.resident_bytes > 0 { self.resident_bytes } else { self.bytes.saturating_mul(super::RESIDENT_PER_BYTE) }
+    }
+}
+
 /// What one version of a deployment did.
 #[derive(Default)]
 pub(super) struct Counted {

@@ -79,7 +79,7 @@ impl Model {
                 *place = Some(answer);
             }
         };
-        let mut group = Group::default();
+        let (mut group, mut again) = (Group::default(), Vec::new());
         for (at, question) in questions.iter().enumerate() {
             let understood = match question.read(&self.signature, &mut self.buffers) {
                 Ok(understood) => understood,
@@ -90,7 +90,7 @@ impl Model {
                 }
             };
             if !self.joins || !group.takes(&self.joined, &self.buffers, self.rows_max) {
-                self.run_group(std::mem::take(&mut group), questions, &mut answered);
+                again.extend(self.run_group(std::mem::take(&mut group), &mut answered));
             }
             let rows = rows(&self.buffers);
             match group.members.is_empty() {
@@ -102,26 +102,27 @@ impl Model {
             group.rows += rows.unwrap_or(1);
             group.members.push(Member { at, understood, rows });
         }
-        self.run_group(group, questions, &mut answered);
+        again.extend(self.run_group(group, &mut answered));
+        // Only now: the buffers held what came behind them.
+        for at in again {
+            let alone = questions.get(at).and_then(|question| self.infer_together(std::slice::from_ref(question)).pop());
+            alone.into_iter().for_each(|answer| answered(at, answer));
+        }
         let lost = || Err(Fail::new(FailCode::Internal, "a request was left unanswered"));
         answers.into_iter().map(|answer| answer.unwrap_or_else(lost)).collect()
     }
 
-    /// Runs what is joined and leaves the buffers empty.
-    fn run_group(&mut self, group: Group<'_>, questions: &[Question], answered: &mut impl FnMut(usize, Result<Inferred, Fail>)) {
+    /// Runs what is joined and leaves its buffers empty. Those that are to be asked once more, each alone, by their places.
+    fn run_group(&mut self, group: Group<'_>, answered: &mut impl FnMut(usize, Result<Inferred, Fail>)) -> Vec<usize> {
         let given = self.run_joined(&group);
         self.joined.iter_mut().for_each(Tensor::trim);
         match (given, group.members.as_slice()) {
             (Ok(given), members) => members.iter().zip(given).for_each(|(member, answer)| answered(member.at, answer)),
             (Err(fail), [alone]) => answered(alone.at, Err(fail)),
             // One of them is at fault, or their company: nobody fails for another.
-            (Err(_), members) => {
-                for member in members {
-                    let alone = questions.get(member.at).and_then(|question| self.infer_together(std::slice::from_ref(question)).pop());
-                    alone.into_iter().for_each(|answer| answered(member.at, answer));
-                }
-            }
+            (Err(_), members) => return members.iter().map(|member| member.at).collect(),
         }
+        Vec::new()
     }
 
     fn run_joined(&mut self, group: &Group<'_>) -> Result<Vec<Result<Inferred, Fail>>, Fail> {

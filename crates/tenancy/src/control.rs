@@ -1,20 +1,19 @@
 //! The service's own rows: tenants, their wrapped keys, credentials, tickets, erasures. No tenant content, and no way to it:
 //! keys lie here wrapped under the root key, which is kept outside the data folder.
 //!
-//! They lie in an encrypted file, or on a PostgreSQL server in the schema `insula_control`, where several nodes may write them
-//! at once: each transaction locks the generation first, so there is one writer at a time, and what it read under the lock holds
-//! until it commits. No method trusts a lock of this process.
+//! They lie in an encrypted file, or on a PostgreSQL server in the schema `insula_control`, where several nodes may write them at once: each
+//! transaction locks the generation first, so there is one writer at a time, and what it read under the lock holds until it commits. No
+//! method trusts a lock of this process.
 //!
 //! Whoever can write the data folder or the server's tables can put old bytes back. Three things stand against that: the
-//! generation (and a file's hash) is anchored in the keystore; every row that grants, revokes or erases carries a MAC over
-//! itself and the generation it was written in; and the sum of these MACs lies beside the generation, so that a single row or
-//! page put back does not add up. The sum is checked at open, unless the hash of the closed file said already that nothing moved.
+//! generation (and a file's hash) is anchored in the keystore; every row that grants, revokes or erases carries a MAC over itself and
+//! the generation it was written in; and the sum of these MACs lies beside the generation, so that a single row or page put back does not
+//! add up. The sum is checked at open, unless the hash of the closed file said already that nothing moved.
 
 mod protected;
 mod usage;
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::hash_map::{Entry, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,7 +44,7 @@ const MIGRATIONS: Migrations = &[
 const PAGE_MAX: u32 = 1000;
 /// Credentials whose last use waits to be written.
 const TOUCHED_MAX: usize = 100_000;
-/// Revoked credentials that stay to be listed, of one tenant.
+/// Revoked ones that stay to be listed, of one tenant.
 const REVOKED_KEPT_MAX: u32 = 100;
 /// Last uses written in one transaction.
 const TOUCHED_BATCH: usize = 500;
@@ -562,8 +561,8 @@ impl Control {
         for batch in touched.chunks(TOUCHED_BATCH) {
             let mut tx = self.begin().await?;
             for (id, at) in batch {
-                let sql = "UPDATE credential SET last_used_at = $2 WHERE id = $1 AND (last_used_at IS NULL OR last_used_at < $2)";
-                tx.execute(sql, &[id.into(), (*at).into()]).await?;
+                let update = "UPDATE credential SET last_used_at = $2 WHERE id = $1 AND (last_used_at IS NULL OR last_used_at < $2)";
+                tx.execute(update, &[id.into(), (*at).into()]).await?;
             }
             tx.commit().await?;
         }

@@ -325,8 +325,7 @@ async fn step(
             control.credentials_destroy(tenant).await?;
             kernel.credentials_forget(|credential| credential.tenant == Some(tenant));
             control.tenant_set_state(tenant, TenantState::Erased).await?;
-            // Its hours of use go with the meter that would write more of them.
-            kernel.meter_forget(tenant);
+            kernel.meter_forget(tenant); // else it would write more hours of use
             control.usage_destroy(tenant).await?;
             if let Some(home) = &home {
                 kernel.bury(home).await?;

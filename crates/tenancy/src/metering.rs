@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use crate::act::QuotaRead;
 use crate::clock::now_micros;
 use crate::control::{USAGE_BATCH, USAGE_PAGE, UsageRow};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernel::{Inner, Kernel};
 use crate::ledger::Outcome;
 use crate::name::TenantId;
@@ -142,7 +142,9 @@ impl Operator {
     /// # Errors
     /// [`crate::Error::Internal`] when the control store or the ledger fails.
     pub async fn metered(&self, since: i64, until: i64) -> Result<MeteredPages> {
-        let written = async { self.kernel.0.usage_flush().await };
+        // In a task of its own: what it has taken is written or given back, whether or not somebody waits for it.
+        let kernel = self.kernel.clone();
+        let written = async { tokio::spawn(async move { kernel.0.usage_flush().await }).await.map_err(Error::internal)? };
         self.acted("UsageExport", "service:", written).await?;
         Ok(MeteredPages { kernel: self.kernel.clone(), since, until, last: None, ended: false })
     }

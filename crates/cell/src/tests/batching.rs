@@ -241,6 +241,12 @@ fn one_bad_request_fails_nobody_else() {
     assert_eq!(bodies(&alone), bodies(&together));
     assert_eq!(runs(&together)[0].batch, 2, "and the next ones are joined again");
 
+    // Nor who waits for the next run, because this one has no room.
+    let Some(mut cell) = both(&table, taking(4)) else { return };
+    let (alone, together) = asked(&mut cell, &[vector_of(&[0, 1]), vector_of(&[2, 99]), vector_of(&[3]), vector_of(&[1])]);
+    assert_eq!(bodies(&alone), bodies(&together));
+    assert_eq!(together.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true, true]);
+
     // What JSON cannot carry is the failure of whose rows it is.
     let Some(mut cell) = both(&fixture("log.onnx"), taking(64)) else { return };
     let log = |values: &[f32]| oip(json!([tensor("x", "FP32", &[values.len()], values)]));

@@ -252,9 +252,11 @@ impl<W> Fair<W> {
     pub(crate) fn leave(&mut self, id: FlowId, now: u64) -> Vec<W> {
         // What one cell cannot use of its tenant's share is not saved up.
         let least = self.waiting.first().map_or(0, |(tag, _)| tag.saturating_sub(units(self.rules.lag)));
+        // Nor is what it had of a core that nobody else wanted held against it.
+        let most = if self.waiting.is_empty() { self.now_tag + units(self.rules.lag) } else { Tag::MAX };
         let Some(flow) = self.flow(id) else { return Vec::new() };
         let held = now.saturating_sub(flow.paid);
-        flow.tag = flow.tag_at(now).max(least);
+        flow.tag = flow.tag_at(now).min(most).max(least);
         flow.paid = now.max(flow.paid);
         flow.service = held.max(flow.service - flow.service / u64::from(FADE));
         flow.in_flight = flow.in_flight.saturating_sub(1);

@@ -243,6 +243,13 @@ impl Island {
         self.serving.lock().as_ref().is_some_and(|cell| cell.link.ended().is_none() && cell.slots.lock().loaded.contains(key))
     }
 
+    /// How many requests to this model its cell works on at once.
+    fn joins(&self, key: &SlotKey) -> usize {
+        let serving = self.serving.lock();
+        let joined = serving.as_ref().is_some_and(|cell| cell.slots.lock().loaded.peek(key).is_some_and(|slot| slot.joined));
+        key.batching.filter(|_| joined).map_or(1, |batching| batching.max_size as usize)
+    }
+
     /// How long its cell has been idle; `None` without one, or while it works.
     pub(super) fn idle_for(&self) -> Option<Duration> {
         let serving = self.serving.lock();
@@ -421,7 +428,7 @@ impl Cells {
             Some((lane, share)) => match self.answer(&lane, &share, resolved, asked, open(), way).await {
                 // Nobody else has to make room for a replica.
                 Err(Miss::Final(Error::Overloaded(_))) if lane.lane != Lane::Live => {
-                    self.answer(island, owner, resolved, asked, open(), way).await
+                    self.answer(island, &share, resolved, asked, open(), way).await
                 }
                 answer => answer,
             },
@@ -489,7 +496,7 @@ impl Cells {
     ) -> Result<Inferred, Miss> {
         island.breaker_check(&resolved.key)?;
         let _here = Here::at(island);
-        let joined = resolved.key.batching.map_or(1, |batching| batching.max_size as usize);
+        let joined = island.joins(&resolved.key);
         let mut turn = island.seat.turn(owner, &asked.manner, joined);
         turn.come(way).await?;
         if !island.is_warm(&resolved.key) {

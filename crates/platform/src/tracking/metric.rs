@@ -249,7 +249,9 @@ impl Metric {
             let more = points.len() > skip.saturating_add(limit);
             return Ok((points.into_iter().skip(skip).take(limit).collect(), more));
         }
-        let (block, within) = (skip / BLOCK_POINTS as u64, usize::try_from(skip % BLOCK_POINTS as u64).unwrap_or_default());
+        // The tail is longer than a block where points wait.
+        let block = (skip / BLOCK_POINTS as u64).min(self.blocks);
+        let within = usize::try_from(skip - block * BLOCK_POINTS as u64).unwrap_or(usize::MAX);
         let mut points = self.blocks_from(rows, run, block, limit.saturating_add(within)).await?;
         points.drain(..within.min(points.len()));
         points.truncate(limit);

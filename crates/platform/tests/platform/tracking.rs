@@ -143,7 +143,7 @@ async fn points_that_wait_are_seen() {
     let (before, run) = (world.stored(&key).await, world.begin(&key, &experiment).await);
     let (world, key, run, experiment) = (&world, key.as_str(), run.as_str(), experiment.as_str());
     let mut records = BTreeSet::new();
-    for step in 0..40_i64 {
+    for step in 0..100_i64 {
         // Some steps are logged twice, some metrics alone, and one name is new in between.
         let step = if step % 7 == 6 { step - 1 } else { step };
         #[expect(clippy::cast_precision_loss, reason = "small")]
@@ -161,6 +161,16 @@ async fn points_that_wait_are_seen() {
         let twice: Vec<_> = history("m3").await.iter().map(|point| point.value).collect();
         assert_eq!(twice.len(), so_far.len() * 2, "{step}: {twice:?}");
         assert!(twice.is_sorted(), "{twice:?}");
+        let (mut paged, mut token) = (Vec::new(), None);
+        loop {
+            let page = world.platform.tracking_history(&permit, "m0", Some(10), token.as_deref()).await.unwrap();
+            paged.extend(steps(&page.points));
+            token = page.next;
+            if token.is_none() {
+                break;
+            }
+        }
+        assert_eq!(paged, so_far, "page by page");
         let view = world.platform.tracking_run_get(&permit).await.unwrap();
         let latest: BTreeMap<_, _> = view.metrics.into_iter().map(|(name, point)| (name, point.value)).collect();
         assert_eq!((latest["m7"], latest["m3"], latest.len()), (value, value + 0.5, if step >= 20 { 21 } else { 20 }));

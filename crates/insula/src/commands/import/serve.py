@@ -20,6 +20,7 @@ import urllib.parse
 
 START_SECONDS_MAX = 120
 STOP_SECONDS_MAX = 10
+REMOVALS_MAX = 50
 LOG_CHARS_SHOWN = 300
 
 
@@ -184,7 +185,12 @@ def main():
     except KeyboardInterrupt:
         pass
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        # A process of the server that is dying may still make a file.
+        for _ in range(REMOVALS_MAX):
+            shutil.rmtree(folder, ignore_errors=True)
+            if not os.path.exists(folder):
+                break
+            time.sleep(0.1)
 
 
 main()

@@ -339,3 +339,12 @@ fn requests_that_are_worked_on_together_lie_in_the_cell_together() {
         assert_eq!(left, 1, "who waited went when there was room");
     }
 }
+
+#[test]
+fn what_one_had_of_a_core_that_nobody_wanted_is_not_held_against_it() {
+    let flood = Tenant { weight: 1, cells: 1, clients: 20, service: 10_000_000, thinks: 0, begins: 0 };
+    let later = Tenant { begins: seconds(29), ..flood };
+    let told = World::new(RULES, &[Tenant { weight: 100, ..flood }, flood, later, later, later]).run(seconds(40));
+    let share = |at: usize| told[at].worked as f64;
+    assert!(share(1) > share(2) + 28e9, "it has its share beside those who came later: {told:?}");
+}

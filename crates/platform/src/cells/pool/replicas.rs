@@ -78,7 +78,7 @@ impl Cells {
         }
         let seen: Vec<Seen> = lanes.iter().map(|lane| lane.seen()).collect();
         match choose(&seen, cells_max, owner.limits.memory_bytes, resolved.expected_bytes()) {
-            Choice::New if self.0.gate.has_spare() => {
+            Choice::New if self.0.gate.has_spare() && self.0.places.available_permits() > 0 => {
                 let smaller = owner.share(sharing + 1);
                 let fits = |lane: &Arc<Island>| lane.bill() <= models_budget(smaller.limits.memory_bytes);
                 if !lanes.iter().all(fits) {
@@ -92,6 +92,8 @@ impl Cells {
                 Some((self.lane(owner.island, Lane::Replica(free)), smaller))
             }
             Choice::New => Some((Arc::clone(main), share)),
+            // One that took more while it was alone is not cut down under its models.
+            Choice::Known(place) if seen.get(place)?.memory_bytes > models_budget(share.limits.memory_bytes) => None,
             Choice::Known(place) => Some((Arc::clone(lanes.get(place)?), share)),
         }
     }

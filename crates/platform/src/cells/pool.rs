@@ -166,6 +166,11 @@ impl Serving {
         Some(self.link.ask(&request, None))
     }
 
+    /// Whether requests to a loaded model are joined.
+    fn joins(&self, key: &SlotKey) -> bool {
+        self.slots.lock().loaded.peek(key).is_some_and(|slot| slot.joined)
+    }
+
     /// Forgets a model, in the cell too.
     fn unload(&self, key: &SlotKey) {
         let mut slots = self.slots.lock();
@@ -246,7 +251,7 @@ impl Island {
     /// How many requests to this model its cell works on at once.
     fn joins(&self, key: &SlotKey) -> usize {
         let serving = self.serving.lock();
-        let joined = serving.as_ref().is_some_and(|cell| cell.slots.lock().loaded.peek(key).is_some_and(|slot| slot.joined));
+        let joined = serving.as_ref().is_some_and(|cell| cell.joins(key));
         key.batching.filter(|_| joined).map_or(1, |batching| batching.max_size as usize)
     }
 
@@ -582,8 +587,7 @@ impl Cells {
         if failure != CellFailure::Stopped {
             island.breaker_crashed(key);
         }
-        let joined = cell.slots.lock().loaded.peek(key).is_some_and(|slot| slot.joined);
-        if joined && matches!(failure, CellFailure::Died(_) | CellFailure::OutOfMemory { .. }) && lost.end != End::Deadline {
+        if cell.joins(key) && matches!(failure, CellFailure::Died(_) | CellFailure::OutOfMemory { .. }) && lost.end != End::Deadline {
             return Miss::Again;
         }
         Miss::Final(match lost.end {

@@ -213,16 +213,13 @@ impl Metric {
         if self.tail.iter().any(|known| known.same(&point)) {
             return;
         }
-        self.ordered &= self.tail.last().is_none_or(|last| last.in_history(&point).is_lt());
-        if point.newer(&self.latest) {
-            self.latest = point;
-        }
-        if self.tail.len() >= BLOCK_POINTS {
-            let points = std::mem::take(&mut self.tail);
+        self.wait(point);
+        if self.tail.len() > BLOCK_POINTS {
+            let newest = self.tail.split_off(BLOCK_POINTS);
+            let points = std::mem::replace(&mut self.tail, newest);
             blocks.push(MetricBlock { run: run.to_owned(), hash: name_hash(&self.name), number: self.blocks, points });
             self.blocks += 1;
         }
-        self.tail.push(point);
     }
 
     /// Adds a point for those who read, without cutting blocks.

@@ -107,6 +107,8 @@ impl Source {
         let socket = match started {
             Started { socket: Some(socket), .. } => socket,
             Started { error, help, .. } => {
+                // It says so before it clears up.
+                ended(server).await;
                 let failure = Failure::new(Class::Failed, error.unwrap_or_else(|| "the source cannot be read".to_owned()));
                 return Err(failure.help(help.unwrap_or_default()));
             }
@@ -137,12 +139,18 @@ impl Source {
 
     /// Ends the private server.
     pub(crate) async fn close(self) {
-        let Some(mut server) = self.server else { return };
-        drop(server.stdin.take());
-        if tokio::time::timeout(STOP_TIMEOUT, server.wait()).await.is_err() {
-            // What it started goes with its process group; that it is gone already is as good.
-            let _ = server.kill().await;
+        if let Some(server) = self.server {
+            ended(server).await;
         }
+    }
+}
+
+/// Lets a private server end, and its folder go.
+async fn ended(mut server: Child) {
+    drop(server.stdin.take());
+    if tokio::time::timeout(STOP_TIMEOUT, server.wait()).await.is_err() {
+        // What it started goes with its process group; that it is gone already is as good.
+        let _ = server.kill().await;
     }
 }
 

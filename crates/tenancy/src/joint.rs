@@ -199,13 +199,16 @@ async fn together(island: &Island, writes: &mut [Box<dyn Write>], permits: &[Arc
     let mut parts: Vec<Part<'_>> = Vec::with_capacity(permits.len());
     for (write, permit) in writes.iter_mut().zip(permits) {
         tx.turn_to(permit);
-        let savepoint = if alone { None } else { Some(tx.savepoint().await?) };
+        // One alone, whose work fails, takes all of it back by not being committed.
+        if !alone {
+            tx.savepoint();
+        }
         let stays = write.work(&mut tx).await;
         let part = tx.part();
-        match savepoint {
-            Some(savepoint) if !stays => tx.take_back(savepoint).await?,
-            Some(_) => tx.keep().await?,
-            None => {}
+        if stays {
+            tx.keep().await?;
+        } else {
+            tx.take_back().await?;
         }
         if stays {
             parts.push(part);

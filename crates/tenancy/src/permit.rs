@@ -552,7 +552,7 @@ pub(crate) async fn commit_all(island: &Island, mut rows: rows::Tx<'_>, parts: V
     }
     let first_generation = rows.generation();
     for entry in bytes {
-        rows.outbox_add(&entry).await?;
+        rows.outbox_add(entry);
     }
     let committing = island.committing(rows.generation(), failed).await?;
     // From here on the entries are the commit's business: whoever finds out whether it happened writes the ones or the others.

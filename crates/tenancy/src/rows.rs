@@ -21,6 +21,7 @@ pub(crate) mod postgres;
 mod records;
 pub(crate) mod sql;
 pub(crate) mod sqlite;
+mod staged;
 
 use std::collections::HashSet;
 use std::fs::{DirBuilder, File};
@@ -35,14 +36,16 @@ use crate::error::{Error, Result};
 use crate::freeze::Freeze;
 use crate::keyring::Keyring;
 use crate::ledger::{Entry, Ledger, SharedCopy};
-use codec::Codec;
+use codec::{Codec, Content};
 use db::{CLOSED, Closing, Db, LOCK_WAIT_MAX, PostgresDb, Reading, Txn};
 use parking_lot::RwLock;
 use postgres::PgRows;
 pub(crate) use records::content_fits;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use sql::Sql;
 use sqlite::{Expect, Migrations, SqliteDb};
+use staged::Staged;
 use tokio::sync::{RwLockReadGuard, RwLockWriteGuard};
 
 const ROWS: &str = "rows.db";
@@ -267,7 +270,18 @@ impl Store {
     pub(crate) async fn tx(&self) -> Result<Tx<'_>> {
         let gate = self.writing().await?;
         let home = self.home();
-        Ok(Tx { store: self, home, txn: home.db.begin().await?, attached: Vec::new(), detached: Vec::new(), _gate: gate })
+        let txn = home.db.begin().await?;
+        Ok(Tx {
+            store: self,
+            home,
+            txn,
+            staged: Staged::default(),
+            entries: Vec::new(),
+            part: None,
+            attached: Vec::new(),
+            detached: Vec::new(),
+            _gate: gate,
+        })
     }
 
     /// Begins a blob.
@@ -354,14 +368,38 @@ pub struct Rows<'p> {
     store: &'p Store,
 }
 
-impl Rows<'_> {
-    /// The record with this key.
+/// One moment of one tenant's records. Whoever holds it has the only connection to a tenant's own file: be short, and do not ask [`Rows`]
+/// meanwhile.
+pub struct Snapshot<'p> {
+    reading: Reading<'p>,
+    home: &'p Home,
+}
+
+impl Snapshot<'_> {
+    /// As [`Rows::get`].
+    pub async fn get<R: Record>(&mut self, key: &str) -> Result<Option<R>> {
+        records::get(self.reading.sql()?, &self.home.codec, key).await
+    }
+
+    /// As [`Rows::list`].
+    pub async fn list<R: Record>(&mut self, after: Option<&str>, limit: u32, prefix: Option<&str>) -> Result<Vec<R>> {
+        records::list(self.reading.sql()?, &self.home.codec, after, limit, prefix).await
+    }
+}
+
+impl<'p> Rows<'p> {
+    /// This moment, for several reads that belong together: on a server they share the way there.
     ///
     /// # Errors
     /// [`Error::Internal`] when the store fails, [`Error::Unavailable`] when it is busy for too long; so for all methods here.
+    pub async fn snapshot(&self) -> Result<Snapshot<'p>> {
+        let (reading, home) = self.store.reading().await?;
+        Ok(Snapshot { reading, home })
+    }
+
+    /// The record with this key.
     pub async fn get<R: Record>(&self, key: &str) -> Result<Option<R>> {
-        let (mut reading, home) = self.store.reading().await?;
-        records::get(reading.sql()?, &home.codec, key).await
+        self.snapshot().await?.get(key).await
     }
 
     /// The records with these keys (each given once), in their order, in few statements.
@@ -380,8 +418,7 @@ impl Rows<'_> {
 
     /// At most `limit` (and 1,000) records after the key `after`, ordered by key; only those whose key begins with `prefix`.
     pub async fn list<R: Record>(&self, after: Option<&str>, limit: u32, prefix: Option<&str>) -> Result<Vec<R>> {
-        let (mut reading, home) = self.store.reading().await?;
-        records::list(reading.sql()?, &home.codec, after, limit, prefix).await
+        self.snapshot().await?.list(after, limit, prefix).await
     }
 
     /// At most `limit` (and 1,000) records whose field has this value, after the key `after`, ordered by key.
@@ -422,28 +459,57 @@ pub struct Tx<'p> {
     store: &'p Store,
     home: &'p Home,
     txn: Txn<'p>,
+    /// What it knows, and what the database is still to be told.
+    staged: Staged,
+    /// Ledger entries with their generations, to be told with the last one.
+    entries: Vec<(u64, Vec<u8>)>,
+    part: Option<Savepoint>,
     attached: Vec<SealedBlob>,
     detached: Vec<BlobId>,
     _gate: RwLockReadGuard<'p, ()>,
 }
 
-/// Where a part of a transaction began.
-pub(crate) struct Savepoint {
+/// Where a part of a transaction began that may have to be taken back alone.
+struct Savepoint {
     attached: usize,
     detached: usize,
+    /// Whether the database knows of it: it is told before the first change of the part that it hears of.
+    told: bool,
 }
 
 impl Tx<'_> {
     /// As [`Rows::get`].
     pub async fn get<R: Record>(&mut self, key: &str) -> Result<Option<R>> {
-        let result = records::get(self.txn.enter()?, &self.home.codec, key).await;
-        self.txn.leave(result)
+        if let Some(json) = self.staged.json(R::KIND, key) {
+            return json.map(|json| records::parsed(key, json)).transpose();
+        }
+        let result = records::json(self.txn.enter()?, &self.home.codec, R::KIND, key).await;
+        let json = self.txn.leave(result)?;
+        self.learn(key, json)
     }
 
     /// As [`Rows::get_all`].
     pub async fn get_all<R: Record>(&mut self, keys: &[String]) -> Result<Vec<Option<R>>> {
-        let result = records::get_all(self.txn.enter()?, &self.home.codec, keys).await;
-        self.txn.leave(result)
+        let (mut records, mut unknown) = (Vec::with_capacity(keys.len()), Vec::new());
+        for (at, key) in keys.iter().enumerate() {
+            match self.staged.json(R::KIND, key) {
+                Some(json) => records.push(json.map(|json| records::parsed(key, json)).transpose()?),
+                None => {
+                    unknown.push((at, key.clone()));
+                    records.push(None);
+                }
+            }
+        }
+        let (places, unknown): (Vec<usize>, Vec<String>) = unknown.into_iter().unzip();
+        let result = records::jsons(self.txn.enter()?, &self.home.codec, R::KIND, &unknown).await;
+        let mut found = self.txn.leave(result)?;
+        for (at, key) in places.into_iter().zip(&unknown) {
+            let record = self.learn(key, found.remove(key))?;
+            if let Some(place) = records.get_mut(at) {
+                *place = record;
+            }
+        }
+        Ok(records)
     }
 
     /// As [`Rows::require`].
@@ -453,25 +519,22 @@ impl Tx<'_> {
 
     /// As [`Rows::list`].
     pub async fn list<R: Record>(&mut self, after: Option<&str>, limit: u32, prefix: Option<&str>) -> Result<Vec<R>> {
+        self.flush().await?;
         let result = records::list(self.txn.enter()?, &self.home.codec, after, limit, prefix).await;
         self.txn.leave(result)
     }
 
     /// As [`Rows::find`].
     pub async fn find<R: Record>(&mut self, field: &'static str, value: &str, after: Option<&str>, limit: u32) -> Result<Vec<R>> {
+        self.flush().await?;
         let result = records::find(self.txn.enter()?, &self.home.codec, field, value, after, limit).await;
         self.txn.leave(result)
     }
 
     /// As [`Rows::count`].
     pub async fn count<R: Record>(&mut self) -> Result<u64> {
+        self.flush().await?;
         let result = records::count::<R>(self.txn.enter()?).await;
-        self.txn.leave(result)
-    }
-
-    /// How many records of the kind have keys that begin with `prefix`.
-    pub async fn count_under<R: Record>(&mut self, prefix: &str) -> Result<u64> {
-        let result = records::count_under::<R>(self.txn.enter()?, prefix).await;
         self.txn.leave(result)
     }
 
@@ -480,32 +543,86 @@ impl Tx<'_> {
     /// # Errors
     /// [`Error::Conflict`] if the key is taken; the transaction may go on.
     pub async fn insert<R: Record>(&mut self, record: &R) -> Result<()> {
-        let result = records::insert(self.txn.enter()?, &self.home.codec, record).await;
-        self.txn.leave(result)
+        let (key, content) = records::encode(record)?;
+        let free = match self.staged.json(R::KIND, &key) {
+            Some(known) => known.is_none(),
+            None => {
+                let home = self.home;
+                let result = records::content_insert(self.changing().await?, &home.codec, R::KIND, &key, &content).await;
+                let free = self.txn.leave(result)?;
+                if free {
+                    self.staged.learn(R::KIND, &key, Some(content));
+                    return Ok(());
+                }
+                false
+            }
+        };
+        if !free {
+            return Err(Error::Conflict(format!("the {} `{key}` exists already", R::KIND)));
+        }
+        self.put(record).await
     }
 
     /// Adds or replaces a record.
     pub async fn put<R: Record>(&mut self, record: &R) -> Result<()> {
-        let result = records::put(self.txn.enter()?, &self.home.codec, record).await;
-        self.txn.leave(result)
+        self.txn.whole()?;
+        let (key, content) = records::encode(record)?;
+        self.staged.put(R::KIND, key, content);
+        if self.staged.is_full() { self.flush().await } else { Ok(()) }
     }
 
     /// Adds or replaces records of one kind, in few statements; of two with the same key the later one stays.
     pub async fn put_all<R: Record>(&mut self, records: &[R]) -> Result<()> {
-        let result = records::put_all(self.txn.enter()?, &self.home.codec, records).await;
-        self.txn.leave(result)
+        for record in records {
+            self.put(record).await?;
+        }
+        Ok(())
     }
 
     /// Removes a record; whether it was there.
     pub async fn delete<R: Record>(&mut self, key: &str) -> Result<bool> {
-        let result = records::delete::<R>(self.txn.enter()?, key).await;
-        self.txn.leave(result)
+        let result = records::content_delete(self.changing().await?, R::KIND, key).await;
+        let was_there = self.txn.leave(result)?;
+        self.staged.learn(R::KIND, key, None);
+        Ok(was_there)
     }
 
     /// Removes records of one kind, in few statements; what is not there is no error.
     pub async fn delete_all<R: Record>(&mut self, keys: &[String]) -> Result<()> {
-        let result = records::delete_all::<R>(self.txn.enter()?, keys).await;
-        self.txn.leave(result)
+        let result = records::delete_all(self.changing().await?, R::KIND, keys).await;
+        self.txn.leave(result)?;
+        keys.iter().for_each(|key| self.staged.learn(R::KIND, key, None));
+        Ok(())
+    }
+
+    fn learn<R: Record>(&mut self, key: &str, json: Option<Vec<u8>>) -> Result<Option<R>> {
+        let record = json.as_deref().map(|json| records::parsed::<R>(key, json)).transpose()?;
+        let fields = record.as_ref().map(|record| records::sorted(record.fields())).unwrap_or_default();
+        self.staged.learn(R::KIND, key, json.map(|value| Content { value, fields }));
+        Ok(record)
+    }
+
+    /// The database, which is asked about more than one record: it has to know them all.
+    async fn flush(&mut self) -> Result<()> {
+        if self.staged.is_due() {
+            self.changing().await?;
+            self.txn.leave(Ok(()))?;
+        }
+        Ok(())
+    }
+
+    /// The database, for a change: it knows what came before.
+    async fn changing(&mut self) -> Result<Sql<'_>> {
+        if let Some(part) = self.part.as_mut().filter(|part| !part.told) {
+            let result = self.txn.enter()?.execute("SAVEPOINT part", &[]).await.map(drop);
+            self.txn.leave(result)?;
+            part.told = true;
+        }
+        if self.staged.is_due() {
+            let result = self.staged.flush(self.txn.enter()?, &self.home.codec).await;
+            self.txn.leave(result)?;
+        }
+        self.txn.enter()
     }
 
     /// Takes a written blob over; it exists from the commit on.
@@ -517,7 +634,7 @@ impl Tx<'_> {
         let keys = self.store.keyring()?;
         let (key_version, wrapped_key) = keys.wrap_object(blob.key(), blob.id().0)?;
         let row = BlobRow { key_version, wrapped_key, commitment: blob.commitment(), bytes: blob.bytes(), sha256: blob.sha256() };
-        let result = records::blob_insert(self.txn.enter()?, blob.id(), &row).await;
+        let result = records::blob_insert(self.changing().await?, blob.id(), &row).await;
         self.txn.leave(result)?;
         let id = blob.id();
         self.attached.push(blob);
@@ -526,7 +643,7 @@ impl Tx<'_> {
 
     /// Removes a blob: its key now, its bytes after the commit. Returns its size in bytes, or `None` if it was not there.
     pub async fn detach(&mut self, id: BlobId) -> Result<Option<u64>> {
-        let result = records::blob_delete(self.txn.enter()?, id).await;
+        let result = records::blob_delete(self.changing().await?, id).await;
         let bytes = self.txn.leave(result)?;
         if bytes.is_some() {
             self.detached.push(id);
@@ -536,8 +653,13 @@ impl Tx<'_> {
 
     /// As [`Rows::usage`].
     pub async fn usage(&mut self, name: &str) -> Result<i64> {
+        if let Some(value) = self.staged.counter(name) {
+            return Ok(value);
+        }
         let result = records::usage(self.txn.enter()?, name).await;
-        self.txn.leave(result)
+        let value = self.txn.leave(result)?;
+        self.staged.learn_counter(name, value);
+        Ok(value)
     }
 
     /// Adds to a durable counter; returns the new value.
@@ -545,8 +667,16 @@ impl Tx<'_> {
     /// # Errors
     /// [`Error::Internal`] if it would fall below zero: somebody gave back more than was taken.
     pub async fn usage_add(&mut self, name: &str, delta: i64) -> Result<i64> {
-        let result = records::usage_add(self.txn.enter()?, name, delta).await;
-        self.txn.leave(result)
+        if let Some(value) = self.staged.counter(name) {
+            self.txn.enter()?;
+            let value = self.txn.leave(records::usage_sum(name, value, delta))?;
+            self.staged.put_counter(name, value);
+            return Ok(value);
+        }
+        let result = records::usage_add(self.changing().await?, name, delta).await;
+        let value = self.txn.leave(result)?;
+        self.staged.learn_counter(name, value);
+        Ok(value)
     }
 
     /// The generation this transaction will have once committed: nobody else can take it meanwhile.
@@ -556,43 +686,54 @@ impl Tx<'_> {
 
     /// Forgets entries the ledger has durably, as part of this transaction.
     pub(crate) async fn outbox_prune(&mut self, up_to_generation: u64) -> Result<()> {
-        let result = records::outbox_prune(self.txn.enter()?, up_to_generation).await;
+        let result = records::outbox_prune(self.changing().await?, up_to_generation).await;
         self.txn.leave(result).map(|_| ())
     }
 
     /// Puts a ledger entry into the outbox under the transaction's generation, which rises by one: further entries follow.
-    pub(crate) async fn outbox_add(&mut self, entry: &[u8]) -> Result<()> {
+    pub(crate) fn outbox_add(&mut self, entry: Vec<u8>) {
         let generation = self.generation();
-        let result = records::outbox_insert(self.txn.enter()?, &self.home.codec, generation, entry).await;
-        self.txn.leave(result)?;
+        self.entries.push((generation, entry));
         self.txn.raise(generation.saturating_add(1));
-        Ok(())
     }
 
     /// Something that may have to be taken back alone begins.
-    pub(crate) async fn savepoint(&mut self) -> Result<Savepoint> {
-        let result = self.txn.enter()?.execute("SAVEPOINT part", &[]).await.map(drop);
-        self.txn.leave(result)?;
-        Ok(Savepoint { attached: self.attached.len(), detached: self.detached.len() })
+    pub(crate) fn savepoint(&mut self) {
+        self.staged.mark();
+        self.part = Some(Savepoint { attached: self.attached.len(), detached: self.detached.len(), told: false });
     }
 
     /// What was done since the savepoint stays.
     pub(crate) async fn keep(&mut self) -> Result<()> {
+        self.staged.keep();
+        if self.part.take().is_some_and(|part| part.told) { self.release().await } else { Ok(()) }
+    }
+
+    /// What was done since the savepoint has not happened.
+    pub(crate) async fn take_back(&mut self) -> Result<()> {
+        self.staged.take_back();
+        let Some(part) = self.part.take() else { return Ok(()) };
+        self.attached.truncate(part.attached);
+        self.detached.truncate(part.detached);
+        if !part.told {
+            return Ok(());
+        }
+        let result = self.txn.enter()?.execute("ROLLBACK TO SAVEPOINT part", &[]).await.map(drop);
+        self.txn.leave(result)?;
+        self.release().await
+    }
+
+    async fn release(&mut self) -> Result<()> {
         let result = self.txn.enter()?.execute("RELEASE SAVEPOINT part", &[]).await.map(drop);
         self.txn.leave(result)
     }
 
-    /// What was done since the savepoint has not happened.
-    pub(crate) async fn take_back(&mut self, savepoint: Savepoint) -> Result<()> {
-        let result = self.txn.enter()?.execute("ROLLBACK TO SAVEPOINT part", &[]).await.map(drop);
-        self.txn.leave(result)?;
-        self.attached.truncate(savepoint.attached);
-        self.detached.truncate(savepoint.detached);
-        self.keep().await
-    }
-
     /// Commits, with a ledger entry in the same transaction. Durable on return; returns the new generation.
     pub(crate) async fn commit_with(mut self, entry: Option<Vec<u8>>) -> Result<u64> {
+        self.flush().await?;
+        let entries = std::mem::take(&mut self.entries);
+        let result = records::outbox_insert(self.txn.enter()?, &self.home.codec, &entries).await;
+        self.txn.leave(result)?;
         let entry = entry.map(|entry| self.home.codec.entry(self.generation(), &entry)).transpose()?;
         let objects = !self.attached.is_empty() || !self.detached.is_empty();
         if objects {

@@ -29,7 +29,7 @@ impl Platform {
     /// # Errors
     /// Not found; a token of another query.
     pub async fn tracking_history(&self, permit: &Permit<RunRead>, key: &str, limit: Option<u32>, token: Option<&str>) -> Result<History> {
-        let run = readable(permit, permit.resource()).await?;
+        let run = readable(permit, &mut permit.rows().snapshot().await?, permit.resource()).await?;
         let shape = PageToken::shape(&(&run.id, key));
         let skip = PageToken::open(permit, token, "history", &shape)?;
         let limit = experiment::page_limit(

@@ -236,7 +236,7 @@ impl Platform {
         let Found { mut runs, cut, more } = found;
         for at in cut {
             if let Some(view) = runs.get_mut(at) {
-                let items = heads(&permit.rows(), &view.run.id).await?;
+                let items = heads(&mut permit.rows().snapshot().await?, &view.run.id).await?;
                 view.datasets =
                     items.into_iter().filter_map(|part| if let Part::Dataset(input) = part { Some(input) } else { None }).collect();
             }
@@ -418,8 +418,9 @@ impl Index {
         }
         let mut reload = Reload { slot, runs: slot.dirty.lock().drain().collect() };
         while let Some(id) = reload.runs.last() {
+            let mut rows = rows.snapshot().await?;
             let run = rows.get::<TrackedRun>(id).await?;
-            let items = if run.is_some() { heads(rows, id).await? } else { Vec::new() };
+            let items = if run.is_some() { heads(&mut rows, id).await? } else { Vec::new() };
             let id = id.clone();
             match run {
                 Some(run) => self.put(run, items),

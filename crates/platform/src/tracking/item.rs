@@ -12,7 +12,7 @@
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tenancy::{Record, Resource, Rows, Tx};
+use tenancy::{Record, Resource, Snapshot, Tx};
 
 use super::check::name_hash;
 use super::journal::{Journal, merged};
@@ -234,7 +234,7 @@ impl Balance {
 }
 
 /// All parts of a run, without the points of its metrics.
-pub(crate) async fn heads(rows: &Rows<'_>, run: &str) -> Result<Vec<Part<MetricHead>>> {
+pub(crate) async fn heads(rows: &mut Snapshot<'_>, run: &str) -> Result<Vec<Part<MetricHead>>> {
     let prefix = format!("{run}/");
     let mut items: Vec<RunItem<MetricHead>> = Vec::new();
     loop {

@@ -44,36 +44,38 @@ pub(crate) async fn put(tx: &mut Tx<'_>, run: &mut TrackedRun, points: &[MetricP
     }
     let fresh = points.iter().map(|point| (point.key.as_str(), point.point));
     let together = fresh.clone().map(|(name, _)| name).collect::<BTreeSet<_>>().len() >= METRICS_MIN;
-    if !run.wide {
+    let Some(waiting) = run.journal else {
         if together {
-            run.wide = true;
+            run.journal = Some(0);
             tx.put(run).await?;
         }
         return sort(tx, &run.id, fresh, balance).await;
-    }
-    let run = run.id.as_str();
-    let waiting = tx.count_under::<RunItem<Metric>>(&journal_prefix(run)).await?;
+    };
     if (waiting > 0 || together) && points.len() <= POINTS_MAX && waiting + 1 < JOURNAL_RECORDS_MAX {
         let points = fresh.map(|(name, point)| (name.to_owned(), point)).collect();
-        let journal = RunItem::new(run, Part::Journal(Journal { number: waiting, points }));
+        let journal = RunItem::new(&run.id, Part::Journal(Journal { number: waiting, points }));
         balance.added += journal.part.stored_bytes();
-        return Ok(tx.insert(&journal).await?);
+        run.journal = Some(waiting + 1);
+        tx.put(&journal).await?;
+        return Ok(tx.put(run).await?);
     }
     if waiting == 0 {
-        return sort(tx, run, fresh, balance).await;
+        return sort(tx, &run.id, fresh, balance).await;
     }
-    let journals = read(tx.list(None, u32::MAX, Some(&journal_prefix(run))).await?);
+    let journals = read(tx.list(None, u32::MAX, Some(&journal_prefix(&run.id))).await?);
     let waiting = journals.iter().flat_map(|(_, journal)| &journal.points).map(|(name, point)| (name.as_str(), *point));
-    sort(tx, run, waiting.chain(fresh), balance).await?;
+    sort(tx, &run.id, waiting.chain(fresh), balance).await?;
     let (keys, journals): (Vec<_>, Vec<_>) = journals.into_iter().unzip();
     balance.removed += journals.into_iter().map(|journal| Part::<Metric>::Journal(journal).stored_bytes()).sum::<u64>();
-    Ok(tx.delete_all::<RunItem<Metric>>(&keys).await?)
+    tx.delete_all::<RunItem<Metric>>(&keys).await?;
+    run.journal = Some(0);
+    Ok(tx.put(run).await?)
 }
 
 /// A metric of a run with its newest points, those that wait among them.
 pub(crate) async fn metric(rows: &Rows<'_>, run: &TrackedRun, name: &str) -> Result<Option<Metric>> {
     // In this order: what is sorted to its metric in between is seen twice, which does no harm, and never missed.
-    let journals = if run.wide { read(rows.list(None, u32::MAX, Some(&journal_prefix(&run.id))).await?) } else { Vec::new() };
+    let journals = if run.journal.is_some() { read(rows.list(None, u32::MAX, Some(&journal_prefix(&run.id))).await?) } else { Vec::new() };
     let mut metric = sorted(rows.get(&metric_key(&run.id, name)).await?);
     for (_, point) in journals.iter().flat_map(|(_, journal)| &journal.points).filter(|(named, _)| named == name) {
         match &mut metric {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use tenancy::act::{ResourceKind, RunDelete, RunRead, RunWrite};
-use tenancy::{Permit, Record, Tx};
+use tenancy::{Permit, Record, Snapshot, Tx};
 
 use super::check::{KEY_CHARS_MAX, PARAM_CHARS_MAX, TAG_CHARS_MAX, entity_name, kept_id, length, quoted, truncated};
 use super::experiment::{self, Experiment};
@@ -67,9 +67,9 @@ pub struct TrackedRun {
     pub artifact_uri: String,
     /// What happened last to it; its experiment's may count more.
     pub lifecycle: Lifecycle,
-    /// Many metrics were logged to it at once: points may wait in its journal.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(crate) wide: bool,
+    /// How many requests wait in its journal; none as long as many metrics were never logged to it at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) journal: Option<u64>,
 }
 
 impl Record for TrackedRun {
@@ -257,7 +257,7 @@ impl Platform {
                     start_ms: start_ms.unwrap_or_else(|| Timestamp::now().millis()),
                     end_ms: None,
                     lifecycle: Lifecycle::now(false, &[experiment.lifecycle]),
-                    wide: false,
+                    journal: None,
                     id,
                 };
                 let items: Vec<_> = parts.iter().map(|tag| RunItem::new(&run.id, Part::Tag(tag.clone()))).collect();
@@ -276,8 +276,9 @@ impl Platform {
     /// # Errors
     /// Not found.
     pub async fn tracking_run_get(&self, permit: &Permit<RunRead>) -> Result<RunView> {
-        let run = readable(permit, permit.resource()).await?;
-        let items = item::heads(&permit.rows(), &run.id).await?;
+        let mut rows = permit.rows().snapshot().await?;
+        let run = readable(permit, &mut rows, permit.resource()).await?;
+        let items = item::heads(&mut rows, &run.id).await?;
         Ok(RunView::new(run, items))
     }
 
@@ -469,9 +470,8 @@ impl Platform {
 }
 
 /// A run that the permit may read, with the lifecycle that counts.
-pub(crate) async fn readable(permit: &Permit<RunRead>, id: &str) -> Result<TrackedRun> {
+pub(crate) async fn readable(permit: &Permit<RunRead>, rows: &mut Snapshot<'_>, id: &str) -> Result<TrackedRun> {
     id_checked(id)?;
-    let rows = permit.rows();
     let mut run = rows.get::<TrackedRun>(id).await?.ok_or(Error::not_found("run"))?;
     permit.within(ResourceKind::Experiment, &run.experiment_id)?;
     let experiment = experiment::one(rows.get(&run.experiment_id).await?, &run.experiment_id)?;

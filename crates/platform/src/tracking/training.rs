@@ -29,7 +29,7 @@ pub(crate) async fn record(tx: &mut Tx<'_>, run: &Run) -> Result<()> {
         artifact_uri: format!("{}/{}/artifacts", experiment.artifact_location.trim_end_matches('/'), run.id),
         lifecycle: Lifecycle::now(experiment.lifecycle.deleted, &[experiment.lifecycle]),
         experiment_id: experiment.id,
-        wide: false,
+        journal: None,
     };
     tx.insert(&tracked).await?;
     let items: Vec<_> = parts(run).into_iter().map(|part| RunItem::new(&run.id, part)).collect();

@@ -172,7 +172,9 @@ impl Home {
         for change in changes {
             let sql = txn.enter()?;
             let result = match change {
-                Change::Put(Item::Record { kind, key, content }) => records::content_put(sql, &self.codec, &kind, &key, content).await,
+                Change::Put(Item::Record { kind, key, content }) => {
+                    records::put_due(sql, &self.codec, &kind, &[records::Due { key, content: content.into(), stored_fields: None }]).await
+                }
                 Change::Remove(Item::Record { kind, key, .. }) => records::content_delete(sql, &kind, &key).await.map(drop),
                 Change::Put(Item::Counter { name, value }) => records::counter_set(sql, &name, value).await,
                 Change::Remove(Item::Counter { name, .. }) => records::counter_delete(sql, &name).await,
@@ -251,10 +253,8 @@ impl Store {
         let mut txn = target.db.begin().await?;
         let result = records::outbox_prune(txn.enter()?, u64::MAX).await;
         txn.leave(result)?;
-        for (generation, entry) in waiting {
-            let result = records::outbox_insert(txn.enter()?, &target.codec, generation, &entry).await;
-            txn.leave(result)?;
-        }
+        let result = records::outbox_insert(txn.enter()?, &target.codec, &waiting).await;
+        txn.leave(result)?;
         txn.raise(self.home().db.generation());
         txn.commit().await
     }

@@ -358,11 +358,15 @@ impl Txn<'_> {
         }
     }
 
+    /// That nothing was broken off half-way.
+    pub(crate) fn whole(&self) -> Result<()> {
+        if self.broken { Err(Error::internal("the transaction was broken off half-way")) } else { Ok(()) }
+    }
+
     /// Begins an operation of several statements. Without [`Txn::leave`] the transaction stays broken.
     pub(crate) fn enter(&mut self) -> Result<Sql<'_>> {
-        if std::mem::replace(&mut self.broken, true) {
-            return Err(Error::internal("the transaction was broken off half-way"));
-        }
+        self.whole()?;
+        self.broken = true;
         self.sql()
     }
 

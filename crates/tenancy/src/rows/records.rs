@@ -2,8 +2,8 @@
 //!
 //! No statement names a tenant: the place does (its file, its schema, or row-level security on shared tables).
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::LazyLock;
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock};
 
 use super::Record;
 use super::codec::{Codec, Content};
@@ -23,63 +23,88 @@ const FIELDS_MAX: usize = 16;
 /// Sorts after every key.
 const KEY_END: char = char::MAX;
 
-pub(super) async fn get<R: Record>(mut db: Sql<'_>, codec: &Codec, key: &str) -> Result<Option<R>> {
+pub(super) async fn get<R: Record>(db: Sql<'_>, codec: &Codec, key: &str) -> Result<Option<R>> {
+    json(db, codec, R::KIND, key).await?.map(|json| parsed(key, &json)).transpose()
+}
+
+/// The JSON of a record.
+pub(super) async fn json(mut db: Sql<'_>, codec: &Codec, kind: &str, key: &str) -> Result<Option<Vec<u8>>> {
     if key.contains('\0') {
         return Ok(None); // no such key can be stored
     }
-    let row = db.optional("SELECT value FROM record WHERE kind = $1 AND key = $2", &[R::KIND.into(), key.into()]).await?;
-    row.map(|row| decode(codec, key, row.bytes(0)?)).transpose()
+    let row = db.optional("SELECT value FROM record WHERE kind = $1 AND key = $2", &[kind.into(), key.into()]).await?;
+    row.map(|row| codec.json(kind, key, row.bytes(0)?)).transpose()
 }
 
 /// The records with these keys, in their order.
-pub(super) async fn get_all<R: Record>(mut db: Sql<'_>, codec: &Codec, keys: &[String]) -> Result<Vec<Option<R>>> {
-    let mut found = HashMap::with_capacity(keys.len());
-    for batch in keys.chunks(BATCH_RECORDS) {
-        for row in db.all(&BATCHES.select, &batch_params::<R, _>(batch, String::as_str)).await? {
-            let key = row.text(0)?;
-            let record = decode(codec, &key, row.bytes(1)?)?;
-            found.insert(key, record);
-        }
-    }
-    Ok(keys.iter().map(|key| found.remove(key)).collect())
+pub(super) async fn get_all<R: Record>(db: Sql<'_>, codec: &Codec, keys: &[String]) -> Result<Vec<Option<R>>> {
+    let found = jsons(db, codec, R::KIND, keys).await?;
+    keys.iter().map(|key| found.get(key).map(|json| parsed(key, json)).transpose()).collect()
 }
 
-/// Adds or replaces records; of two with one key the later one stays.
-pub(super) async fn put_all<R: Record>(mut db: Sql<'_>, codec: &Codec, records: &[R]) -> Result<()> {
-    let mut latest = BTreeMap::new();
-    for record in records {
-        let (key, content) = encode(record)?;
-        latest.insert(key, content);
+/// The JSON of the records with these keys.
+pub(super) async fn jsons(mut db: Sql<'_>, codec: &Codec, kind: &str, keys: &[String]) -> Result<HashMap<String, Vec<u8>>> {
+    let mut found = HashMap::with_capacity(keys.len());
+    for batch in keys.chunks(BATCH_RECORDS) {
+        for row in db.all(&BATCHES.select, &batch_params(kind, batch)).await? {
+            let key = row.text(0)?;
+            let json = codec.json(kind, &key, row.bytes(1)?)?;
+            found.insert(key, json);
+        }
     }
-    let all: Vec<(String, Content)> = latest.into_iter().collect();
-    let [on_sqlite, on_postgres] = &BATCHES.upsert;
-    let upserts = if matches!(db, Sql::Sqlite(_)) { on_sqlite } else { on_postgres };
-    for batch in all.chunks(BATCH_RECORDS) {
-        db.execute(&BATCHES.delete_fields, &batch_params::<R, _>(batch, |(key, _)| key)).await?;
-        let values: Vec<Vec<u8>> = batch.iter().map(|(key, content)| codec.value(R::KIND, key, content.clone())).collect::<Result<_>>()?;
-        let mut params: Vec<Param<'_>> = vec![R::KIND.into()];
-        params.extend(batch.iter().zip(&values).flat_map(|((key, _), value)| [Param::from(key), Param::from(value)]));
-        let upsert = upserts.get(batch.len() - 1).ok_or_else(|| Error::internal("a batch without a statement"))?;
-        db.execute(upsert, &params).await?;
-        for (key, content) in batch {
-            fields_insert(&mut db, codec, R::KIND, key, &content.fields).await?;
+    Ok(found)
+}
+
+/// A record that the database is to be told of.
+pub(super) struct Due {
+    pub(super) key: String,
+    pub(super) content: Arc<Content>,
+    /// By what the database finds the one that it has under this key; none when nobody asked it.
+    pub(super) stored_fields: Option<Vec<(String, String)>>,
+}
+
+/// Adds or replaces records of a kind, each key once.
+pub(super) async fn put_due(mut db: Sql<'_>, codec: &Codec, kind: &str, due: &[Due]) -> Result<()> {
+    for batch in batches(due) {
+        let values: Vec<Vec<u8>> =
+            batch.iter().map(|due| codec.value(kind, &due.key, Content::clone(&due.content))).collect::<Result<_>>()?;
+        let mut params: Vec<Param<'_>> = vec![kind.into()];
+        params.extend(batch.iter().zip(&values).flat_map(|(due, value)| [Param::from(&due.key), Param::from(value)]));
+        let upsert = statement(&BATCHES.upsert, &db, batch.len())?;
+        // Most records are found by their key alone: the answer saves them a statement.
+        let had_fields = if batch.iter().all(|due| due.stored_fields.is_some()) {
+            db.execute(&upsert.silent, &params).await?;
+            false
+        } else {
+            let counts = db.all(&upsert.telling, &params).await?;
+            counts.iter().map(|row| row.int(0)).collect::<Result<Vec<_>>>()?.into_iter().any(|fields| fields > 0)
+        };
+        for due in batch {
+            let fields = &due.content.fields;
+            let (had, same) = due.stored_fields.as_ref().map_or((had_fields, false), |stored| (!stored.is_empty(), stored == fields));
+            if had && !same {
+                fields_delete(&mut db, kind, &due.key).await?;
+            }
+            if !same {
+                fields_insert(&mut db, codec, kind, &due.key, fields).await?;
+            }
         }
     }
     Ok(())
 }
 
 /// Removes records; what is not there is no error.
-pub(super) async fn delete_all<R: Record>(mut db: Sql<'_>, keys: &[String]) -> Result<()> {
+pub(super) async fn delete_all(mut db: Sql<'_>, kind: &str, keys: &[String]) -> Result<()> {
     for batch in keys.chunks(BATCH_RECORDS) {
-        batch_delete(&mut db, &batch_params::<R, _>(batch, String::as_str)).await?;
+        batch_delete(&mut db, &batch_params(kind, batch)).await?;
     }
     Ok(())
 }
 
 /// The kind and the keys of a batch. The statements have one length: the last key fills them up. No key that is stored has a NUL.
-fn batch_params<'a, R: Record, T>(batch: &'a [T], key: impl Fn(&'a T) -> &'a str) -> Vec<Param<'a>> {
-    let key = |at: usize| batch.get(at).or(batch.last()).map(&key).filter(|key| !key.contains('\0')).unwrap_or_default();
-    std::iter::once(R::KIND.into()).chain((0..BATCH_RECORDS).map(|at| Param::from(key(at)))).collect()
+fn batch_params<'a>(kind: &'a str, batch: &'a [String]) -> Vec<Param<'a>> {
+    let key = |at: usize| batch.get(at).or(batch.last()).filter(|key| !key.contains('\0')).map(String::as_str).unwrap_or_default();
+    std::iter::once(kind.into()).chain((0..BATCH_RECORDS).map(|at| Param::from(key(at)))).collect()
 }
 
 async fn batch_delete(db: &mut Sql<'_>, params: &[Param<'_>]) -> Result<()> {
@@ -89,28 +114,63 @@ async fn batch_delete(db: &mut Sql<'_>, params: &[Param<'_>]) -> Result<()> {
     Ok(())
 }
 
+/// In pieces of 32, 16, 8, 4, 2 and 1: a statement for each of these lengths is prepared once.
+fn batches<T>(mut all: &[T]) -> impl Iterator<Item = &[T]> {
+    std::iter::from_fn(move || {
+        let length = 1 << all.len().min(BATCH_RECORDS).checked_ilog2()?;
+        let (batch, rest) = all.split_at_checked(length)?;
+        all = rest;
+        Some(batch)
+    })
+}
+
+/// The statement for a piece of this length.
+fn statement<'s, T>(statements: &'s [Vec<T>; 2], db: &Sql<'_>, length: usize) -> Result<&'s T> {
+    let [on_sqlite, on_postgres] = statements;
+    let statements = if matches!(db, Sql::Sqlite(_)) { on_sqlite } else { on_postgres };
+    let at = length.checked_ilog2().and_then(|power| statements.get(power as usize));
+    at.ok_or_else(|| Error::internal("a batch without a statement"))
+}
+
 /// Statements on several records at once.
 struct Batches {
     select: String,
     delete: String,
     delete_fields: String,
-    /// For 1, 2, 3, … records; on SQLite and on PostgreSQL, which wants to be told which constraint it is about.
-    upsert: [Vec<String>; 2],
+    /// For 1, 2, 4, … records; on SQLite and on PostgreSQL, which wants to be told which constraint it is about.
+    upsert: [Vec<Upsert>; 2],
+    /// Entries of the outbox, the same way.
+    outbox: [Vec<String>; 2],
+}
+
+/// Adds or replaces records.
+struct Upsert {
+    silent: String,
+    /// For each record: how many fields it is found by.
+    telling: String,
 }
 
 static BATCHES: LazyLock<Batches> = LazyLock::new(|| {
     let list = |items: &mut dyn Iterator<Item = String>| items.collect::<Vec<_>>().join(", ");
     let keys = list(&mut (0..BATCH_RECORDS).map(|at| format!("${}", at + 2)));
+    let lengths = || (0..=BATCH_RECORDS.ilog2()).map(|power| 1usize << power);
     let upsert = |records: usize, constraint: &str| {
         let values = list(&mut (0..records).map(|at| format!("($1, ${}, ${})", 2 * at + 2, 2 * at + 3)));
-        format!("INSERT INTO record (kind, key, value) VALUES {values} ON CONFLICT {constraint} DO UPDATE SET value = excluded.value")
+        let silent =
+            format!("INSERT INTO record (kind, key, value) VALUES {values} ON CONFLICT {constraint} DO UPDATE SET value = excluded.value");
+        let telling = format!("{silent} RETURNING (SELECT count(*) FROM field WHERE field.kind = record.kind AND field.key = record.key)");
+        Upsert { silent, telling }
+    };
+    let entries = |entries: usize| {
+        let values = list(&mut (0..entries).map(|at| format!("(${}, ${})", 2 * at + 1, 2 * at + 2)));
+        format!("INSERT INTO outbox (generation, entry) VALUES {values}")
     };
     Batches {
         select: format!("SELECT key, value FROM record WHERE kind = $1 AND key IN ({keys})"),
         delete: format!("DELETE FROM record WHERE kind = $1 AND key IN ({keys})"),
         delete_fields: format!("DELETE FROM field WHERE kind = $1 AND key IN ({keys})"),
-        upsert: ["", "ON CONSTRAINT record_pkey"]
-            .map(|constraint| (1..=BATCH_RECORDS).map(|records| upsert(records, constraint)).collect()),
+        upsert: ["", "ON CONSTRAINT record_pkey"].map(|constraint| lengths().map(|records| upsert(records, constraint)).collect()),
+        outbox: [(); 2].map(|()| lengths().map(entries).collect()),
     }
 });
 
@@ -162,65 +222,22 @@ pub(super) async fn count<R: Record>(mut db: Sql<'_>) -> Result<u64> {
     db.one("SELECT count(*) FROM record WHERE kind = $1", &[R::KIND.into()]).await?.number(0)
 }
 
-pub(super) async fn count_under<R: Record>(mut db: Sql<'_>, prefix: &str) -> Result<u64> {
-    if prefix.contains('\0') {
-        return Ok(0);
-    }
-    let end = format!("{prefix}{KEY_END}");
-    let count = "SELECT count(*) FROM record WHERE kind = $1 AND key >= $2 AND key < $3";
-    db.one(count, &[R::KIND.into(), prefix.into(), (&end).into()]).await?.number(0)
-}
-
-pub(super) async fn insert<R: Record>(db: Sql<'_>, codec: &Codec, record: &R) -> Result<()> {
-    let (key, content) = encode(record)?;
-    if !content_insert(db, codec, R::KIND, &key, content).await? {
-        return Err(Error::Conflict(format!("the {} `{key}` exists already", R::KIND)));
-    }
-    Ok(())
-}
-
-pub(super) async fn put<R: Record>(db: Sql<'_>, codec: &Codec, record: &R) -> Result<()> {
-    let (key, content) = encode(record)?;
-    content_put(db, codec, R::KIND, &key, content).await
-}
-
-pub(super) async fn delete<R: Record>(db: Sql<'_>, key: &str) -> Result<bool> {
-    if key.contains('\0') {
-        return Ok(false);
-    }
-    content_delete(db, R::KIND, key).await
-}
-
 /// Adds a record unless its key is taken; whether it did.
-async fn content_insert(mut db: Sql<'_>, codec: &Codec, kind: &str, key: &str, content: Content) -> Result<bool> {
-    let fields = content.fields.clone();
-    let value = codec.value(kind, key, content)?;
+pub(super) async fn content_insert(mut db: Sql<'_>, codec: &Codec, kind: &str, key: &str, content: &Content) -> Result<bool> {
+    let value = codec.value(kind, key, content.clone())?;
     let insert = "INSERT INTO record (kind, key, value) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
     if db.execute(insert, &[kind.into(), key.into(), (&value).into()]).await? == 0 {
         return Ok(false);
     }
-    fields_insert(&mut db, codec, kind, key, &fields).await?;
+    fields_insert(&mut db, codec, kind, key, &content.fields).await?;
     Ok(true)
-}
-
-/// Adds or replaces a record, whatever it is.
-pub(super) async fn content_put(mut db: Sql<'_>, codec: &Codec, kind: &str, key: &str, content: Content) -> Result<()> {
-    let fields = content.fields.clone();
-    let value = codec.value(kind, key, content)?;
-    let params = [kind.into(), key.into(), (&value).into()];
-    // Most records are found by their key alone: the answer saves them a statement.
-    let update = "UPDATE record SET value = $3 WHERE kind = $1 AND key = $2
-         RETURNING (SELECT count(*) FROM field WHERE field.kind = $1 AND field.key = $2)";
-    match db.optional(update, &params).await?.map(|row| row.int(0)).transpose()? {
-        None => drop(db.execute("INSERT INTO record (kind, key, value) VALUES ($1, $2, $3)", &params).await?),
-        Some(0) => {}
-        Some(_) => fields_delete(&mut db, kind, key).await?,
-    }
-    fields_insert(&mut db, codec, kind, key, &fields).await
 }
 
 /// Removes a record, whatever it is; whether it was there.
 pub(super) async fn content_delete(mut db: Sql<'_>, kind: &str, key: &str) -> Result<bool> {
+    if key.contains('\0') {
+        return Ok(false);
+    }
     let delete = "DELETE FROM record WHERE kind = $1 AND key = $2
          RETURNING (SELECT count(*) FROM field WHERE field.kind = $1 AND field.key = $2)";
     let gone = db.optional(delete, &[kind.into(), key.into()]).await?.map(|row| row.int(0)).transpose()?;
@@ -285,10 +302,20 @@ pub(super) async fn usage_add(mut db: Sql<'_>, name: &str, delta: i64) -> Result
     if let Some(row) = db.optional(update, &[(&stored).into(), delta.into(), least.into(), most.into()]).await? {
         return row.int(0);
     }
-    let value = usage(db.again(), name).await?.checked_add(delta).filter(|value| *value >= 0);
-    let value = value.ok_or_else(|| Error::internal(format!("the counter `{name}` would leave its range by {delta}")))?;
+    let value = usage_sum(name, usage(db.again(), name).await?, delta)?;
     counter_set(db, &stored, value).await?;
     Ok(value)
+}
+
+/// What a counter is after an addition: never below zero.
+pub(super) fn usage_sum(name: &str, value: i64, delta: i64) -> Result<i64> {
+    let sum = value.checked_add(delta).filter(|sum| *sum >= 0);
+    sum.ok_or_else(|| Error::internal(format!("the counter `{name}` would leave its range by {delta}")))
+}
+
+/// Sets a counter.
+pub(super) async fn usage_set(db: Sql<'_>, name: &str, value: i64) -> Result<()> {
+    counter_set(db, &usage_name(name), value).await
 }
 
 pub(super) async fn blob_row(mut db: Sql<'_>, id: BlobId) -> Result<Option<BlobRow>> {
@@ -345,9 +372,15 @@ pub(super) async fn blobs_rewrap(mut db: Sql<'_>, keys: &Keyring, limit: u32) ->
     Ok((changed, left))
 }
 
-pub(super) async fn outbox_insert(mut db: Sql<'_>, codec: &Codec, generation: u64, entry: &[u8]) -> Result<()> {
-    let entry = codec.entry(generation, entry)?;
-    db.execute("INSERT INTO outbox (generation, entry) VALUES ($1, $2)", &[as_i64(generation)?.into(), (&entry).into()]).await.map(drop)
+/// Entries with their generations.
+pub(super) async fn outbox_insert(mut db: Sql<'_>, codec: &Codec, entries: &[(u64, Vec<u8>)]) -> Result<()> {
+    for batch in batches(entries) {
+        let stored = batch.iter().map(|(generation, entry)| Ok((as_i64(*generation)?, codec.entry(*generation, entry)?)));
+        let stored: Vec<(i64, Vec<u8>)> = stored.collect::<Result<_>>()?;
+        let params: Vec<Param<'_>> = stored.iter().flat_map(|(generation, entry)| [Param::from(*generation), Param::from(entry)]).collect();
+        db.execute(statement(&BATCHES.outbox, &db, batch.len())?, &params).await?;
+    }
+    Ok(())
 }
 
 pub(super) async fn outbox_pending(mut db: Sql<'_>, codec: &Codec, limit: u32) -> Result<Vec<(u64, Vec<u8>)>> {
@@ -364,7 +397,8 @@ pub(super) async fn outbox_prune(mut db: Sql<'_>, up_to_generation: u64) -> Resu
     db.execute("DELETE FROM outbox WHERE generation <= $1", &[up_to.into()]).await
 }
 
-fn encode<R: Record>(record: &R) -> Result<(String, Content)> {
+/// The key and what is stored of a record.
+pub(super) fn encode<R: Record>(record: &R) -> Result<(String, Content)> {
     let (key, fields) = (record.key(), record.fields());
     let value = serde_json::to_vec(record).map_err(Error::internal)?;
     let fits = |text: &str| text.len() <= KEY_BYTES_MAX && !text.contains([KEY_END, '\0']);
@@ -374,10 +408,15 @@ fn encode<R: Record>(record: &R) -> Result<(String, Content)> {
     if value.len() > VALUE_BYTES_MAX || fields.len() > FIELDS_MAX || !fields.iter().all(|(_, value)| fits(value)) {
         return Err(Error::Invalid(format!("the {} `{key}` is too large to be stored", R::KIND)));
     }
+    Ok((key, Content { value, fields: sorted(fields) }))
+}
+
+/// What a record is found by.
+pub(super) fn sorted(fields: Vec<(&'static str, String)>) -> Vec<(String, String)> {
     let mut fields: Vec<_> = fields.into_iter().map(|(field, value)| (field.to_owned(), value)).collect();
     fields.sort_unstable();
     fields.dedup();
-    Ok((key, Content { value, fields }))
+    fields
 }
 
 /// Whether a record that comes from elsewhere can be stored.
@@ -404,11 +443,14 @@ fn decode_all<R: Record>(codec: &Codec, rows: &[Row]) -> Result<Vec<R>> {
     rows.iter().map(|row| decode(codec, &row.text("key")?, row.bytes("value")?)).collect()
 }
 
-/// The record, which is the one of this key: whoever pages through records goes on after the key of the last one.
 fn decode<R: Record>(codec: &Codec, key: &str, stored: Vec<u8>) -> Result<R> {
-    let json = codec.json(R::KIND, key, stored)?;
+    parsed(key, &codec.json(R::KIND, key, stored)?)
+}
+
+/// The record, which is the one of this key: whoever pages through records goes on after the key of the last one.
+pub(super) fn parsed<R: Record>(key: &str, json: &[u8]) -> Result<R> {
     let record: R =
-        serde_json::from_slice(&json).map_err(|error| Error::internal(format!("a stored {} does not parse: {error}", R::KIND)))?;
+        serde_json::from_slice(json).map_err(|error| Error::internal(format!("a stored {} does not parse: {error}", R::KIND)))?;
     if R::KEY_KEPT && record.key() != key {
         return Err(Error::integrity(format!("a stored {} is under the key of another one", R::KIND)));
     }

@@ -27,7 +27,7 @@ fn run(id: u64, experiment: &str, start_ms: i64) -> TrackedRun {
         end_ms: id.is_multiple_of(3).then_some(start_ms + 5),
         artifact_uri: String::new(),
         lifecycle: Lifecycle { deleted: false, at: 1 },
-        wide: false,
+        journal: None,
     }
 }
 

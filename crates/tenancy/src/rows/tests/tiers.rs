@@ -29,6 +29,7 @@ on_every_tier! {
     outbox_holds_the_entry_of_each_commit_until_pruned
     counters_never_fall_below_zero
     a_transaction_may_be_cancelled_anywhere
+    a_transaction_does_what_a_plain_map_does
     a_half_done_operation_breaks_its_transaction
     a_closed_store_refuses
     values_lie_sealed_where_others_could_read_them
@@ -173,13 +174,116 @@ async fn a_transaction_may_be_cancelled_anywhere(place: &Place) {
     tenant.open().await.unwrap();
 }
 
+/// What a transaction should hold.
+#[derive(Default, Clone, PartialEq, Debug)]
+struct Model {
+    notes: std::collections::BTreeMap<String, Note>,
+    counters: std::collections::BTreeMap<String, i64>,
+}
+
+/// Numbers below a bound, the same ones each time.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound
+    }
+}
+
+async fn step(tx: &mut Tx<'_>, model: &mut Model, dice: &mut Dice) {
+    let key = format!("n{}", dice.below(6));
+    let new = Note {
+        text: "x".repeat([20, 20, 20, 900_000][dice.below(4) as usize]),
+        ..note(&key, ["red", "blue", "green"][dice.below(3) as usize])
+    };
+    match dice.below(9) {
+        0 | 1 => {
+            tx.put(&new).await.unwrap();
+            model.notes.insert(key, new);
+        }
+        2 => {
+            let more = Note { name: "other".to_owned(), ..new.clone() };
+            tx.put_all(&[more.clone(), new.clone(), more.clone()]).await.unwrap();
+            model.notes.extend([(key, new), (more.name.clone(), more)]);
+        }
+        3 => match tx.insert(&new).await {
+            Ok(()) => assert!(model.notes.insert(key, new).is_none(), "a key that was taken"),
+            Err(error) => assert!(matches!(error, Error::Conflict(_)) && model.notes.contains_key(&key), "{error}"),
+        },
+        4 => assert_eq!(tx.delete::<Note>(&key).await.unwrap(), model.notes.remove(&key).is_some()),
+        5 => {
+            tx.delete_all::<Note>(&[key.clone(), "other".to_owned()]).await.unwrap();
+            model.notes.retain(|known, _| *known != key && known != "other");
+        }
+        6 => {
+            let value = tx.usage_add(&key, 2).await.unwrap();
+            assert_eq!(value, *model.counters.entry(key).and_modify(|value| *value += 2).or_insert(2));
+        }
+        7 => assert_eq!(tx.get::<Note>(&key).await.unwrap().as_ref(), model.notes.get(&key)),
+        _ => {
+            let keys = ["n0", "n3", "other", "nobody"].map(str::to_owned);
+            let expected: Vec<_> = keys.iter().map(|key| model.notes.get(key).cloned()).collect();
+            assert_eq!(tx.get_all::<Note>(&keys).await.unwrap(), expected);
+            assert_eq!(tx.usage(&key).await.unwrap(), model.counters.get(&key).copied().unwrap_or_default());
+        }
+    }
+    if dice.below(4) == 0 {
+        let red = tx.find::<Note>("colour", "red", None, 100).await.unwrap();
+        assert_eq!(red, model.notes.values().filter(|note| note.colour == "red").cloned().collect::<Vec<_>>());
+        assert_eq!(tx.list::<Note>(None, 100, None).await.unwrap(), model.notes.values().cloned().collect::<Vec<_>>());
+    }
+}
+
+async fn a_transaction_does_what_a_plain_map_does(place: &Place) {
+    let store = place.tenant(1).create().await;
+    let (mut model, mut dice) = (Model::default(), Dice(7));
+    for _ in 0..40 {
+        let (mut tx, mut within) = (store.tx().await.unwrap(), model.clone());
+        for _ in 0..dice.below(4) {
+            let part = dice.below(3);
+            let before = within.clone();
+            if part > 0 {
+                tx.savepoint();
+            }
+            for _ in 0..dice.below(6) {
+                step(&mut tx, &mut within, &mut dice).await;
+            }
+            match part {
+                0 => {}
+                1 => tx.keep().await.unwrap(),
+                _ => {
+                    tx.take_back().await.unwrap();
+                    within = before;
+                }
+            }
+        }
+        if dice.below(5) > 0 {
+            tx.commit_with(Some(Vec::new())).await.unwrap();
+            model = within;
+        } else {
+            drop(tx);
+        }
+        let rows = store.rows();
+        assert_eq!(rows.list::<Note>(None, 100, None).await.unwrap(), model.notes.values().cloned().collect::<Vec<_>>());
+        for colour in ["red", "blue", "green"] {
+            let found = rows.find::<Note>("colour", colour, None, 100).await.unwrap();
+            assert_eq!(found, model.notes.values().filter(|note| note.colour == colour).cloned().collect::<Vec<_>>());
+        }
+        for (name, value) in &model.counters {
+            assert_eq!(rows.usage(name).await.unwrap(), *value);
+        }
+    }
+    assert!(model.notes.len() > 2 && model.counters.len() > 2, "{model:?}");
+}
+
 async fn a_half_done_operation_breaks_its_transaction(place: &Place) {
     let store = place.tenant(1).create().await;
     for _ in 0..1000 {
         let mut tx = store.tx().await.unwrap();
         tx.put(&note("a", "red")).await.unwrap();
         // On a busy machine one poll may see the whole operation through: then again.
-        if cancel_after(1, tx.put(&note("b", "red"))).await.is_none() {
+        if cancel_after(1, tx.insert(&note("b", "red"))).await.is_none() {
             assert!(matches!(tx.put(&note("c", "red")).await, Err(Error::Internal(_))));
             assert!(tx.commit_with(None).await.is_err());
             assert_eq!(store.rows().count::<Note>().await.unwrap(), 0);

@@ -156,7 +156,7 @@ impl Serving {
     /// Asks a loaded model; `None` when it is not loaded any more.
     fn infer(&self, key: &SlotKey, asked: &Question) -> Option<tokio::sync::oneshot::Receiver<Answer>> {
         let mut slots = self.slots.lock();
-        let (slot, body) = (slots.loaded.get(key)?.number, asked.body.clone());
+        let (slot, body) = (slots.loaded.get(key)?.number, asked.body.bytes().clone());
         let request = match asked.protocol {
             Protocol::Inference => ToCell::Infer { slot, body },
             Protocol::InferenceBinary { json_bytes } => ToCell::InferBinary { slot, json_bytes, body },
@@ -390,7 +390,7 @@ impl Cells {
         asked: Question,
         broken: &mut Option<Broken>,
     ) -> Result<Inferred> {
-        if asked.body.len() > wire::BODY_BYTES_MAX as usize {
+        if asked.body.bytes().len() > wire::BODY_BYTES_MAX as usize {
             return Err(Error::TooLarge { what: "request", bytes_max: wire::BODY_BYTES_MAX.into() });
         }
         let island = self.lane(owner.island, Lane::Live);

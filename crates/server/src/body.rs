@@ -94,9 +94,7 @@ impl BodyMark {
             return None;
         }
         let rest = self.rest.lock().take();
-        Some(rest.map_or(Again::Whole(Bytes::new()), |incoming| {
-            Again::Coming(RequestBody::marked(incoming, limits.clone(), self.clone()))
-        }))
+        Some(rest.map_or(Again::Whole(Bytes::new()), |incoming| Again::Coming(RequestBody::marked(incoming, limits.clone(), self.clone()))))
     }
 
     /// Lets a refused body come to its end, within bounds, and forgets it. A client that waits for leave to send (`waits`) has sent

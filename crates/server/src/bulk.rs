@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Whoever has no turn does not read, so its bytes wait in the sender's kernel. All large bodies of a node together are read at
-//! [`PACE_BYTES`] a second for each core, a small part of what the cores could do; in turn a stretch of each tenant that has any, however many
+//! a pace (`limits.large_bytes_per_second`; [`pace_of`] the cores when that is not set), a small part of what the cores could do; in turn a stretch of each tenant that has any, however many
 //! connections it has. A slow sender holds up nobody: a turn is only waited out between two stretches, never while the sender is waited for.
 //!
 //! A tenant that is alone on the node reads as fast as its bytes come ([`COMPANY_TIME`]). What no tenant has to answer for (bodies
@@ -49,6 +49,11 @@ const ROOM_TENANT: usize = 128;
 const ROOM_BYTES: u64 = 1 << 20;
 /// Purses that are remembered before those that nobody uses are forgotten.
 const PURSES_MAX: usize = 1024;
+
+/// The pace of a node with so many cores, in bytes a second.
+pub(crate) fn pace_of(cores: usize) -> u64 {
+    PACE_BYTES.saturating_mul(u64::try_from(cores).unwrap_or(u64::MAX))
+}
 
 /// The large bodies of a node; `T` is a tenant.
 pub(crate) struct Bulk<T = IslandToken> {
@@ -94,11 +99,10 @@ impl<T> Purse<T> {
 }
 
 impl<T: Copy + Eq + Hash> Bulk<T> {
-    /// For a node with so many cores.
-    pub(crate) fn new(cores: usize) -> Arc<Self> {
-        let pace = PACE_BYTES.saturating_mul(u64::try_from(cores).unwrap_or(u64::MAX)).max(1);
+    /// At so many bytes a second.
+    pub(crate) fn new(pace: u64) -> Arc<Self> {
         Arc::new(Self {
-            stretch_nanos: STRETCH_BYTES.saturating_mul(1_000_000_000) / pace,
+            stretch_nanos: STRETCH_BYTES.saturating_mul(1_000_000_000) / pace.max(1),
             turn: tokio::sync::Mutex::new(Instant::now()),
             room: Arc::new(Semaphore::new(ROOM_NODE)),
             purses: Mutex::default(),

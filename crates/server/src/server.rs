@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use tracing_subscriber::EnvFilter;
 
-use crate::bulk::Bulk;
+use crate::bulk::{Bulk, pace_of};
 use crate::check::check_files;
 use crate::config::{Config, FloorWord, Log, LogFormat};
 use crate::egress::{Egress, EgressConfig};
@@ -153,7 +153,7 @@ impl Server {
             egress,
             tracer: config.traces.clone().map(|traces| tracer(traces, &config)).transpose().map_err(StartError::new)?,
             limits: Arc::new(config.requests.clone()),
-            bulk: Bulk::new(cores),
+            bulk: Bulk::new(config.requests.large_bytes_per_second.unwrap_or_else(|| pace_of(cores))),
             upload_bytes_max,
             model_bytes_max,
             ready: AtomicBool::new(true),

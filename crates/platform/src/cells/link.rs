@@ -248,6 +248,22 @@ mod tests {
         FromCell::Inferred(Bytes::from_static(body).into()).frame(id).unwrap().encode()
     }
 
+    /// Waits until the cell has so many requests.
+    async fn heard(peer: &mut Peer, requests: usize) {
+        peer.set_nonblocking(true).unwrap();
+        let (mut decoder, mut piece, mut heard) = (Decoder::new(), [0; 4096], 0);
+        while heard < requests {
+            match peer.read(&mut piece) {
+                Ok(read) => decoder.feed(&piece[..read]),
+                Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+            }
+            while decoder.next().unwrap().is_some() {
+                heard += 1;
+            }
+        }
+        peer.set_nonblocking(false).unwrap();
+    }
+
     async fn patient<T>(future: impl Future<Output = T>) -> T {
         tokio::time::timeout(Duration::from_secs(10), future).await.expect("within ten seconds")
     }
@@ -350,9 +366,10 @@ mod tests {
         for closes in [true, false] {
             let (link, mut peer) = pair();
             let (first, second) = (infer(&link), infer(&link));
+            heard(&mut peer, 2).await;
             peer.write_all(&inferred(1, b"a")).unwrap();
-            // Nothing was read yet: this test has not waited for anything. Either the cell is gone, or it only listens no more.
-            let peer = if closes { None } else { Some(peer).inspect(|peer| peer.shutdown(std::net::Shutdown::Read).unwrap()) };
+            // It is not read before the third is asked: nothing is waited for. Either the cell is gone, or it only listens no more.
+            let peer = (!closes).then_some(peer).inspect(|peer| peer.shutdown(std::net::Shutdown::Read).unwrap());
             let third = infer(&link);
             assert_eq!(patient(first).await.unwrap().unwrap().0, FromCell::Inferred(Bytes::from_static(b"a").into()));
             let lost = [patient(second).await.unwrap().unwrap_err(), patient(third).await.unwrap().unwrap_err()];

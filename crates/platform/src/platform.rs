@@ -138,6 +138,12 @@ impl Platform {
         self.cells().working_pids(permit.island())
     }
 
+    /// What the cells that answer the permit's tenant may have together, in bytes. For tests that hold it to its limit.
+    #[doc(hidden)]
+    pub fn memory_given<A: Act>(&self, permit: &Permit<A>) -> u64 {
+        self.cells().memory_given(permit.island())
+    }
+
     pub(crate) fn kernel(&self) -> &Kernel {
         &self.0.kernel
     }
@@ -174,7 +180,13 @@ impl Platform {
 
     /// For whom cells work under this permit.
     pub(crate) fn owner<A: Act>(&self, permit: &Permit<A>) -> Owner {
-        Owner { island: permit.island(), limits: permit.limits(), meter: permit.meter(), cells: 1 }
+        Owner {
+            island: permit.island(),
+            limits: permit.limits(),
+            meter: permit.meter(),
+            cells: 1,
+            memory_bytes: permit.limits().memory_bytes,
+        }
     }
 
     /// Carries out orders to erase, step by step, until the platform stops.

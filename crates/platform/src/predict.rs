@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use tenancy::Permit;
 use tenancy::act::{Act, Predict};
+use tenancy::{Digest, Digested, Digesting, Permit};
 use wire::Inferred;
 
 use crate::cells::Manner;
@@ -12,6 +12,9 @@ use crate::deployment::VersionAnswers;
 use crate::error::Result;
 use crate::platform::Platform;
 use crate::rollout::Broken;
+
+/// Bytes of an answer hashed at once; then others have their turn on the thread.
+const HASH_BYTES: usize = 64 << 10;
 
 /// How a prediction is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +38,7 @@ pub struct Question {
     /// How it is asked for.
     pub protocol: Protocol,
     /// The client's bytes, in which nobody here looks.
-    pub body: Bytes,
+    pub body: Digested,
     /// How it is to be treated.
     pub manner: Manner,
 }
@@ -43,7 +46,7 @@ pub struct Question {
 impl From<Bytes> for Question {
     /// JSON of the Open Inference Protocol.
     fn from(body: Bytes) -> Self {
-        Self { protocol: Protocol::Inference, body, manner: Manner::default() }
+        Self { protocol: Protocol::Inference, body: body.into(), manner: Manner::default() }
     }
 }
 
@@ -55,7 +58,7 @@ impl Platform {
     /// Not found; what the tenant's input, model or cell does wrong; overload and deadline.
     pub async fn predict(&self, permit: &Permit<Predict>, version: Option<&str>, question: impl Into<Question>) -> Result<Inferred> {
         let question = question.into();
-        permit.digest("input_sha256", &question.body);
+        permit.detail("input_sha256", question.body.digest());
         permit.detail("policy", permit.policy());
         let begun = Instant::now();
         let mut broken = None;
@@ -65,7 +68,7 @@ impl Platform {
             self.canary_broke(permit, broken);
         }
         let answer = answer?;
-        permit.digest("output_sha256", &answer.body);
+        permit.detail("output_sha256", digest(&answer.body).await);
         Ok(answer)
     }
 
@@ -84,4 +87,16 @@ impl Platform {
     pub fn version_answers<A: Act>(&self, permit: &Permit<A>) -> Vec<VersionAnswers> {
         self.cells().version_answers(permit.island())
     }
+}
+
+/// The digest of an answer, which may be long.
+async fn digest(bytes: &[u8]) -> Digest {
+    let mut digesting = Digesting::default();
+    for (at, piece) in bytes.chunks(HASH_BYTES).enumerate() {
+        if at > 0 {
+            tokio::task::yield_now().await;
+        }
+        digesting.update(piece);
+    }
+    digesting.finish()
 }

@@ -460,12 +460,20 @@ fn workspace(ask: &Ask, tenant: &str) -> Result<()> {
 }
 
 async fn identify(ask: &Ask) -> Result<Identity> {
-    Ok(ask.service.kernel.authenticate(bearer(ask)?, &ask.request).await?)
+    Ok(answering(ask, ask.service.kernel.authenticate(bearer(ask)?, &ask.request).await?))
 }
 
 /// Also of an operator whose service is led by another node.
 async fn identify_here(ask: &Ask) -> Result<Identity> {
-    Ok(ask.service.kernel.authenticate_here(bearer(ask)?, &ask.request).await?)
+    Ok(answering(ask, ask.service.kernel.authenticate_here(bearer(ask)?, &ask.request).await?))
+}
+
+/// From here on it is known who answers for the body.
+fn answering(ask: &Ask, identity: Identity) -> Identity {
+    if let Identity::Tenant(caller) = &identity {
+        ask.body.belongs_to(caller.island());
+    }
+    identity
 }
 
 fn bearer(ask: &Ask) -> Result<Presented<'_>> {
@@ -590,7 +598,7 @@ impl Ask {
 
     /// Refuses a body where none belongs.
     pub(crate) async fn no_body(self) -> Result<()> {
-        match self.body.bytes(0).await {
+        match self.body.whole(0).await {
             Ok(_) => Ok(()),
             Err(_) => Err(Fail::new("invalid", "this address takes no body").closing()),
         }

@@ -1,27 +1,26 @@
-//! Bodies: what comes in is bounded in bytes, silence and pace; what goes out is one piece or a stream, and holds the
-//! request's place until it is gone.
+//! Bodies: what comes in is bounded in bytes, silence and pace, and takes turns where it is large ([`crate::bulk`]); what goes out is one
+//! piece or a stream, and holds the request's place until it is gone.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{Stream, StreamExt};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use parking_lot::Mutex;
+use platform::tenancy::{Collecting, Digested, IslandToken};
 use tokio::time::timeout;
 
+use crate::bulk::{Bulk, FREE_BYTES, LARGE_BYTES, Purse};
 use crate::config::RequestLimits;
 use crate::error::{Fail, Result};
 use crate::watch::Work;
-
-/// Most memory taken for a body on the word of its `Content-Length` alone, in bytes.
-const RESERVE_BYTES_MAX: u64 = 1 << 20;
 
 /// Most of a refused body that is still read, in bytes. Many clients look for the answer only when they have sent everything, and
 /// take a connection that closes before for a broken one.
@@ -40,11 +39,19 @@ pub(crate) struct RequestBody {
     /// Whether its sender may be silent for long: it is a conversation.
     patient: bool,
     mark: Arc<BodyMark>,
+    /// Who pays for its bytes, once there are more than are free.
+    purse: Option<Arc<Purse>>,
+    /// Bytes that are not paid for.
+    owed: u64,
+    /// Bytes up to which they are free.
+    free: u64,
 }
 
 /// What is known of a body after its reader took it.
-#[derive(Default)]
 pub(crate) struct BodyMark {
+    bulk: Arc<Bulk>,
+    /// The tenant that has to answer for it.
+    owner: OnceLock<IslandToken>,
     /// What went wrong inside a stream whose reader knows only `io::Error`.
     fault: Mutex<Option<Fail>>,
     read: AtomicU64,
@@ -63,6 +70,11 @@ pub(crate) enum Again {
 }
 
 impl BodyMark {
+    fn new(bulk: Arc<Bulk>) -> Self {
+        let (fault, rest, whole) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { bulk, owner: OnceLock::new(), fault, read: AtomicU64::new(0), rest, whole }
+    }
+
     /// The fault, once.
     pub(crate) fn take_fault(&self) -> Option<Fail> {
         self.fault.lock().take()
@@ -82,10 +94,7 @@ impl BodyMark {
             return None;
         }
         let rest = self.rest.lock().take();
-        Some(rest.map_or(Again::Whole(Bytes::new()), |incoming| {
-            let (limits, mark) = (limits.clone(), self.clone());
-            Again::Coming(RequestBody { incoming: Some(incoming), limits, started: Instant::now(), patient: false, mark })
-        }))
+        Some(rest.map_or(Again::Whole(Bytes::new()), |incoming| Again::Coming(RequestBody::marked(incoming, limits.clone(), self.clone()))))
     }
 
     /// Lets a refused body come to its end, within bounds, and forgets it. A client that waits for leave to send (`waits`) has sent
@@ -95,12 +104,17 @@ impl BodyMark {
         if (waits && self.read() == 0) || rest.size_hint().lower() > REFUSED_BYTES_MAX {
             return;
         }
-        let mut bytes = 0;
+        let purse = self.bulk.purse(self.owner.get().copied());
+        let (mut bytes, mut owed) = (0, 0);
         let coming = async {
             while let Some(Ok(frame)) = rest.frame().await
                 && bytes <= REFUSED_BYTES_MAX
             {
-                bytes += frame.data_ref().map_or(0, |piece| u64::try_from(piece.len()).unwrap_or(u64::MAX));
+                let length = frame.data_ref().map_or(0, |piece| u64::try_from(piece.len()).unwrap_or(u64::MAX));
+                (bytes, owed) = (bytes + length, owed + length);
+                if purse.is_due(owed) {
+                    self.bulk.pay(&purse, std::mem::take(&mut owed)).await;
+                }
             }
         };
         // Whether it came or not: the answer is the same.
@@ -110,6 +124,9 @@ impl BodyMark {
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
+        if let Some(purse) = self.purse.take() {
+            purse.leave(self.owed);
+        }
         if let Some(incoming) = self.incoming.take() {
             *self.mark.rest.lock() = Some(incoming).filter(|incoming| !incoming.is_end_stream());
         }
@@ -117,8 +134,19 @@ impl Drop for RequestBody {
 }
 
 impl RequestBody {
-    pub(crate) fn new(incoming: Incoming, limits: Arc<RequestLimits>) -> Self {
-        Self { incoming: Some(incoming), limits, started: Instant::now(), patient: false, mark: Arc::default() }
+    pub(crate) fn new(incoming: Incoming, limits: Arc<RequestLimits>, bulk: Arc<Bulk>) -> Self {
+        Self::marked(incoming, limits, Arc::new(BodyMark::new(bulk)))
+    }
+
+    fn marked(incoming: Incoming, limits: Arc<RequestLimits>, mark: Arc<BodyMark>) -> Self {
+        Self { incoming: Some(incoming), limits, started: Instant::now(), patient: false, mark, purse: None, owed: 0, free: FREE_BYTES }
+    }
+
+    /// The tenant that has to answer for it, as soon as that is known.
+    pub(crate) fn belongs_to(&self, tenant: IslandToken) {
+        self.mark.bulk.came(tenant);
+        // Of a stream it was known before.
+        let _ = self.mark.owner.set(tenant);
     }
 
     /// What stays known of it.
@@ -129,7 +157,8 @@ impl RequestBody {
     /// The body; what stays behind is empty.
     pub(crate) fn take(&mut self) -> Self {
         let (limits, mark) = (self.limits.clone(), self.mark.clone());
-        Self { incoming: self.incoming.take(), limits, started: self.started, patient: self.patient, mark }
+        let (purse, owed) = (self.purse.take(), std::mem::take(&mut self.owed));
+        Self { incoming: self.incoming.take(), limits, started: self.started, patient: self.patient, mark, purse, owed, free: self.free }
     }
 
     /// The same as one half of a conversation: its sender may be silent for [`CONVERSATION_SILENCE_MAX`], and has no pace to keep.
@@ -138,8 +167,19 @@ impl RequestBody {
         self
     }
 
-    /// The next piece.
+    /// Something new begins in it: as free as the beginning of a body.
+    pub(crate) fn begin(&mut self) {
+        self.free = self.mark.read().saturating_add(FREE_BYTES);
+    }
+
+    /// The next piece, when it is this body's turn.
     pub(crate) async fn piece(&mut self, bytes_max: u64) -> Result<Option<Bytes>> {
+        if let Some(purse) = self.purse.as_ref().filter(|purse| purse.is_due(self.owed)) {
+            let begun = Instant::now();
+            self.mark.bulk.pay(purse, std::mem::take(&mut self.owed)).await;
+            // It is not the sender who was slow.
+            self.started += begun.elapsed();
+        }
         let Some(incoming) = &mut self.incoming else { return Ok(None) };
         if incoming.size_hint().lower() > bytes_max.saturating_sub(self.mark.read()) {
             return Err(too_large(bytes_max));
@@ -161,8 +201,27 @@ impl RequestBody {
             if !self.patient && read < self.limits.body_pace_bytes.saturating_mul(counted.as_secs()) {
                 return Err(Fail::new("body_timeout", "the body came too slowly").closing());
             }
+            if read > self.free {
+                self.owed = self.owed.saturating_add(length.min(read - self.free));
+                self.purse.get_or_insert_with(|| self.mark.bulk.purse(self.mark.owner.get().copied()));
+            }
             return Ok(Some(piece));
         }
+    }
+
+    /// Adds a piece to what is collected of this body, which may become `most` bytes: with room for all of it, once it is large.
+    pub(crate) async fn collect(&mut self, collected: &mut Collecting, piece: &[u8], most: u64) -> Result<()> {
+        let length = |bytes: usize| u64::try_from(bytes).unwrap_or(u64::MAX);
+        if length(collected.len()) <= LARGE_BYTES && length(collected.len() + piece.len()) > LARGE_BYTES {
+            let begun = Instant::now();
+            let purse = self.mark.bulk.purse(self.mark.owner.get().copied());
+            collected.keep(self.mark.bulk.room(&purse, most).await?);
+            self.started += begun.elapsed();
+            let missing = most.saturating_sub(length(collected.len()));
+            collected.reserve(usize::try_from(missing).unwrap_or(0));
+        }
+        collected.push(piece);
+        Ok(())
     }
 
     /// Its length, when the request says it.
@@ -173,25 +232,29 @@ impl RequestBody {
     /// All of a small body, which another node can be given as well.
     pub(crate) async fn small(self, bytes_max: u64) -> Result<Bytes> {
         let mark = self.mark();
-        let bytes = self.bytes(bytes_max).await?;
+        let bytes = self.whole(bytes_max).await?.bytes().clone();
         *mark.whole.lock() = Some(bytes.clone());
         Ok(bytes)
     }
 
-    /// All of it.
-    pub(crate) async fn bytes(mut self, bytes_max: u64) -> Result<Bytes> {
-        let Some(first) = self.piece(bytes_max).await? else { return Ok(Bytes::new()) };
+    /// All of it, with its digest.
+    pub(crate) async fn whole(mut self, bytes_max: u64) -> Result<Digested> {
+        let Some(first) = self.piece(bytes_max).await? else { return Ok(Bytes::new().into()) };
         let incoming = self.incoming.as_ref();
         if incoming.is_none_or(Body::is_end_stream) {
-            return Ok(first);
+            return Ok(first.into());
         }
-        let expected = incoming.map_or(0, |incoming| incoming.size_hint().lower()).min(RESERVE_BYTES_MAX);
-        let mut all = BytesMut::with_capacity(first.len() + usize::try_from(expected).unwrap_or(0));
-        all.extend_from_slice(&first);
+        let coming = incoming.map_or(0, |incoming| incoming.size_hint().lower());
+        let said = coming.saturating_add(u64::try_from(first.len()).unwrap_or(u64::MAX));
+        // Nobody has to say how long it is.
+        let most = if coming > 0 { said } else { bytes_max };
+        let mut all = Collecting::default();
+        all.reserve(usize::try_from(said.min(LARGE_BYTES)).unwrap_or(0));
+        all.push(&first);
         while let Some(piece) = self.piece(bytes_max).await? {
-            all.extend_from_slice(&piece);
+            self.collect(&mut all, &piece, most).await?;
         }
-        Ok(all.freeze())
+        Ok(all.finish())
     }
 
     /// Piece by piece. A fault ends the stream with an error and is left in its [`BodyMark`].

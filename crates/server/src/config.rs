@@ -210,6 +210,8 @@ pub struct RequestLimits {
     pub json_bytes_max: u64,
     /// A prediction's body in bytes.
     pub predict_bytes_max: u64,
+    /// What is read of all large bodies together while several tenants are at work, in bytes a second; 32 MiB for each core when absent.
+    pub large_bytes_per_second: Option<u64>,
 }
 
 impl Default for RequestLimits {
@@ -221,6 +223,7 @@ impl Default for RequestLimits {
             body_pace_grace: Duration::from_secs(20),
             json_bytes_max: 1 << 20,
             predict_bytes_max: 32 << 20,
+            large_bytes_per_second: None,
         }
     }
 }
@@ -358,6 +361,7 @@ struct RawLimits {
     http2_streams_max: Option<u32>,
     json_bytes_max: Option<u64>,
     predict_bytes_max: Option<u64>,
+    large_bytes_per_second: Option<u64>,
     tenants_open_max: Option<usize>,
 }
 
@@ -462,6 +466,10 @@ impl RawLimits {
             body_idle_timeout: seconds("limits.body_idle_timeout_seconds", self.body_idle_timeout_seconds, usual.body_idle_timeout)?,
             json_bytes_max: at_least_one("limits.json_bytes_max", self.json_bytes_max, usual.json_bytes_max)?,
             predict_bytes_max: at_least_one("limits.predict_bytes_max", self.predict_bytes_max, usual.predict_bytes_max)?,
+            large_bytes_per_second: self
+                .large_bytes_per_second
+                .map(|bytes| at_least_one("limits.large_bytes_per_second", Some(bytes), 1))
+                .transpose()?,
             ..usual
         })
     }

@@ -86,7 +86,7 @@ async fn model_statistics(permit: &Permit<DeploymentRead>, call: Call) -> Result
 }
 
 async fn repository_index(permit: &Permit<DeploymentRead>, call: Call) -> Result<Bytes> {
-    let ready_only = message::index_ready_only(&call.message)?;
+    let ready_only = message::index_ready_only(call.message.bytes())?;
     let mut all = call.service.platform.deployment_all(permit).await?;
     all.retain(|deployment| !ready_only || is_ready(deployment));
     Ok(message::repository_index(&all).into())

@@ -24,6 +24,7 @@
 mod accept;
 mod api;
 mod body;
+mod bulk;
 mod check;
 mod config;
 mod egress;

@@ -18,6 +18,7 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use tracing_subscriber::EnvFilter;
 
+use crate::bulk::{Bulk, pace_of};
 use crate::check::check_files;
 use crate::config::{Config, FloorWord, Log, LogFormat};
 use crate::egress::{Egress, EgressConfig};
@@ -137,7 +138,7 @@ impl Server {
         let egress = Arc::new(Egress::new(config.egress.clone()).map_err(StartError::new)?);
         let mut platform = config.platform();
         platform.registrations = Some(Arc::new(Trainings(Arc::clone(&egress))));
-        let (upload_bytes_max, model_bytes_max) = (platform.upload_bytes_max, platform.model_bytes_max);
+        let (upload_bytes_max, model_bytes_max, cores) = (platform.upload_bytes_max, platform.model_bytes_max, platform.cores);
         let platform = Platform::start(kernel.clone(), platform).await.map_err(StartError::new)?;
 
         let api = route::all();
@@ -152,6 +153,7 @@ impl Server {
             egress,
             tracer: config.traces.clone().map(|traces| tracer(traces, &config)).transpose().map_err(StartError::new)?,
             limits: Arc::new(config.requests.clone()),
+            bulk: Bulk::new(config.requests.large_bytes_per_second.unwrap_or_else(|| pace_of(cores))),
             upload_bytes_max,
             model_bytes_max,
             ready: AtomicBool::new(true),

@@ -21,6 +21,7 @@ use tracing::Instrument;
 
 use crate::api::{Answer, Api, Ask, Outcome, TenantMark, parameters};
 use crate::body::{AnswerBody, RequestBody};
+use crate::bulk::Bulk;
 use crate::config::RequestLimits;
 use crate::egress::Egress;
 use crate::error::{Fail, Form, Result};
@@ -49,6 +50,8 @@ pub(crate) struct Service {
     /// When the service's own work is traced.
     pub(crate) tracer: Option<Tracer>,
     pub(crate) limits: Arc<RequestLimits>,
+    /// Large bodies take turns.
+    pub(crate) bulk: Arc<Bulk>,
     /// The OpenAPI document.
     pub(crate) openapi: Bytes,
     /// Largest upload of a data set, and of a model, in bytes.
@@ -141,7 +144,7 @@ impl Service {
         trace: Option<Arc<Begun>>,
         operation: &mut Option<usize>,
     ) -> (Outcome, u64) {
-        let body = RequestBody::new(incoming, self.limits.clone());
+        let body = RequestBody::new(incoming, self.limits.clone(), self.bulk.clone());
         let mark = body.mark();
         let waits = parts.headers.contains_key(EXPECT);
         let asked = self.forwarder.as_ref().map(|_| Asked::of(&parts, id));

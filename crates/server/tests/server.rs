@@ -1,6 +1,8 @@
 //! The service over real TLS, on a free port, in a folder of its own. One binary; each test starts its own service.
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test that fails panics")]
 
+#[path = "server/bulk.rs"]
+mod bulk;
 #[path = "server/door.rs"]
 mod door;
 #[path = "server/fair.rs"]

@@ -33,7 +33,7 @@ use crate::rows::sql::{Row, Sql};
 use crate::rows::sqlite::{Expect, Migrations, SqliteDb};
 use crate::seal::Key;
 use protected::{ControlTxn, Verifier};
-pub(crate) use usage::{USAGE_BATCH, USAGE_PAGE, UsageRow};
+pub(crate) use usage::{USAGE_BATCH, USAGE_PAGE, UsageAdded, UsageRow};
 
 const MIGRATIONS: Migrations = &[
     include_str!("../migrations/control/sqlite/0001.sql"),

@@ -5,14 +5,14 @@
 //!                └─► hours ─ each minute ─► control rows ─► a tenant's `usage`, the operator's export
 //! ```
 //!
-//! A crash loses at most the minute that was not written yet.
+//! A crash loses at most the minute that was not written yet. What is not confirmed is sent again and added once.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::act::QuotaRead;
 use crate::clock::now_micros;
-use crate::control::{USAGE_BATCH, USAGE_PAGE, UsageRow};
+use crate::control::{USAGE_BATCH, USAGE_PAGE, UsageAdded, UsageRow};
 use crate::error::{Error, Result};
 use crate::kernel::{Inner, Kernel};
 use crate::ledger::Outcome;
@@ -20,7 +20,7 @@ use crate::name::TenantId;
 use crate::operator::Operator;
 use crate::permit::Permit;
 use crate::quota::Meter;
-use crate::usage::{Bucket, HOUR_SECONDS, MINUTES_MAX, Usage};
+use crate::usage::{Bucket, HOUR_SECONDS, Leaving, MINUTES_MAX, Usage};
 
 /// Days for which hours are kept.
 pub const USAGE_DAYS_MAX: u32 = 31;
@@ -142,7 +142,7 @@ impl Operator {
     /// # Errors
     /// [`crate::Error::Internal`] when the control store or the ledger fails.
     pub async fn metered(&self, since: i64, until: i64) -> Result<MeteredPages> {
-        // In a task of its own: what it has taken is written or given back, whether or not somebody waits for it.
+        // In a task of its own: what it has begun is ended, whether or not somebody waits for it.
         let kernel = self.kernel.clone();
         let written = async { tokio::spawn(async move { kernel.0.usage_flush().await }).await.map_err(Error::internal)? };
         self.acted("UsageExport", "service:", written).await?;
@@ -165,21 +165,24 @@ impl Inner {
     pub(crate) async fn usage_flush(&self) -> Result<()> {
         let _one = self.usage_flushing.lock().await;
         self.usage_tick();
-        let mut waiting = Vec::new();
+        // Under a mark, because a commit can succeed without anybody being told: what is sent again is added once.
+        let mark = u64::from_ne_bytes(crate::seal::random()?);
+        let (mut rows, mut meters) = (Vec::new(), Vec::new());
         for (id, _, meter) in self.meters_all() {
-            waiting.extend(meter.hours_take().into_iter().map(|(hour, usage)| (Arc::clone(&meter), (id, hour, usage))));
+            let Leaving { mark, hours } = meter.hours_send(mark);
+            rows.extend(hours.into_iter().map(|(hour, usage)| UsageAdded { tenant: id, hour, usage, mark }));
+            meters.push((meter, rows.len()));
         }
         let node = self.config.stores.node.as_ref().map_or(ALONE, |node| node.name.as_str());
-        let mut result = Ok(());
-        for batch in waiting.chunks(USAGE_BATCH) {
-            let rows: Vec<_> = batch.iter().map(|(_, row)| *row).collect();
-            if result.is_ok() {
-                result = self.control.usage_add(node, &rows).await;
-            }
+        let (mut result, mut written) = (Ok(()), 0);
+        for batch in rows.chunks(USAGE_BATCH) {
+            result = self.control.usage_add(node, batch).await;
             if result.is_err() {
-                batch.iter().for_each(|(meter, (_, hour, usage))| meter.hour_back(*hour, usage));
+                break;
             }
+            written += batch.len();
         }
+        meters.iter().filter(|(_, end)| *end <= written).for_each(|(meter, _)| meter.hours_written());
         let oldest = (seconds().div_euclid(HOUR_SECONDS) - i64::from(USAGE_DAYS_MAX) * 24) * HOUR_SECONDS;
         if result.is_ok() && self.usage_pruned.swap(oldest, Ordering::AcqRel) != oldest {
             self.control.usage_prune(oldest).await?;

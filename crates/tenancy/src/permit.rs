@@ -141,11 +141,6 @@ impl<A: Act> Permit<A> {
         self.inner.add_detail(key, &value);
     }
 
-    /// Adds the SHA-256 of what went in or came out to the entry, in hex: enough to prove later which bytes they were.
-    pub fn digest(&self, key: &'static str, bytes: &[u8]) {
-        self.detail(key, crate::name::hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref()));
-    }
-
     /// The only key that caches, pools and queues accept: it cannot be mixed up between tenants.
     #[must_use]
     pub fn scoped<K>(&self, key: K) -> Scoped<K> {

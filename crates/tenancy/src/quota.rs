@@ -16,7 +16,6 @@
 //! exceed a limit. What is deliberately missing: queues (a request over the limit is refused at the door, not parked) and
 //! any number shared between tenants.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -27,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::act::QuotaClass;
 use crate::error::{Error, Result};
-use crate::usage::{Bucket, Counted, History, Usage};
+use crate::usage::{Bucket, Counted, History, Leaving, Usage};
 
 /// Largest rate and burst: below this the arithmetic in nanoseconds cannot overflow.
 const RATE_MAX: u32 = 1_000_000;
@@ -345,17 +344,17 @@ impl Meter {
 
     /// Hours that are not written yet.
     pub(crate) fn hours_waiting(&self) -> Vec<Bucket> {
-        self.history.lock().hours().iter().map(|(at, usage)| Bucket { at: *at, usage: *usage }).collect()
+        self.history.lock().hours().into_iter().map(|(at, usage)| Bucket { at, usage }).collect()
     }
 
-    /// Takes them, to write them.
-    pub(crate) fn hours_take(&self) -> BTreeMap<i64, Usage> {
-        self.history.lock().hours_take()
+    /// As [`History::hours_send`].
+    pub(crate) fn hours_send(&self, mark: u64) -> Leaving {
+        self.history.lock().hours_send(mark)
     }
 
-    /// One of them could not be written.
-    pub(crate) fn hour_back(&self, hour: i64, usage: &Usage) {
-        self.history.lock().hour_back(hour, usage);
+    /// As [`History::hours_written`].
+    pub(crate) fn hours_written(&self) {
+        self.history.lock().hours_written();
     }
 
     /// Adds memory that a cell held for a while, in bytes times seconds, and the while itself, in microseconds.

@@ -73,6 +73,12 @@ impl Caller {
     pub fn via(&self) -> &str {
         &self.via
     }
+
+    /// Groups what is asked for one tenant without naming it.
+    #[must_use]
+    pub fn island(&self) -> IslandToken {
+        IslandToken(self.tenant)
+    }
 }
 
 /// Groups what belongs to one tenant without naming it. Opaque: it can be compared and hashed, nothing else.

@@ -108,6 +108,15 @@ pub(crate) struct History {
     minutes: VecDeque<Bucket>,
     /// By their beginning: what is not in the control rows yet.
     hours: BTreeMap<i64, Usage>,
+    /// What is on its way there, or may have arrived without a word.
+    leaving: Leaving,
+}
+
+/// Hours on their way to the control rows, and the mark by which they are known there: sent twice, they are added once.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Leaving {
+    pub(crate) mark: u64,
+    pub(crate) hours: BTreeMap<i64, Usage>,
 }
 
 impl History {
@@ -138,19 +147,24 @@ impl History {
         self.minutes.iter().filter(|bucket| bucket.at >= since).copied().collect()
     }
 
-    /// Hours that are not in the control rows yet.
-    pub(crate) fn hours(&self) -> &BTreeMap<i64, Usage> {
-        &self.hours
+    /// Hours that are not in the control rows yet, as far as is known.
+    pub(crate) fn hours(&self) -> BTreeMap<i64, Usage> {
+        let mut all = self.leaving.hours.clone();
+        self.hours.iter().for_each(|(hour, usage)| all.entry(*hour).or_default().add(usage));
+        all
     }
 
-    /// Takes them, to write them there.
-    pub(crate) fn hours_take(&mut self) -> BTreeMap<i64, Usage> {
-        std::mem::take(&mut self.hours)
+    /// What is to be written: again what was sent before and never confirmed; else what waits, under this mark.
+    pub(crate) fn hours_send(&mut self, mark: u64) -> Leaving {
+        if self.leaving.hours.is_empty() {
+            self.leaving = Leaving { mark, hours: std::mem::take(&mut self.hours) };
+        }
+        self.leaving.clone()
     }
 
-    /// They could not be written.
-    pub(crate) fn hour_back(&mut self, hour: i64, usage: &Usage) {
-        self.hours.entry(hour).or_default().add(usage);
+    /// What was sent is written.
+    pub(crate) fn hours_written(&mut self) {
+        self.leaving.hours.clear();
     }
 }
 
@@ -176,17 +190,23 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded_and_what_was_not_written_comes_back() {
+    fn what_is_remembered_is_bounded_and_what_was_not_confirmed_is_sent_again() {
         let mut history = History::default();
         for minute in 0..100_000i64 {
             history.tick(&used(minute as u64 + 1), minute * 60);
         }
         assert_eq!(history.minutes(0).len(), MINUTES_MAX);
         assert_eq!(history.hours().len(), HOURS_WAITING_MAX);
-        let taken = history.hours_take();
+        let sum = |hours: &BTreeMap<i64, Usage>| hours.values().map(|usage| usage.predictions).sum::<u64>();
+        let all = 60 * HOURS_WAITING_MAX as u64 - 20;
+        let sent = history.hours_send(1);
         history.tick(&used(100_007), 100_000 * 60);
-        taken.iter().for_each(|(hour, usage)| history.hour_back(*hour, usage));
-        assert_eq!(history.hours().values().map(|usage| usage.predictions).sum::<u64>(), 60 * HOURS_WAITING_MAX as u64 - 20 + 7);
+        assert_eq!((sum(&sent.hours), sum(&history.hours())), (all, all + 7));
+        let again = history.hours_send(2);
+        assert_eq!((again.mark, again.hours), (1, sent.hours), "nobody confirmed it: the same, under the same mark");
+        history.hours_written();
+        let next = history.hours_send(3);
+        assert_eq!((next.mark, sum(&next.hours)), (3, 7));
     }
 
     #[test]

@@ -14,8 +14,8 @@
 //! somebody who asks once. Nor does a tenant save up what a single cell cannot use of its share ([`Rules::lag`]). And whoever comes from rest
 //! goes before all who have been waiting, unless it is [`Rules::lead`] ahead of them already. So who asks now and then waits at most for the
 //! request that runs: how many requests may lie in one cell depends on how long they take ([`Rules::ahead`]), so that many short ones keep
-//! the cell busy and a long one is alone in it. And a request that takes longer than [`Rules::slice`] does not keep its core from others:
-//! they are let in beside it ([`Fair::poke`]), and the kernel shares the core.
+//! the cell busy and a long one is alone in it. And what takes longer than [`Rules::slice`], one request or all that were let in together,
+//! does not keep its core from others: they are let in beside it ([`Fair::poke`]), and the kernel shares the core.
 //!
 //! Work that nobody waits for goes only where a core is free and nobody wants it, and then keeps it from nobody ([`Fair::spare`]).
 //!
@@ -73,7 +73,7 @@ pub(crate) struct Rules {
     pub(crate) quantum: Duration,
     /// For how long requests that lie in a cell may keep it busy; one is always allowed.
     pub(crate) ahead: Duration,
-    /// For how long one request keeps its core from others.
+    /// For how long the requests that lie in a cell keep its core from others, from when the last of them was let in.
     pub(crate) slice: Duration,
     /// How far a tenant that comes from rest may be ahead of those who wait and still go before them, in time of a core at weight 1.
     pub(crate) lead: Duration,
@@ -112,6 +112,8 @@ struct Flow<W> {
     joined: usize,
     /// Until when its core is paid for, in nanoseconds.
     paid: u64,
+    /// When its cell got the last request, in nanoseconds: answers to those before it are no new claim to the core.
+    since: u64,
     /// How long one of its requests takes, rather too long than too short, in nanoseconds.
     service: u64,
     queued: [VecDeque<Waiter<W>>; Priority::ALL],
@@ -173,7 +175,8 @@ impl<W> Fair<W> {
     pub(crate) fn join(&mut self) -> FlowId {
         // Nothing is known of its requests: the first one is alone in its cell.
         let (service, portion) = (nanos(self.rules.ahead), Portion { weight: 1, cells: 1 });
-        let flow = Flow { portion, tag: self.now_tag, key: 0, in_flight: 0, joined: 1, paid: 0, service, queued: Default::default() };
+        let flow =
+            Flow { portion, tag: self.now_tag, key: 0, in_flight: 0, joined: 1, paid: 0, since: 0, service, queued: Default::default() };
         let free = self.free.pop();
         match free.and_then(|at| Some((at, self.flows.get_mut(at)?))) {
             Some((at, place)) => {
@@ -326,7 +329,7 @@ impl<W> Fair<W> {
     fn has_core(&self, now: u64) -> bool {
         let slice = nanos(self.rules.slice);
         let flows = self.running.iter().filter_map(|id| self.flows.get(id.0)?.as_ref());
-        flows.filter(|flow| now.saturating_sub(flow.paid) < slice).count() < self.rules.cores
+        flows.filter(|flow| now.saturating_sub(flow.since) < slice).count() < self.rules.cores
     }
 
     fn may_go_on(&self, flow: &Flow<W>, waiting: Tag, now: u64) -> bool {
@@ -337,6 +340,7 @@ impl<W> Fair<W> {
         let Some(flow) = self.flow(id) else { return };
         let (key, first) = (flow.key, flow.in_flight == 0);
         flow.in_flight += 1;
+        flow.since = now;
         if first {
             flow.paid = now;
             self.running.push(id);

@@ -4,6 +4,8 @@
 //! `pool`); all younger ones may be asked again elsewhere, because a prediction leaves nothing behind. For the same reason a cell that
 //! leaves its oldest request unanswered for too long is stuck, whoever waits.
 //!
+//! What a cell said before it went counts: when it takes no more, what it has answered is read before the conversation ends.
+//!
 //! Whatever arrives must answer a request in flight and be of a kind that answers requests. Anything else ends the conversation:
 //! so a flood is stopped by its first frame, and what is held in memory is bounded by what was asked.
 
@@ -14,12 +16,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use jail::memory::SealedFile;
 use parking_lot::Mutex;
+use rustix::net::Shutdown;
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
 use wire::{Fail, FailCode, Frame, FromCell, ModelInfo, ToCell};
 
-use super::socket::{Allowed, End, Inbox, Outbox};
+use super::socket::{Allowed, End, Inbox, Outbox, more};
 
 /// A request that will not be answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,7 +94,7 @@ impl Link {
             Ok(()) => match outbox.flush(&self.shared.stream) {
                 Ok(true) => {}
                 Ok(false) => self.shared.backlog.notify_one(),
-                Err(error) => self.shared.end(error.into()),
+                Err(_) => self.shared.takes_no_more(),
             },
             Err(error) => {
                 let fail = Fail::new(FailCode::TooLarge, error.to_string());
@@ -186,13 +189,20 @@ impl Shared {
                 match flushed {
                     Ok(true) => break,
                     Ok(false) => {
-                        if self.stream.writable().await.is_err() {
-                            return self.end(End::Closed);
+                        if more(&self.stream).await.is_err() {
+                            return self.takes_no_more();
                         }
                     }
-                    Err(error) => return self.end(error.into()),
+                    Err(_) => return self.takes_no_more(),
                 }
             }
+        }
+    }
+
+    /// The cell takes no more: what it has said already is read, and behind that the conversation ends, whatever it still says.
+    fn takes_no_more(&self) {
+        if rustix::net::shutdown(&self.stream, Shutdown::Both).is_err() {
+            self.end(End::Closed);
         }
     }
 
@@ -236,6 +246,22 @@ mod tests {
 
     fn inferred(id: u64, body: &'static [u8]) -> Vec<u8> {
         FromCell::Inferred(Bytes::from_static(body).into()).frame(id).unwrap().encode()
+    }
+
+    /// Waits until the cell has so many requests.
+    async fn heard(peer: &mut Peer, requests: usize) {
+        peer.set_nonblocking(true).unwrap();
+        let (mut decoder, mut piece, mut heard) = (Decoder::new(), [0; 4096], 0);
+        while heard < requests {
+            match peer.read(&mut piece) {
+                Ok(read) => decoder.feed(&piece[..read]),
+                Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+            }
+            while decoder.next().unwrap().is_some() {
+                heard += 1;
+            }
+        }
+        peer.set_nonblocking(false).unwrap();
     }
 
     async fn patient<T>(future: impl Future<Output = T>) -> T {
@@ -333,6 +359,23 @@ mod tests {
         }
         assert_eq!(begun, [true, false, false]);
         assert_eq!(link.ended(), Some(End::Closed));
+    }
+
+    #[tokio::test]
+    async fn what_a_cell_answered_before_it_went_is_read() {
+        for closes in [true, false] {
+            let (link, mut peer) = pair();
+            let (first, second) = (infer(&link), infer(&link));
+            heard(&mut peer, 2).await;
+            peer.write_all(&inferred(1, b"a")).unwrap();
+            // It is not read before the third is asked: nothing is waited for. Either the cell is gone, or it only listens no more.
+            let peer = (!closes).then_some(peer).inspect(|peer| peer.shutdown(std::net::Shutdown::Read).unwrap());
+            let third = infer(&link);
+            assert_eq!(patient(first).await.unwrap().unwrap().0, FromCell::Inferred(Bytes::from_static(b"a").into()));
+            let lost = [patient(second).await.unwrap().unwrap_err(), patient(third).await.unwrap().unwrap_err()];
+            assert_eq!(lost, [true, false].map(|begun| Lost { begun, end: End::Closed }), "closes: {closes}");
+            drop(peer);
+        }
     }
 
     #[tokio::test]

@@ -341,6 +341,12 @@ impl Cells {
         working.iter().filter(|(owner, _)| *owner == token).filter_map(|(_, process)| Some(process.upgrade()?.pid())).collect()
     }
 
+    /// Memory that a tenant's cells may have together, those for shadows and jobs left out, in bytes; for tests that hold it to its limit.
+    pub(crate) fn memory_given(&self, token: IslandToken) -> u64 {
+        let islands = self.0.islands.lock();
+        islands.iter().filter(|((owner, lane), _)| *owner == token && *lane != Lane::Shadow).map(|(_, island)| island.memory_given()).sum()
+    }
+
     /// Process id of a tenant's serving cell, for tests that kill it.
     pub(crate) fn serving_pid(&self, token: IslandToken) -> Option<u32> {
         self.0.islands.lock().get(&(token, Lane::Live)).and_then(|island| island.pid())

@@ -35,6 +35,7 @@ use crate::error::{CellFailure, Error, Result};
 use crate::predict::{Protocol, Question};
 use crate::rollout::{self, Broken};
 use crate::stats::bump;
+use replicas::Granted;
 use routes::{Counted, Resolved, Routes};
 
 /// Deployments of one tenant whose meaning is remembered.
@@ -89,6 +90,10 @@ pub(super) struct Island {
     here: AtomicUsize,
     /// Copies for a shadow that are under way.
     copies: Arc<Semaphore>,
+    /// What its cell may have of the tenant's memory, in bytes; 0 without one.
+    memory_bytes: AtomicU64,
+    /// It gets no more requests: its cell is to go.
+    leaves: AtomicBool,
     breakers: Mutex<LruCache<SlotKey, Breaker>>,
     any_breaker: AtomicBool,
     unjoined_until: Mutex<Option<Instant>>,
@@ -156,7 +161,7 @@ impl Serving {
     /// Asks a loaded model; `None` when it is not loaded any more.
     fn infer(&self, key: &SlotKey, asked: &Question) -> Option<tokio::sync::oneshot::Receiver<Answer>> {
         let mut slots = self.slots.lock();
-        let (slot, body) = (slots.loaded.get(key)?.number, asked.body.clone());
+        let (slot, body) = (slots.loaded.get(key)?.number, asked.body.bytes().clone());
         let request = match asked.protocol {
             Protocol::Inference => ToCell::Infer { slot, body },
             Protocol::InferenceBinary { json_bytes } => ToCell::InferBinary { slot, json_bytes, body },
@@ -236,6 +241,8 @@ impl Island {
             present: AtomicUsize::new(0),
             here: AtomicUsize::new(0),
             copies: Arc::new(Semaphore::new(SHADOW_IN_FLIGHT_MAX)),
+            memory_bytes: AtomicU64::new(0),
+            leaves: AtomicBool::new(false),
             breakers: Mutex::new(LruCache::new(BREAKERS_MAX)),
             any_breaker: AtomicBool::new(false),
             unjoined_until: Mutex::default(),
@@ -267,13 +274,19 @@ impl Island {
         let mut serving = self.serving.lock();
         let idle = |cell: &&mut Arc<Serving>| cell.users.load(Ordering::Acquire) == 0 && cell.used.lock().elapsed() >= at_least;
         serving.as_mut().filter(idle)?;
+        self.gone(&mut serving)
+    }
+
+    /// Takes the cell away, and its memory is free.
+    fn gone(&self, serving: &mut Option<Arc<Serving>>) -> Option<Arc<Serving>> {
+        self.memory_bytes.store(0, Ordering::Release);
         serving.take()
     }
 
     /// Takes the cell away, whatever it does.
     pub(super) fn take(&self) -> Option<Arc<Serving>> {
         self.resolved.lock().clear();
-        self.serving.lock().take()
+        self.gone(&mut self.serving.lock())
     }
 
     /// Ends a cell whose oldest request takes too long, even if nobody waits for it any more.
@@ -291,7 +304,7 @@ impl Island {
     pub(super) fn bury(&self) {
         let mut serving = self.serving.lock();
         let Some(end) = serving.as_ref().and_then(|cell| cell.link.ended()) else { return };
-        if let Some(cell) = serving.take() {
+        if let Some(cell) = self.gone(&mut serving) {
             self.remember(&cell);
             tokio::spawn(async move { cell.process.failure(&end).await });
         }
@@ -309,6 +322,11 @@ impl Island {
 
     pub(super) fn is_serving(&self) -> bool {
         self.serving.lock().is_some()
+    }
+
+    /// What its process may have, in bytes.
+    pub(super) fn memory_given(&self) -> u64 {
+        self.serving.lock().as_ref().map_or(0, |cell| cell.process.memory_bytes_max())
     }
 
     pub(super) fn pid(&self) -> Option<u32> {
@@ -372,7 +390,7 @@ impl Island {
         let cell = serving.as_ref()?;
         if cell.link.ended().is_some() {
             self.remember(cell);
-            *serving = None;
+            self.gone(&mut serving);
             return None;
         }
         cell.users.fetch_add(1, Ordering::AcqRel);
@@ -390,7 +408,7 @@ impl Cells {
         asked: Question,
         broken: &mut Option<Broken>,
     ) -> Result<Inferred> {
-        if asked.body.len() > wire::BODY_BYTES_MAX as usize {
+        if asked.body.bytes().len() > wire::BODY_BYTES_MAX as usize {
             return Err(Error::TooLarge { what: "request", bytes_max: wire::BODY_BYTES_MAX.into() });
         }
         let island = self.lane(owner.island, Lane::Live);
@@ -428,7 +446,7 @@ impl Cells {
         let routes = island.resolve(permit).await?;
         let (resolved, watch) = routes.pick(version, permit.request().as_str())?;
         let open = || async move { Ok(permit.blobs().open(resolved.key.blob).await?) };
-        let answer = match self.spread(island, owner, resolved) {
+        let answer = match self.spread(island, owner, resolved).await? {
             None => self.answer(island, owner, resolved, asked, open(), way).await,
             Some((lane, share)) => match self.answer(&lane, &share, resolved, asked, open(), way).await {
                 // Nobody else has to make room for a replica.
@@ -503,10 +521,13 @@ impl Cells {
         let _here = Here::at(island);
         let joined = island.joins(&resolved.key);
         let mut turn = island.seat.turn(owner, &asked.manner, joined);
-        turn.come(way).await?;
-        if !island.is_warm(&resolved.key) {
-            // To start a cell and to load a model has queues of its own; a core is not held for it.
-            turn.pause();
+        // To start a cell and to load a model has queues of its own: a core is neither waited for nor held for it, and what cannot be
+        // started has not been at the door.
+        if island.is_warm(&resolved.key) {
+            turn.come(way).await?;
+            if !island.is_warm(&resolved.key) {
+                turn.pause();
+            }
         }
         let cell = self.ready(island, owner, resolved, asked, open).await?;
         turn.come(way).await?;
@@ -599,16 +620,20 @@ impl Cells {
     /// The island's serving cell; started if there is none, by one of those who need it.
     async fn serving_cell(&self, island: &Island, owner: &Owner) -> Result<(InUse, bool)> {
         if let Some(cell) = island.living() {
-            cell.0.process.adjust(owner);
+            self.adjust(island, &cell.0, owner);
             return Ok((cell, false));
         }
         let _starting = island.starting.lock().await;
         if let Some(cell) = island.living() {
             return Ok((cell, true));
         }
+        let granted = Granted::to(self, island, owner);
         let (process, stream) = match island.lane {
-            Lane::Live => self.cell(owner).await?,
-            Lane::Replica(_) | Lane::Shadow => self.spare_cell(owner).await?,
+            Lane::Live => self.cell(&granted.owner).await?,
+            Lane::Replica(_) if granted.owner.limits.memory_bytes < owner.limits.memory_bytes => {
+                return Err(Error::Overloaded("the memory of this tenant's cells"));
+            }
+            Lane::Replica(_) | Lane::Shadow => self.spare_cell(&granted.owner).await?,
         };
         let slots_max = NonZeroUsize::new(self.config().models_per_cell_max).unwrap_or(NonZeroUsize::MIN);
         let serving = Arc::new(Serving {
@@ -620,6 +645,7 @@ impl Cells {
             used: Mutex::new(Instant::now()),
         });
         *island.serving.lock() = Some(Arc::clone(&serving));
+        granted.kept();
         Ok((InUse(serving), true))
     }
 

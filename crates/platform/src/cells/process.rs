@@ -30,6 +30,8 @@ pub(crate) struct Owner {
     pub(crate) meter: MeterHandle,
     /// Cells that share what the tenant may use, this one among them.
     pub(crate) cells: u32,
+    /// What all of them may have, in bytes.
+    pub(crate) memory_bytes: u64,
 }
 
 impl Owner {
@@ -42,6 +44,11 @@ impl Owner {
             ..self.limits
         };
         Self { limits, cells, ..self.clone() }
+    }
+
+    /// The same with so much memory for its cell, in bytes.
+    pub(crate) fn with_memory(&self, bytes: u64) -> Self {
+        Self { limits: Limits { memory_bytes: bytes, ..self.limits }, ..self.clone() }
     }
 
     /// Its cell's part of what is contended.

@@ -14,6 +14,8 @@ use wire::{Decoder, Frame, FromCell, HEADER_BYTES, ToCell, WireError};
 
 /// Bytes taken from a socket at once.
 const READ_BYTES: usize = 64 << 10;
+/// Bytes moved in one go; then others have their turn on the thread.
+const UNBROKEN_BYTES_MAX: usize = 256 << 10;
 
 /// Why a conversation is over.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,11 +71,18 @@ impl Outbox {
         Ok(())
     }
 
-    /// Sends what the socket takes now; `true` when nothing is left.
+    /// Sends what the socket takes now, within bounds; `true` when nothing is left.
     pub(crate) fn flush(&mut self, stream: &UnixStream) -> io::Result<bool> {
+        let mut moved = 0;
         while let Some(next) = self.0.front_mut() {
+            if moved >= UNBROKEN_BYTES_MAX {
+                return Ok(false);
+            }
             match stream.try_io(Interest::WRITABLE, || next.send(stream)) {
-                Ok(sent) => next.advance(sent),
+                Ok(sent) => {
+                    next.advance(sent);
+                    moved += sent;
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 Err(error) => return Err(error),
             }
@@ -87,10 +96,17 @@ impl Outbox {
     /// Sends everything, waiting for room.
     pub(crate) async fn drain(&mut self, stream: &UnixStream) -> io::Result<()> {
         while !self.flush(stream)? {
-            stream.writable().await?;
+            more(stream).await?;
         }
         Ok(())
     }
+}
+
+/// Waits for room, and lets others have their turn.
+pub(crate) async fn more(stream: &UnixStream) -> io::Result<()> {
+    stream.writable().await?;
+    tokio::task::yield_now().await;
+    Ok(())
 }
 
 impl Outgoing {
@@ -101,7 +117,8 @@ impl Outgoing {
         if let Some(file) = &file {
             control.push(SendAncillaryMessage::ScmRights(file));
         }
-        let parts = [IoSlice::new(&self.head), IoSlice::new(&self.body)];
+        let body = self.body.get(..UNBROKEN_BYTES_MAX).unwrap_or(&self.body);
+        let parts = [IoSlice::new(&self.head), IoSlice::new(body)];
         Ok(sendmsg(stream.as_fd(), &parts, &mut control, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?)
     }
 
@@ -122,11 +139,13 @@ impl Outgoing {
 pub(crate) struct Inbox {
     decoder: Decoder,
     frame_bytes_max: usize,
+    /// Bytes since others had their turn.
+    unbroken: usize,
 }
 
 impl Inbox {
     pub(crate) fn new(frame_bytes_max: usize) -> Self {
-        Self { decoder: Decoder::new(), frame_bytes_max }
+        Self { decoder: Decoder::new(), frame_bytes_max, unbroken: 0 }
     }
 
     /// The next frame.
@@ -147,8 +166,17 @@ impl Inbox {
             self.decoder.buffer_mut().reserve(missing.clamp(HEADER_BYTES, READ_BYTES));
             match stream.try_read_buf(self.decoder.buffer_mut()) {
                 Ok(0) => return Err(End::Closed),
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => stream.readable().await?,
+                Ok(read) => {
+                    self.unbroken += read;
+                    if self.unbroken >= UNBROKEN_BYTES_MAX {
+                        self.unbroken = 0;
+                        tokio::task::yield_now().await;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.unbroken = 0;
+                    stream.readable().await?;
+                }
                 Err(error) => return Err(error.into()),
             }
         }

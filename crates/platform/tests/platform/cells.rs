@@ -1,13 +1,14 @@
 //! What cells do to each other and to the service when they die, hang, grow or idle: nothing.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use platform::tenancy::act::{ModelWrite, Predict};
-use platform::{AliasRequest, Error, Manner, Question};
+use platform::{AliasRequest, Error, Legs, Manner, Question};
 use serde_json::json;
 
-use crate::models::{ask_counts, ask_times, ask_zeros, counts, number_of, times, zeros};
+use crate::models::{ask_counts, ask_times, ask_zeros, counts, heavy, number_of, times, zeros};
 use crate::world::{World, close, code, until};
 
 const FOREVER: u64 = 1 << 50;
@@ -238,6 +239,58 @@ async fn replicas_come_and_go_and_lose_nobody() {
     let stats = world.platform.stats();
     assert_eq!((most, stats.cells_failed), (2, 0));
     assert!(stats.cells_evicted_idle > 0, "{stats:?}");
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cells_of_one_tenant_stay_within_its_memory_also_when_one_of_them_needs_it_all() {
+    const MEMORY: u64 = 192 << 20;
+    let Some(world) = World::start(|config| config.cores = 2).await else { return };
+    let key = world.tenant("clinic", |limits| (limits.cpu_percent, limits.memory_bytes) = (200, MEMORY)).await;
+    world.serve(&key, "counts", counts()).await;
+    // More than models may take of a half, less than they may of the whole.
+    world.serve(&key, "heavy", heavy(18 << 20)).await;
+    world.predict(&key, "counts", ask_counts(1)).await.unwrap();
+    let busy = futures_util::future::join_all((0..8).map(|n| world.predict(&key, "counts", ask_counts(LONG / 16 + n))));
+    let late = async {
+        until("a second cell", async || (world.platform.stats().cells_serving == 2).then_some(())).await;
+        world.predict(&key, "heavy", ask_times(3.0)).await
+    };
+    let (permit, mut most) = (world.allow::<Predict>(&key, "counts").await, 0);
+    let (answers, late) = {
+        let mut work = std::pin::pin!(futures_util::future::join(busy, late));
+        loop {
+            tokio::select! {
+                done = &mut work => break done,
+                () = tokio::time::sleep(Duration::from_millis(1)) => most = most.max(world.platform.memory_given(&permit)),
+            }
+        }
+    };
+    for (n, answer) in answers.into_iter().enumerate() {
+        assert_eq!(number_of(&answer.unwrap()), (LONG / 16) as f64 + n as f64);
+    }
+    assert_eq!(number_of(&late.unwrap()), 6.0);
+    assert!((MEMORY / 2..=MEMORY).contains(&most), "{most} bytes of {MEMORY}");
+    assert_eq!((world.platform.stats().cells_failed, world.platform.memory_given(&permit)), (0, MEMORY), "the first cell has all of it");
+    close(permit, Ok(())).unwrap();
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_is_at_the_door_once_however_cold_its_cell_is() {
+    let Some(world) = World::start(|_| {}).await else { return };
+    let key = world.tenant("clinic", |_| {}).await;
+    world.serve(&key, "twice", times(2.0)).await;
+    for cold in [true, false] {
+        let legs = Arc::<Legs>::default();
+        let manner = Manner { legs: Some(Arc::clone(&legs)), ..Manner::default() };
+        let permit = world.allow::<Predict>(&key, "twice").await;
+        let answer = world.platform.predict(&permit, None, Question { manner, ..Bytes::from(ask_times(1.0)).into() }).await;
+        close(permit, answer).unwrap();
+        let way: Vec<&str> = legs.take().iter().map(|leg| leg.name).collect();
+        let started: &[&str] = if cold { &["cold start"] } else { &[] };
+        assert_eq!(way, [started, &["queue", "cell", "engine"]].concat());
+    }
     world.stop().await;
 }
 

@@ -61,6 +61,16 @@ pub(crate) fn times(k: f32) -> Vec<u8> {
     model(&graph(&[node("Mul", &["x", "k"], &["y"], &[])], &[scalar("k", k)], &[vector("x")], &[vector("y")]))
 }
 
+/// As [`times`] of 2, for whole numbers that are less than `numbers`, of which it keeps a table in memory.
+pub(crate) fn heavy(numbers: usize) -> Vec<u8> {
+    let vector = |name| value(name, FLOAT, &[None]);
+    let table = [number(1, numbers as u64), number(2, FLOAT), field(8, b"table"), field(9, &2f32.to_le_bytes().repeat(numbers))].concat();
+    let to = [field(1, b"to"), number(3, INT64), [varint(20 << 3), varint(2)].concat()].concat();
+    let nodes =
+        [node("Cast", &["x"], &["at"], &[to]), node("Gather", &["table", "at"], &["k"], &[]), node("Mul", &["x", "k"], &["y"], &[])];
+    model(&graph(&nodes, &[table], &[vector("x")], &[vector("y")]))
+}
+
 /// `y` is the sum of `shape[0]` zeros, all of them in memory.
 pub(crate) fn zeros() -> Vec<u8> {
     let nodes = [node("ConstantOfShape", &["shape"], &["z"], &[]), node("ReduceSum", &["z"], &["y"], &[])];

@@ -17,7 +17,7 @@ use http::{Method, StatusCode};
 use http_body::Frame;
 use platform::Manner;
 use platform::tenancy::act::Act;
-use platform::tenancy::{Permit, Tenant};
+use platform::tenancy::{Digested, Permit, Tenant};
 use tokio::time::{timeout, timeout_at};
 
 use super::{Access, Answer, Api, Ask, Handle, Mode, Outcome, RECEIPT, Run, answered, closed, identify, mark, open, signs};
@@ -35,7 +35,7 @@ use crate::traces::{Begun, Ended};
 pub(crate) struct Call {
     pub(crate) service: Arc<Service>,
     pub(crate) heading: Heading,
-    pub(crate) message: Bytes,
+    pub(crate) message: Digested,
     pub(crate) manner: Manner,
 }
 
@@ -190,11 +190,11 @@ impl<A: Act, H: for<'p> Handle<'p, Permit<A>, Call, Bytes>> Messages<A, H> {
             return Ok(None);
         }
         let message = self.incoming.message().await?;
-        let received = message.len();
+        let received = message.bytes().len();
         let trace = self.ask.trace.as_ref().and_then(|stream| stream.message());
         let manner = self.wish.manner(self.deadline.map(|(at, _)| at), trace.as_ref());
         let tenant = enter(&self.ask).await.map_err(Fail::begun)?;
-        let heading = Heading::read(&message);
+        let heading = Heading::read(message.bytes());
         let id = heading.as_ref().ok().and_then(|heading| heading.id.clone());
         let name = heading.as_ref().map_or("", |heading| heading.name.as_str()).to_owned();
         let answered = match tenant.allow::<A>(&name) {

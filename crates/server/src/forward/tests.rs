@@ -16,6 +16,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 use crate::body::RequestBody;
+use crate::bulk::Bulk;
 use crate::error::Form;
 use crate::tls::{Certificates, NodeCertificate, server_config};
 
@@ -159,7 +160,7 @@ impl Front {
 async fn sent_on(forwarder: &Forwarder, peer: &Peer, request: Request<Incoming>) -> Result<Response<AnswerBody>, Infallible> {
     let (parts, incoming) = request.into_parts();
     let limits = Arc::new(RequestLimits { request_timeout: Duration::from_secs(5), ..RequestLimits::default() });
-    let body = RequestBody::new(incoming, limits.clone());
+    let body = RequestBody::new(incoming, limits.clone(), Bulk::new(1));
     let mark = body.mark();
     drop(body);
     let asked = Asked::of(&parts, &RequestId::parse("r-1").unwrap());

@@ -6,6 +6,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::StatusCode;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use http_body::Frame;
+use platform::tenancy::{Collecting, Digested};
 
 use super::heading::{self, Heading};
 use super::{CONTENT_TYPE_GRPC, status};
@@ -38,6 +39,7 @@ impl Incoming {
 
     /// Begins the next message; `false` when there is none.
     pub(crate) async fn begin(&mut self) -> Result<bool> {
+        self.body.begin();
         if !self.fill(PREFIX_BYTES).await? {
             return if self.held.is_empty() { Ok(false) } else { Err(broken_off()) };
         }
@@ -63,13 +65,19 @@ impl Incoming {
         Heading::read(self.held.get(..start).unwrap_or_default())
     }
 
-    /// The whole message that was begun.
-    pub(crate) async fn message(&mut self) -> Result<Bytes> {
-        self.held.reserve(self.length.saturating_sub(self.held.len()).min(RESERVE_BYTES_MAX));
-        if !self.fill(self.length).await? {
-            return Err(broken_off());
+    /// The whole message that was begun, with its digest.
+    pub(crate) async fn message(&mut self) -> Result<Digested> {
+        let most = u64::try_from(self.length).unwrap_or(u64::MAX);
+        let mut message = Collecting::default();
+        message.reserve(self.length.min(RESERVE_BYTES_MAX));
+        message.push(&self.held.split_to(self.length.min(self.held.len())));
+        while message.len() < self.length {
+            let Some(mut piece) = self.body.piece(u64::MAX).await? else { return Err(broken_off()) };
+            let own = piece.split_to(piece.len().min(self.length - message.len()));
+            self.body.collect(&mut message, &own, most).await?;
+            self.held.extend_from_slice(&piece);
         }
-        Ok(self.held.split_to(self.length).freeze())
+        Ok(message.finish())
     }
 
     /// Waits until so many bytes are there; `false` when the body ends before.

@@ -27,7 +27,7 @@ async fn invocations(permit: &Permit<Predict>, ask: Ask) -> Result<Reply> {
         return Err(Fail::new("media_type_unsupported", "send JSON with `Content-Type: application/json`; CSV is not supported"));
     }
     let (service, manner) = (ask.service.clone(), manner(&ask)?);
-    let body = ask.body.bytes(service.limits.predict_bytes_max).await?;
+    let body = ask.body.whole(service.limits.predict_bytes_max).await?;
     let question = Question { protocol: Protocol::Scoring, body, manner };
     let answer = service.platform.predict(permit, None, question).await?;
     Ok(Reply::bytes("application/json", answer.body))

@@ -99,12 +99,12 @@ async fn ready(permit: &Permit<DeploymentRead>, ask: Ask) -> Result<Reply> {
 async fn infer(permit: &Permit<Predict>, ask: Ask) -> Result<Reply> {
     let json_bytes = json_length(&ask.headers)?;
     let (service, version, manner) = (ask.service.clone(), version(&ask).map(str::to_owned), manner(&ask)?);
-    let body = ask.body.bytes(service.limits.predict_bytes_max).await?;
+    let body = ask.body.whole(service.limits.predict_bytes_max).await?;
     let protocol = match json_bytes {
         None => Protocol::Inference,
-        Some(json_bytes) if json_bytes as usize <= body.len() => Protocol::InferenceBinary { json_bytes },
+        Some(json_bytes) if json_bytes as usize <= body.bytes().len() => Protocol::InferenceBinary { json_bytes },
         Some(json_bytes) => {
-            let told = format!("`{JSON_LENGTH}` is {json_bytes}, the body has {} bytes", body.len());
+            let told = format!("`{JSON_LENGTH}` is {json_bytes}, the body has {} bytes", body.bytes().len());
             return Err(Fail::new("invalid", told));
         }
     };

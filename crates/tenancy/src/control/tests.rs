@@ -9,6 +9,7 @@ use super::*;
 use crate::keyring::Keyring;
 use crate::place::RowsPlace;
 use crate::rows::{Place as RowsAt, Store};
+use crate::usage::Usage;
 use house::House;
 
 /// Each of these on the file and on the server.
@@ -40,6 +41,7 @@ on_both! {
     erasures_certificates_and_small_values
     keys_under_an_older_epoch_are_not_stored
     keys_are_replaced_only_as_they_were_seen
+    hours_of_use_are_added_once
     revoked_credentials_do_not_pile_up
     edited_rows_are_refused
     a_row_put_back_does_not_add_up
@@ -275,6 +277,23 @@ async fn revoked_credentials_do_not_pile_up(house: &House) {
     assert_eq!(oldest, Some(120), "the newest ones can still be listed");
     assert_eq!(control.credentials_of(Some(amber.id)).await.unwrap().len(), 1);
     control.verifier.verify_all(control.db.read().await.unwrap().sql().unwrap()).await.unwrap();
+}
+
+async fn hours_of_use_are_added_once(house: &House) {
+    let control = house.control().await;
+    let (blue, _) = insert(house, &control, "blue").await;
+    let added = |hour, predictions, mark| UsageAdded { tenant: blue.id, hour, usage: Usage { predictions, ..Usage::default() }, mark };
+    let told = async || {
+        let hours = control.usage_of(blue.id, 0).await.unwrap();
+        hours.iter().map(|bucket| (bucket.at, bucket.usage.predictions)).collect::<Vec<_>>()
+    };
+    control.usage_add("here", &[added(0, 5, 1), added(3_600, 7, 1)]).await.unwrap();
+    // The commit's answer was lost: the same is sent again, also when only a part of it is left to add.
+    control.usage_add("here", &[added(0, 5, 1), added(3_600, 7, 1), added(7_200, 1, 1)]).await.unwrap();
+    assert_eq!(told().await, [(0, 5), (3_600, 7), (7_200, 1)]);
+    control.usage_add("here", &[added(3_600, 7, u64::MAX)]).await.unwrap();
+    control.usage_add("there", &[added(3_600, 1, 1)]).await.unwrap();
+    assert_eq!(told().await, [(0, 5), (3_600, 15), (7_200, 1)], "as much again is more, and every node counts by itself");
 }
 
 async fn keys_are_replaced_only_as_they_were_seen(house: &House) {

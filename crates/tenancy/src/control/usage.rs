@@ -1,5 +1,7 @@
 //! Hours of use, by tenant and node: numbers for the tenant, the operator and the bill. Not protected by a MAC: they grant nothing.
 
+use serde::{Deserialize, Serialize};
+
 use super::{Control, protected};
 use crate::error::{Error, Result};
 use crate::name::TenantId;
@@ -23,16 +25,40 @@ pub(crate) struct UsageRow {
     pub(crate) usage: Usage,
 }
 
+/// What is added to such an hour.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct UsageAdded {
+    pub(crate) tenant: TenantId,
+    pub(crate) hour: i64,
+    pub(crate) usage: Usage,
+    /// By which it is known: to the hour's last mark nothing is added.
+    pub(crate) mark: u64,
+}
+
+/// As it lies there.
+#[derive(Default, Serialize, Deserialize)]
+struct Counts {
+    #[serde(flatten)]
+    usage: Usage,
+    /// Of what was added last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mark: Option<u64>,
+}
+
 impl Control {
-    /// Adds what was used on this node, all of it or nothing; at most [`USAGE_BATCH`].
-    pub(crate) async fn usage_add(&self, node: &str, used: &[(TenantId, i64, Usage)]) -> Result<()> {
+    /// Adds what was used on this node, all of it or nothing; at most [`USAGE_BATCH`]. Of what may have been added before, nothing.
+    pub(crate) async fn usage_add(&self, node: &str, used: &[UsageAdded]) -> Result<()> {
         let mut tx = self.begin().await?;
-        for (tenant, hour, more) in used {
+        for UsageAdded { tenant, hour, usage, mark } in used {
             let key: [Param<'_>; 3] = [(&tenant.0).into(), (*hour).into(), node.into()];
             let known = "SELECT counts FROM usage WHERE tenant = $1 AND hour = $2 AND node = $3";
             let known = tx.sql()?.optional(known, &key).await?;
-            let mut counts = known.as_ref().map_or(Ok(Usage::default()), counts)?;
-            counts.add(more);
+            let mut counts = known.as_ref().map_or(Ok(Counts::default()), counts)?;
+            if counts.mark == Some(*mark) {
+                continue;
+            }
+            counts.usage.add(usage);
+            counts.mark = Some(*mark);
             let json = serde_json::to_string(&counts).map_err(Error::internal)?;
             let [tenant, hour, node] = key;
             let params = [tenant, hour, node, (&json).into()];
@@ -47,7 +73,7 @@ impl Control {
         let sql = "SELECT hour, counts FROM usage WHERE tenant = $1 AND hour >= $2 ORDER BY hour";
         let mut hours: Vec<Bucket> = Vec::new();
         for row in reading.sql()?.all(sql, &[(&tenant.0).into(), since.into()]).await? {
-            let (at, usage) = (row.int("hour")?, counts(&row)?);
+            let (at, usage) = (row.int("hour")?, counts(&row)?.usage);
             match hours.last_mut().filter(|last| last.at == at) {
                 Some(last) => last.usage.add(&usage),
                 None => hours.push(Bucket { at, usage }),
@@ -74,7 +100,7 @@ impl Control {
                     name: row.text("name")?,
                     hour: row.int("hour")?,
                     node: row.text("node")?,
-                    usage: counts(row)?,
+                    usage: counts(row)?.usage,
                 })
             })
             .collect()
@@ -102,6 +128,6 @@ impl Control {
 const UPDATE: &str = "UPDATE usage SET counts = $4 WHERE tenant = $1 AND hour = $2 AND node = $3";
 const INSERT: &str = "INSERT INTO usage (tenant, hour, node, counts) VALUES ($1, $2, $3, $4)";
 
-fn counts(row: &Row) -> Result<Usage> {
+fn counts(row: &Row) -> Result<Counts> {
     serde_json::from_str(&row.text("counts")?).map_err(Error::integrity)
 }

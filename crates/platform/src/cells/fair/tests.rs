@@ -304,6 +304,25 @@ fn an_endless_request_keeps_its_core_from_others_for_a_slice() {
 }
 
 #[test]
+fn short_requests_buy_no_core_for_long_ones() {
+    let mut fair: Fair<&str> = Fair::new(Rules { cores: 1, slice: Duration::from_millis(20), ..RULES });
+    let (flood, victim) = (fair.join(), fair.join());
+    let ms = |ms: u64| ms * 1_000_000;
+    for _ in 0..200 {
+        assert_eq!(fair.enter(flood, ONE, Priority::Normal, 0, || "short"), Entry::Go);
+        assert!(fair.leave(flood, 1_000).is_empty());
+    }
+    // Known for short ones, it has a cell full of requests that take 15 ms each.
+    for _ in 0..RULES.in_flight_max {
+        assert_eq!(fair.enter(flood, ONE, Priority::Normal, ms(1), || "long"), Entry::Go);
+    }
+    assert!(matches!(fair.enter(victim, ONE, Priority::Normal, ms(2), || "victim"), Entry::Wait(_)));
+    assert!(fair.leave(flood, ms(16)).is_empty());
+    assert!(fair.poke(ms(20)).is_empty());
+    assert_eq!(fair.poke(ms(21)), ["victim"], "an answer is no new slice");
+}
+
+#[test]
 fn a_core_that_nobody_wants_is_free_and_full_is_said() {
     let mut fair: Fair<u32> = Fair::new(Rules { cores: 1, queue_max: 2, in_flight_max: 2, ..RULES });
     let flow = fair.join();

@@ -3,22 +3,29 @@
 //! A cell has one thread, so a tenant whose CPU is two cores needs two cells to use them. A further one, a replica, is opened by the request
 //! that finds somebody waiting in every cell there is, while a core of the node is free, and goes when it idles. All of them share what the
 //! tenant may use: with two cells each has half of the memory, half of the CPU and half of the weight, so that a tenant gets no more by being
-//! busy. A tenant whose models do not fit into such a share stays with one cell. A replica starts only where a place is free without anybody
-//! being put out, and goes before other cells do.
+//! busy. A tenant whose models do not fit into such a share stays with one cell; if one comes later, the others answer what they have and go
+//! first. A replica starts only where a place is free without anybody being put out, and goes before other cells do.
+//!
+//! What a cell is given of the memory, the others have not: whoever asks knows how many there were when it asked, which may be long ago, so
+//! what counts is what the others have at that moment ([`Cells::granted`]).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::routes::Resolved;
-use super::{Island, Lane, models_budget};
+use super::{Island, Lane, Serving, models_budget};
 use crate::cells::Cells;
 use crate::cells::process::Owner;
+use crate::error::{Error, Result};
 
 /// Cells of one tenant, whatever its CPU.
 const CELLS_PER_TENANT_MAX: u32 = 16;
 /// Requests in a lane at which somebody waits there.
 const WAITING_FROM: usize = 2;
+/// How long a model that needs more than a share waits for the other cells to answer what they have, and how often it looks.
+const LEAVING_TIME_MAX: Duration = Duration::from_secs(5);
+const LEAVING_LOOK: Duration = Duration::from_millis(5);
 
 /// Most cells that a tenant's predictions may have: one for each whole core of its own, as far as the node has them.
 fn cells_max(cpu_percent: u32, cores: usize) -> u32 {
@@ -54,10 +61,13 @@ fn choose(seen: &[Seen], cells_max: u32, memory_bytes: u64, expected_bytes: u64)
 
 impl Cells {
     /// The lane for a request to this model, and what its cell may use; `None` for a tenant with one.
-    pub(super) fn spread(&self, main: &Arc<Island>, owner: &Owner, resolved: &Resolved) -> Option<(Arc<Island>, Owner)> {
+    ///
+    /// # Errors
+    /// `Overloaded` when the model needs the memory of cells that do not come to an end.
+    pub(super) async fn spread(&self, main: &Arc<Island>, owner: &Owner, resolved: &Resolved) -> Result<Option<(Arc<Island>, Owner)>> {
         let cells_max = cells_max(owner.limits.cpu_percent, self.config().cores);
         if cells_max == 1 {
-            return None;
+            return Ok(None);
         }
         let mut lanes = vec![Arc::clone(main)];
         {
@@ -68,33 +78,104 @@ impl Cells {
         let sharing = u32::try_from(lanes.len()).unwrap_or(u32::MAX);
         let share = owner.share(sharing);
         if sharing > 1 && resolved.expected_bytes() > models_budget(share.limits.memory_bytes) {
-            // A model that came later and needs more than a share: what idles goes, and the first cell has all of it again.
-            for replica in lanes.iter().skip(1) {
-                if let Some(cell) = replica.take_if_idle(Duration::ZERO) {
-                    cell.evicted(&self.counters().evicted_room);
-                }
-            }
-            return None;
+            self.alone(lanes.get(1..).unwrap_or_default()).await?;
+            return Ok(None);
         }
-        let seen: Vec<Seen> = lanes.iter().map(|lane| lane.seen()).collect();
-        match choose(&seen, cells_max, owner.limits.memory_bytes, resolved.expected_bytes()) {
-            Choice::New if self.0.gate.has_spare() && self.0.places.available_permits() > 0 => {
+        let stays = |lane: &&Arc<Island>| !lane.leaves.load(Ordering::Acquire);
+        let open: Vec<&Arc<Island>> = lanes.iter().filter(stays).collect();
+        let seen: Vec<Seen> = open.iter().map(|lane| lane.seen()).collect();
+        let choice = choose(&seen, cells_max, owner.limits.memory_bytes, resolved.expected_bytes());
+        let more = open.len() == lanes.len() && self.0.gate.has_spare() && self.0.places.available_permits() > 0;
+        Ok(match choice {
+            Choice::New if more => {
                 let smaller = owner.share(sharing + 1);
                 let fits = |lane: &Arc<Island>| lane.bill() <= models_budget(smaller.limits.memory_bytes);
                 if !lanes.iter().all(fits) {
                     // What runs there takes more just now.
-                    return Some((Arc::clone(main), share));
+                    return Ok(Some((Arc::clone(main), share)));
                 }
                 // Room is made before anybody gets it.
-                lanes.iter().for_each(|lane| lane.adjust(&smaller));
+                lanes.iter().for_each(|lane| self.adjust_lane(lane, &smaller));
                 let taken = |n: &u32| lanes.iter().any(|lane| lane.lane == Lane::Replica(*n));
-                let free = (1..cells_max).find(|n| !taken(n))?;
-                Some((self.lane(owner.island, Lane::Replica(free)), smaller))
+                let Some(free) = (1..cells_max).find(|n| !taken(n)) else { return Ok(Some((Arc::clone(main), share))) };
+                let lane = self.lane(owner.island, Lane::Replica(free));
+                lane.leaves.store(false, Ordering::Release);
+                Some((lane, smaller))
             }
             Choice::New => Some((Arc::clone(main), share)),
-            // One that took more while it was alone is not cut down under its models.
-            Choice::Known(place) if seen.get(place)?.memory_bytes > models_budget(share.limits.memory_bytes) => None,
-            Choice::Known(place) => Some((Arc::clone(lanes.get(place)?), share)),
+            Choice::Known(place) => Some((Arc::clone(open.get(place).copied().unwrap_or(main)), share)),
+        })
+    }
+
+    /// A model needs more than a share: the other cells get no more requests, and go when they have answered what they have. The first
+    /// cell has all of the memory again then.
+    async fn alone(&self, replicas: &[Arc<Island>]) -> Result<()> {
+        replicas.iter().for_each(|replica| replica.leaves.store(true, Ordering::Release));
+        let begun = Instant::now();
+        loop {
+            for replica in replicas.iter().filter(|replica| replica.here() == 0) {
+                if let Some(cell) = replica.take_if_idle(Duration::ZERO) {
+                    cell.evicted(&self.counters().evicted_room);
+                }
+            }
+            if !replicas.iter().any(|replica| replica.is_serving() || replica.here() > 0) {
+                return Ok(());
+            }
+            if begun.elapsed() > LEAVING_TIME_MAX {
+                return Err(Error::Overloaded("the memory of this tenant's cells"));
+            }
+            tokio::time::sleep(LEAVING_LOOK).await;
+        }
+    }
+
+    /// What a cell in this lane may have, noted there: what it is to have, as far as the others of its tenant have not got it.
+    fn granted(&self, island: &Island, owner: &Owner) -> u64 {
+        if island.lane == Lane::Shadow || island.memory_bytes.load(Ordering::Acquire) == owner.limits.memory_bytes {
+            return owner.limits.memory_bytes;
+        }
+        // Also the lock under which one is given something after the other.
+        let islands = self.0.islands.lock();
+        let lanes = [Lane::Live].into_iter().chain((1..CELLS_PER_TENANT_MAX).map(Lane::Replica)).filter(|lane| *lane != island.lane);
+        let others = lanes.filter_map(|lane| Some(islands.get(&(owner.island, lane))?.memory_bytes.load(Ordering::Acquire)));
+        let granted = owner.limits.memory_bytes.min(owner.memory_bytes.saturating_sub(others.sum()));
+        island.memory_bytes.store(granted, Ordering::Release);
+        granted
+    }
+
+    /// A cell follows what it may use now.
+    pub(super) fn adjust(&self, island: &Island, cell: &Serving, owner: &Owner) {
+        cell.process.adjust(&owner.with_memory(self.granted(island, owner)));
+    }
+
+    fn adjust_lane(&self, island: &Island, owner: &Owner) {
+        let cell = island.serving.lock().clone();
+        if let Some(cell) = cell {
+            self.adjust(island, &cell, owner);
+        }
+    }
+}
+
+/// What a cell that is being started may use. Dropped before it serves, its memory is free again.
+pub(super) struct Granted<'a> {
+    pub(super) owner: Owner,
+    island: &'a Island,
+    kept: bool,
+}
+
+impl<'a> Granted<'a> {
+    pub(super) fn to(cells: &Cells, island: &'a Island, owner: &Owner) -> Self {
+        Self { owner: owner.with_memory(cells.granted(island, owner)), island, kept: false }
+    }
+
+    pub(super) fn kept(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Granted<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.island.memory_bytes.store(0, Ordering::Release);
         }
     }
 }
@@ -109,12 +190,6 @@ impl Island {
         let loaded =
             |cell: &super::Serving| cell.slots.lock().loaded.iter().fold(0u64, |sum, (_, slot)| sum.saturating_add(slot.resident_bytes));
         Seen { here: self.here(), memory_bytes: cell.map_or(0, |cell| loaded(&cell)) }
-    }
-
-    fn adjust(&self, owner: &Owner) {
-        if let Some(cell) = self.serving.lock().clone() {
-            cell.process.adjust(owner);
-        }
     }
 }
 

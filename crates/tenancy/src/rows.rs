@@ -17,6 +17,7 @@
 mod codec;
 pub(crate) mod contents;
 pub(crate) mod db;
+mod page;
 pub(crate) mod postgres;
 mod records;
 pub(crate) mod sql;
@@ -37,6 +38,7 @@ use crate::keyring::Keyring;
 use crate::ledger::{Entry, Ledger, SharedCopy};
 use codec::Codec;
 use db::{CLOSED, Closing, Db, LOCK_WAIT_MAX, PostgresDb, Reading, Txn};
+pub use page::Listed;
 use parking_lot::RwLock;
 use postgres::PgRows;
 pub(crate) use records::content_fits;
@@ -378,16 +380,22 @@ impl Rows<'_> {
         self.get(key).await?.ok_or(Error::NotFound(R::KIND))
     }
 
-    /// At most `limit` (and 1,000) records after the key `after`, ordered by key; only those whose key begins with `prefix`.
-    pub async fn list<R: Record>(&self, after: Option<&str>, limit: u32, prefix: Option<&str>) -> Result<Vec<R>> {
+    /// At most `limit` (and 1,000, and 4 MiB of) records after the key `after`, ordered by key; only those whose key begins with `prefix`.
+    pub async fn list<R: Record>(&self, after: Option<&str>, limit: u32, prefix: Option<&str>) -> Result<Listed<R>> {
         let (mut reading, home) = self.store.reading().await?;
         records::list(reading.sql()?, &home.codec, after, limit, prefix).await
     }
 
-    /// At most `limit` (and 1,000) records whose field has this value, after the key `after`, ordered by key.
-    pub async fn find<R: Record>(&self, field: &'static str, value: &str, after: Option<&str>, limit: u32) -> Result<Vec<R>> {
+    /// As [`Rows::list`], of the records whose field has this value.
+    pub async fn find<R: Record>(&self, field: &'static str, value: &str, after: Option<&str>, limit: u32) -> Result<Listed<R>> {
         let (mut reading, home) = self.store.reading().await?;
         records::find(reading.sql()?, &home.codec, field, value, after, limit).await
+    }
+
+    /// How many records have a field of this value.
+    pub async fn count_found<R: Record>(&self, field: &'static str, value: &str) -> Result<u64> {
+        let (mut reading, home) = self.store.reading().await?;
+        records::count_found::<R>(reading.sql()?, &home.codec, field, value).await
     }
 
     /// How many records of the kind there are.
@@ -452,13 +460,13 @@ impl Tx<'_> {
     }
 
     /// As [`Rows::list`].
-    pub async fn list<R: Record>(&mut self, after: Option<&str>, limit: u32, prefix: Option<&str>) -> Result<Vec<R>> {
+    pub async fn list<R: Record>(&mut self, after: Option<&str>, limit: u32, prefix: Option<&str>) -> Result<Listed<R>> {
         let result = records::list(self.txn.enter()?, &self.home.codec, after, limit, prefix).await;
         self.txn.leave(result)
     }
 
     /// As [`Rows::find`].
-    pub async fn find<R: Record>(&mut self, field: &'static str, value: &str, after: Option<&str>, limit: u32) -> Result<Vec<R>> {
+    pub async fn find<R: Record>(&mut self, field: &'static str, value: &str, after: Option<&str>, limit: u32) -> Result<Listed<R>> {
         let result = records::find(self.txn.enter()?, &self.home.codec, field, value, after, limit).await;
         self.txn.leave(result)
     }

@@ -38,8 +38,6 @@ const SOURCE_BYTES_MAX: usize = 2000;
 const SEARCHED_MAX: usize = 200_000;
 /// Records looked up in one step.
 const BATCH: u32 = 1000;
-/// Deployments of a model that are looked at when a version is deleted or the model renamed.
-const DEPLOYMENTS_MAX: u32 = 1000;
 /// Marks a prompt among the registered models.
 const PROMPT_TAG: &str = "mlflow.prompt.is_prompt";
 
@@ -165,14 +163,22 @@ impl Platform {
         if tx.get::<Model>(new.as_str()).await?.is_some() {
             return Err(Error::conflict(format!("Registered Model (name={new}) already exists.")));
         }
-        for mut stored in promote::versions_where(&mut tx, &model.name, |_| true).await? {
+        for version in promote::versions_where(&mut tx, &model.name, |_| true).await? {
+            let mut stored = stored_version(&mut tx, &model.name, version).await?;
             tx.delete::<StoredModelVersion>(&stored.key()).await?;
             (stored.version.model, stored.version.updated_at) = (new.clone(), Some(Timestamp::now()));
             tx.insert(&stored).await?;
         }
         promote::renamed(&mut tx, old, &new).await?;
-        for deployment in tx.find::<Deployment>("model", old, None, DEPLOYMENTS_MAX).await? {
-            tx.put(&deployment.renamed(&new)).await?;
+        loop {
+            // Those that were renamed are not found again.
+            let deployments = tx.find::<Deployment>("model", old, None, BATCH).await?;
+            for deployment in deployments.records {
+                tx.put(&deployment.renamed(&new)).await?;
+            }
+            if deployments.next.is_none() {
+                break;
+            }
         }
         tx.delete::<Model>(old).await?;
         (model.name, model.updated_at) = (new, Timestamp::now());
@@ -259,9 +265,15 @@ impl Platform {
         let mut tx = permit.tx().await?;
         let mut model = stored_model(&mut tx, permit.resource()).await?;
         let stored = stored_version(&mut tx, &model.name, version).await?;
-        for user in tx.find::<Deployment>("model", model.name.as_str(), None, DEPLOYMENTS_MAX).await? {
-            if user.uses(&model, version) {
+        let mut after = None;
+        loop {
+            let users = tx.find::<Deployment>("model", model.name.as_str(), after.as_deref(), BATCH).await?;
+            if let Some(user) = users.records.iter().find(|user| user.uses(&model, version)) {
                 return Err(Error::conflict(format!("the version is used by the deployment `{}`; delete that first", user.name)));
+            }
+            after = users.next;
+            if after.is_none() {
+                break;
             }
         }
         let aliases: Vec<String> = model.aliases.iter().filter(|(_, at)| **at == version).map(|(alias, _)| alias.clone()).collect();
@@ -347,15 +359,15 @@ impl Platform {
             let (prefix, mut after) = (format!("{}/", model.name), None::<String>);
             loop {
                 let page = rows.list::<StoredModelVersion>(after.as_deref(), BATCH, Some(&prefix)).await?;
-                let more = page.len() == BATCH as usize;
-                after = page.last().map(Record::key);
-                looked_at += page.len();
-                let wanted = page.into_iter().map(|stored| stored.version).filter(|version| version_matches(version, model, &clauses));
+                looked_at += page.records.len();
+                let wanted =
+                    page.records.into_iter().map(|stored| stored.version).filter(|version| version_matches(version, model, &clauses));
                 found.extend(wanted.map(|version| with_aliases(version, model)));
                 if looked_at > SEARCHED_MAX {
                     return Err(Error::invalid(format!("there are more than {SEARCHED_MAX} versions: search by name")));
                 }
-                if !more {
+                after = page.next;
+                if after.is_none() {
                     break;
                 }
             }
@@ -506,13 +518,12 @@ async fn all_models(permit: &Permit<ModelRead>, rows: &Rows<'_>) -> Result<Vec<M
     let (mut found, mut after) = (Vec::new(), None::<String>);
     loop {
         let page = rows.list::<Model>(after.as_deref(), BATCH, None).await?;
-        let more = page.len() == BATCH as usize;
-        after = page.last().map(Record::key);
-        found.extend(page.into_iter().filter(|model| permit.may(ResourceKind::Model, model.name.as_str())));
+        found.extend(page.records.into_iter().filter(|model| permit.may(ResourceKind::Model, model.name.as_str())));
         if found.len() > SEARCHED_MAX {
             return Err(Error::invalid(format!("there are more than {SEARCHED_MAX} models")));
         }
-        if !more {
+        after = page.next;
+        if after.is_none() {
             return Ok(found);
         }
     }

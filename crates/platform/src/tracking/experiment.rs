@@ -420,13 +420,12 @@ async fn name_free(tx: &mut Tx<'_>, name: &str) -> Result<()> {
 
 /// All experiments, the default one included.
 async fn all(permit: &Permit<ExperimentRead>) -> Result<Vec<Experiment>> {
-    let mut found: Vec<Experiment> = Vec::new();
+    let (mut found, mut after) = (Vec::new(), None::<String>);
     loop {
-        let after = found.last().map(Record::key);
         let page = permit.rows().list::<Experiment>(after.as_deref(), READ_ITEMS, None).await?;
-        let full = page.len() == READ_ITEMS as usize;
-        found.extend(page);
-        if !full {
+        found.extend(page.records);
+        after = page.next;
+        if after.is_none() {
             break;
         }
     }

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 use parking_lot::Mutex;
 use tenancy::act::{Act, ResourceKind, RunRead};
-use tenancy::{IslandToken, Permit, Record, Rows};
+use tenancy::{IslandToken, Permit, Rows};
 
 use super::experiment::{self, Experiment};
 use super::filter::{self, Attribute, Clause, Entity, Grammar, NUMBER, Order, TEXT, TEXT_LIST, TEXT_NULL};
@@ -447,17 +447,17 @@ impl Index {
                 // They lie in the order of their ids, as they are listed.
                 let after = self.entries.last().map(|entry| entry.run.id.clone());
                 let page = rows.list::<TrackedRun>(after.as_deref(), READ_ITEMS, None).await?;
-                if page.len() < READ_ITEMS as usize {
+                if page.next.is_none() {
                     self.loading = Loading::Items { after: None, run: String::new(), parts: Vec::new() };
                 }
-                page.into_iter().for_each(|run| self.put(run, Vec::new()));
+                page.records.into_iter().for_each(|run| self.put(run, Vec::new()));
             }
             Loading::Items { after, run, parts } => {
                 let page = rows.list::<RunItem<MetricHead>>(after.as_deref(), READ_ITEMS, None).await?;
-                let last = page.len() < READ_ITEMS as usize;
-                *after = page.last().map(Record::key);
+                let last = page.next.is_none();
+                *after = page.next;
                 let mut whole = Vec::new();
-                for item in page {
+                for item in page.records {
                     if item.run != *run {
                         whole.push((std::mem::replace(run, item.run), std::mem::take(parts)));
                     }

@@ -20,7 +20,7 @@ use super::run::TrackedRun;
 use crate::error::Result;
 
 /// Requests whose points wait at most.
-const JOURNAL_RECORDS_MAX: u64 = 16;
+const JOURNAL_RECORDS_MAX: u32 = 16;
 /// Metrics of one request from which on it is worth it.
 const METRICS_MIN: usize = 16;
 /// Points of one request up to which it is: whoever reads a run reads all that wait.
@@ -53,7 +53,7 @@ pub(crate) async fn put(tx: &mut Tx<'_>, run: &mut TrackedRun, points: &[MetricP
     }
     let run = run.id.as_str();
     let waiting = tx.count_under::<RunItem<Metric>>(&journal_prefix(run)).await?;
-    if (waiting > 0 || together) && points.len() <= POINTS_MAX && waiting + 1 < JOURNAL_RECORDS_MAX {
+    if (waiting > 0 || together) && points.len() <= POINTS_MAX && waiting + 1 < JOURNAL_RECORDS_MAX.into() {
         let points = fresh.map(|(name, point)| (name.to_owned(), point)).collect();
         let journal = RunItem::new(run, Part::Journal(Journal { number: waiting, points }));
         balance.added += journal.part.stored_bytes();
@@ -62,7 +62,7 @@ pub(crate) async fn put(tx: &mut Tx<'_>, run: &mut TrackedRun, points: &[MetricP
     if waiting == 0 {
         return sort(tx, run, fresh, balance).await;
     }
-    let journals = read(tx.list(None, u32::MAX, Some(&journal_prefix(run))).await?);
+    let journals = read(tx.list(None, JOURNAL_RECORDS_MAX, Some(&journal_prefix(run))).await?.whole()?);
     let waiting = journals.iter().flat_map(|(_, journal)| &journal.points).map(|(name, point)| (name.as_str(), *point));
     sort(tx, run, waiting.chain(fresh), balance).await?;
     let (keys, journals): (Vec<_>, Vec<_>) = journals.into_iter().unzip();
@@ -73,7 +73,8 @@ pub(crate) async fn put(tx: &mut Tx<'_>, run: &mut TrackedRun, points: &[MetricP
 /// A metric of a run with its newest points, those that wait among them.
 pub(crate) async fn metric(rows: &Rows<'_>, run: &TrackedRun, name: &str) -> Result<Option<Metric>> {
     // In this order: what is sorted to its metric in between is seen twice, which does no harm, and never missed.
-    let journals = if run.wide { read(rows.list(None, u32::MAX, Some(&journal_prefix(&run.id))).await?) } else { Vec::new() };
+    let journals =
+        if run.wide { read(rows.list(None, JOURNAL_RECORDS_MAX, Some(&journal_prefix(&run.id))).await?.whole()?) } else { Vec::new() };
     let mut metric = sorted(rows.get(&metric_key(&run.id, name)).await?);
     for (_, point) in journals.iter().flat_map(|(_, journal)| &journal.points).filter(|(named, _)| named == name) {
         match &mut metric {
@@ -86,7 +87,7 @@ pub(crate) async fn metric(rows: &Rows<'_>, run: &TrackedRun, name: &str) -> Res
 
 /// The latest point of a metric of a run.
 pub(crate) async fn latest(tx: &mut Tx<'_>, run: &str, name: &str) -> Result<Option<Point>> {
-    let journals = read(tx.list(None, u32::MAX, Some(&journal_prefix(run))).await?);
+    let journals = read(tx.list(None, JOURNAL_RECORDS_MAX, Some(&journal_prefix(run))).await?.whole()?);
     let head = match tx.get::<RunItem<MetricHead>>(&metric_key(run, name)).await? {
         Some(RunItem { part: Part::Metric(head), .. }) => Some(head.latest),
         _ => None,

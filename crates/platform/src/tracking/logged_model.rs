@@ -504,15 +504,14 @@ impl Platform {
             let mut after: Option<String> = None;
             loop {
                 let page = rows.find::<LoggedModel>("experiment", experiment, after.as_deref(), BATCH).await?;
-                let more = page.len() == BATCH as usize;
-                after = page.last().map(Record::key);
-                looked_at += page.len();
-                let passed = page.into_iter().filter(|model| model.deleted_ms.is_none() && wanted(model));
+                looked_at += page.records.len();
+                let passed = page.records.into_iter().filter(|model| model.deleted_ms.is_none() && wanted(model));
                 found.extend(passed.inspect(|model| bytes += model.stored_bytes()));
                 if looked_at > SEARCHED_MAX || bytes > SEARCHED_BYTES_MAX {
                     return Err(too_many());
                 }
-                if !more {
+                after = page.next;
+                if after.is_none() {
                     break;
                 }
             }
@@ -630,10 +629,10 @@ async fn measure(rows: &Rows<'_>, model: &mut LoggedModel) -> Result<()> {
     let (prefix, mut read, mut after) = (format!("{}/", model.id), 0, None);
     while read < METRICS_READ_MAX {
         let page = rows.list::<ModelMetric>(after.as_deref(), BATCH, Some(&prefix)).await?;
-        let last = page.len() < BATCH as usize;
-        (read, after) = (read + page.len(), page.last().map(Record::key));
-        model.measured(page);
-        if last {
+        read += page.records.len();
+        model.measured(page.records);
+        after = page.next;
+        if after.is_none() {
             break;
         }
     }
@@ -658,10 +657,10 @@ pub(crate) async fn measured(tx: &mut Tx<'_>, id: &str, metric: &str) -> Result<
     let (prefix, mut read, mut after) = (format!("{id}/"), 0, None);
     while read < METRICS_READ_MAX {
         let page = tx.list::<ModelMetric>(after.as_deref(), BATCH, Some(&prefix)).await?;
-        let last = page.len() < BATCH as usize;
-        (read, after) = (read + page.len(), page.last().map(Record::key));
-        model.measured(page);
-        if last {
+        read += page.records.len();
+        model.measured(page.records);
+        after = page.next;
+        if after.is_none() {
             break;
         }
     }
@@ -703,7 +702,9 @@ pub(crate) async fn sweep(tx: &mut Tx<'_>, id: &str, at: i64, most: u32) -> Resu
 pub(crate) async fn sweep_in(tx: &mut Tx<'_>, experiment: &str, most: u32) -> Result<(u32, bool)> {
     let mut removed = 0;
     while removed < most {
-        let Some(model) = tx.find::<LoggedModel>("experiment", experiment, None, 1).await?.pop() else { return Ok((removed, true)) };
+        let Some(model) = tx.find::<LoggedModel>("experiment", experiment, None, 1).await?.records.pop() else {
+            return Ok((removed, true));
+        };
         removed += remove(tx, &model, most - removed).await?.0;
     }
     Ok((removed, false))
@@ -712,17 +713,16 @@ pub(crate) async fn sweep_in(tx: &mut Tx<'_>, experiment: &str, most: u32) -> Re
 /// Its own record last: what is left is found by it.
 async fn remove(tx: &mut Tx<'_>, model: &LoggedModel, most: u32) -> Result<(u32, bool)> {
     let mut removed = artifact::remove_some(tx, &model.root(), most).await?;
-    let metrics = match most.saturating_sub(removed) {
-        0 => return Ok((removed, false)),
-        left => tx.list::<ModelMetric>(None, left, Some(&format!("{}/", model.id))).await?,
-    };
-    let mut balance = Balance::default();
-    for metric in &metrics {
-        tx.delete::<ModelMetric>(&metric.key()).await?;
-        balance.removed += metric.stored_bytes();
+    let (prefix, mut balance, mut all) = (format!("{}/", model.id), Balance::default(), false);
+    while !all && removed < most {
+        let metrics = tx.list::<ModelMetric>(None, most - removed, Some(&prefix)).await?;
+        for metric in &metrics.records {
+            tx.delete::<ModelMetric>(&metric.key()).await?;
+            balance.removed += metric.stored_bytes();
+            removed += 1;
+        }
+        all = metrics.next.is_none();
     }
-    removed += u32::try_from(metrics.len()).unwrap_or(most);
-    let all = removed < most;
     if all {
         tx.delete::<LoggedModel>(&model.id).await?;
         balance.removed += model.stored_bytes();

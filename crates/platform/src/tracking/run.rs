@@ -674,8 +674,8 @@ fn id_checked(id: &str) -> Result<()> {
 async fn id_free(tx: &mut Tx<'_>, experiment: &str, id: &str) -> Result<()> {
     let prefix = format!("{id}/");
     let taken = tx.get::<TrackedRun>(id).await?.is_some()
-        || !tx.list::<RunItem<MetricHead>>(None, 1, Some(&prefix)).await?.is_empty()
-        || !tx.list::<metric::MetricBlock>(None, 1, Some(&prefix)).await?.is_empty()
+        || !tx.list::<RunItem<MetricHead>>(None, 1, Some(&prefix)).await?.records.is_empty()
+        || !tx.list::<metric::MetricBlock>(None, 1, Some(&prefix)).await?.records.is_empty()
         || super::artifact::any(tx, &super::artifact::run_root(experiment, id)).await?;
     match taken {
         true => Err(Error::conflict(format!("Run(id={id}) already exists."))),

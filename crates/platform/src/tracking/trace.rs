@@ -424,7 +424,7 @@ pub(crate) async fn remove_some(tx: &mut Tx<'_>, experiment_id: &str, most: u32)
     let prefix = format!("{experiment_id}/");
     let mut removed = 0;
     while removed < most {
-        let Some(slot) = tx.list::<Slot>(None, 1, Some(&prefix)).await?.pop() else { break };
+        let Some(slot) = tx.list::<Slot>(None, 1, Some(&prefix)).await?.records.pop() else { break };
         removed += span::remove_some(tx, &slot.trace_id, most - removed).await?;
         if removed < most {
             removed += artifact::remove_some(tx, &artifact::trace_root(experiment_id, &slot.trace_id), most - removed).await?;

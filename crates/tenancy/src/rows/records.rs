@@ -8,13 +8,12 @@ use std::sync::LazyLock;
 use super::Record;
 use super::codec::{Codec, Content};
 use super::db::as_i64;
+use super::page::{Bounds, Listed};
 use super::sql::{Param, Row, Sql};
 use crate::blobs::{BlobId, BlobRow};
 use crate::error::{Error, Result};
 use crate::keyring::Keyring;
 
-/// Records a listing returns at once.
-const LIST_MAX: u32 = 1000;
 /// Records in one statement.
 const BATCH_RECORDS: usize = 32;
 const KEY_BYTES_MAX: usize = 512;
@@ -120,19 +119,20 @@ pub(super) async fn list<R: Record>(
     after: Option<&str>,
     limit: u32,
     prefix: Option<&str>,
-) -> Result<Vec<R>> {
+) -> Result<Listed<R>> {
     let (after, prefix) = (after.unwrap_or_default(), prefix.unwrap_or_default());
     if after.contains('\0') || prefix.contains('\0') {
         return Err(Error::Invalid("a key has no NUL".to_owned()));
     }
-    let end = format!("{prefix}{KEY_END}");
+    let (end, bounds) = (format!("{prefix}{KEY_END}"), Bounds::new(limit));
     // One lower bound: of two, SQLite looks one up and reads everything from there to the other.
     let (select, from) = match after >= prefix && !after.is_empty() {
-        true => ("SELECT key, value FROM record WHERE kind = $1 AND key > $2 AND key < $3 ORDER BY key LIMIT $4", after),
-        false => ("SELECT key, value FROM record WHERE kind = $1 AND key >= $2 AND key < $3 ORDER BY key LIMIT $4", prefix),
+        true => (&LISTS.after, after),
+        false => (&LISTS.from, prefix),
     };
-    let rows = db.all(select, &[R::KIND.into(), from.into(), (&end).into(), limit.min(LIST_MAX).into()]).await?;
-    decode_all(codec, &rows)
+    let params = [R::KIND.into(), from.into(), (&end).into(), bounds.rows().into(), bounds.along_bytes().into()];
+    let rows = db.all(select, &params).await?;
+    page(db, codec, rows, bounds).await
 }
 
 pub(super) async fn find<R: Record>(
@@ -142,20 +142,78 @@ pub(super) async fn find<R: Record>(
     value: &str,
     after: Option<&str>,
     limit: u32,
-) -> Result<Vec<R>> {
-    let after = after.unwrap_or_default();
+) -> Result<Listed<R>> {
+    let (after, bounds) = (after.unwrap_or_default(), Bounds::new(limit));
     if after.contains('\0') || value.contains('\0') {
-        return Ok(Vec::new());
+        return Ok(Listed { records: Vec::new(), next: None });
     }
     let value = codec.lookup(R::KIND, field, value);
-    let rows = db
-        .all(
-            "SELECT record.key AS key, record.value AS value FROM field JOIN record ON record.kind = field.kind AND record.key = field.key
-             WHERE field.kind = $1 AND field.field = $2 AND field.value = $3 AND field.key > $4 ORDER BY field.key LIMIT $5",
-            &[R::KIND.into(), field.into(), (&value).into(), after.into(), limit.min(LIST_MAX).into()],
+    let params = [R::KIND.into(), field.into(), (&value).into(), after.into(), bounds.rows().into(), bounds.along_bytes().into()];
+    let rows = db.all(&LISTS.found, &params).await?;
+    page(db, codec, rows, bounds).await
+}
+
+/// Statements that list: the key, the size of the value, and the value itself unless it is large.
+struct Lists {
+    after: String,
+    from: String,
+    found: String,
+    all: String,
+}
+
+static LISTS: LazyLock<Lists> = LazyLock::new(|| {
+    let columns = |along: &str| {
+        format!(
+            "record.key AS key, CAST(length(record.value) AS BIGINT) AS bytes, \
+             CASE WHEN length(record.value) <= {along} THEN record.value END AS value"
         )
-        .await?;
-    decode_all(codec, &rows)
+    };
+    let list =
+        |from: &str| format!("SELECT {} FROM record WHERE kind = $1 AND key {from} $2 AND key < $3 ORDER BY key LIMIT $4", columns("$5"));
+    Lists {
+        after: list(">"),
+        from: list(">="),
+        found: format!(
+            "SELECT {} FROM field JOIN record ON record.kind = field.kind AND record.key = field.key
+             WHERE field.kind = $1 AND field.field = $2 AND field.value = $3 AND field.key > $4 ORDER BY field.key LIMIT $5",
+            columns("$6")
+        ),
+        all: format!("SELECT kind, {} FROM record WHERE (kind, key) > ($1, $2) ORDER BY kind, key LIMIT $3", columns("$4")),
+    }
+});
+
+/// The records of a page.
+async fn page<R: Record>(mut db: Sql<'_>, codec: &Codec, mut rows: Vec<Row>, bounds: Bounds) -> Result<Listed<R>> {
+    let more = bounds.cut(&mut rows)?;
+    let mut read = Vec::with_capacity(rows.len());
+    for row in rows {
+        read.push((row.text("key")?, row.opt_bytes("value")?));
+    }
+    let apart: Vec<String> = read.iter().filter(|(_, value)| value.is_none()).map(|(key, _)| key.clone()).collect();
+    let mut large = HashMap::with_capacity(apart.len());
+    for batch in apart.chunks(BATCH_RECORDS) {
+        for row in db.all(&BATCHES.select, &batch_params::<R, _>(batch, String::as_str)).await? {
+            large.insert(row.text(0)?, row.bytes(1)?);
+        }
+    }
+    let next = if more { read.last().map(|(key, _)| key.clone()) } else { None };
+    let mut records = Vec::with_capacity(read.len());
+    for (key, value) in read {
+        // Whoever lists sees one moment.
+        let value = value.or_else(|| large.remove(&key)).ok_or_else(|| Error::integrity("a record that is listed is not there"))?;
+        records.push(decode(codec, &key, value)?);
+    }
+    Ok(Listed { records, next })
+}
+
+/// How many records have a field of this value.
+pub(super) async fn count_found<R: Record>(mut db: Sql<'_>, codec: &Codec, field: &'static str, value: &str) -> Result<u64> {
+    if value.contains('\0') {
+        return Ok(0);
+    }
+    let value = codec.lookup(R::KIND, field, value);
+    let count = "SELECT count(*) FROM field WHERE kind = $1 AND field = $2 AND value = $3";
+    db.one(count, &[R::KIND.into(), field.into(), (&value).into()]).await?.number(0)
 }
 
 pub(super) async fn count<R: Record>(mut db: Sql<'_>) -> Result<u64> {
@@ -230,18 +288,21 @@ pub(super) async fn content_delete(mut db: Sql<'_>, kind: &str, key: &str) -> Re
     Ok(gone.is_some())
 }
 
-/// A page of records of all kinds in the order of (kind, key), after the given place, as they are moved from one store to another.
+/// A page of records of all kinds in the order of (kind, key), after the given place, as they are moved from one store to another. None at
+/// the end.
 pub(super) async fn contents(mut db: Sql<'_>, codec: &Codec, after: (&str, &str), limit: u32) -> Result<Vec<(String, String, Content)>> {
-    let rows = db
-        .all(
-            "SELECT kind, key, value FROM record WHERE (kind, key) > ($1, $2) ORDER BY kind, key LIMIT $3",
-            &[after.0.into(), after.1.into(), limit.into()],
-        )
-        .await?;
+    let bounds = Bounds::new(limit);
+    let params = [after.0.into(), after.1.into(), bounds.rows().into(), bounds.along_bytes().into()];
+    let mut rows = db.all(&LISTS.all, &params).await?;
+    bounds.cut(&mut rows)?;
     let mut contents = Vec::with_capacity(rows.len());
     for row in rows {
         let (kind, key) = (row.text("kind")?, row.text("key")?);
-        let mut content = codec.content(&kind, &key, row.bytes("value")?)?;
+        let value = match row.opt_bytes("value")? {
+            Some(value) => value,
+            None => db.one("SELECT value FROM record WHERE kind = $1 AND key = $2", &[(&kind).into(), (&key).into()]).await?.bytes(0)?,
+        };
+        let mut content = codec.content(&kind, &key, value)?;
         if !codec.holds_fields() {
             let select = "SELECT field, value FROM field WHERE kind = $1 AND key = $2 ORDER BY field, value";
             for row in db.all(select, &[(&kind).into(), (&key).into()]).await? {
@@ -398,10 +459,6 @@ async fn fields_insert(db: &mut Sql<'_>, codec: &Codec, kind: &str, key: &str, f
 
 async fn fields_delete(db: &mut Sql<'_>, kind: &str, key: &str) -> Result<()> {
     db.execute("DELETE FROM field WHERE kind = $1 AND key = $2", &[kind.into(), key.into()]).await.map(drop)
-}
-
-fn decode_all<R: Record>(codec: &Codec, rows: &[Row]) -> Result<Vec<R>> {
-    rows.iter().map(|row| decode(codec, &row.text("key")?, row.bytes("value")?)).collect()
 }
 
 /// The record, which is the one of this key: whoever pages through records goes on after the key of the last one.

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tenancy::Permit;
 use tenancy::act::{Act, ResourceKind, TraceRead};
-use tenancy::{Permit, Record};
 
 use super::assessment::Assessment;
 use super::span::Seen;
@@ -467,9 +467,9 @@ impl<'p, A: Act> Feed<'p, A> {
 impl Lane {
     async fn fill<A: Act>(&mut self, permit: &Permit<A>) -> Result<()> {
         let page = permit.rows().list::<Slot>(self.after.as_deref(), READ_ITEMS, Some(&self.prefix)).await?;
-        self.ended = page.len() < READ_ITEMS as usize;
-        self.after = page.last().map(Record::key).or(self.after.take());
-        self.slots.extend(page);
+        self.ended = page.next.is_none();
+        self.after = page.next;
+        self.slots.extend(page.records);
         Ok(())
     }
 }

@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn a_page_knows_whether_there_is_more() {
-        let listed = |next: Option<&str>| Listed { records: vec![1, 2], next: next.map(str::to_owned) };
+        let listed = |next: Option<&str>| Listed { records: vec![1, 2], next: next.map(str::to_owned), bytes: 0 };
         let page = Page::of(listed(Some("models/2")), ToString::to_string);
         assert_eq!((page.items, page.next.as_deref()), (vec![1, 2], Some("2")));
         assert_eq!(Page::of(listed(None), ToString::to_string).next, None);

@@ -38,7 +38,7 @@ use crate::keyring::Keyring;
 use crate::ledger::{Entry, Ledger, SharedCopy};
 use codec::Codec;
 use db::{CLOSED, Closing, Db, LOCK_WAIT_MAX, PostgresDb, Reading, Txn};
-pub use page::Listed;
+pub use page::{Got, Listed, PAGE_BYTES_MAX};
 use parking_lot::RwLock;
 use postgres::PgRows;
 pub(crate) use records::content_fits;
@@ -370,6 +370,12 @@ impl Rows<'_> {
     pub async fn get_all<R: Record>(&self, keys: &[String]) -> Result<Vec<Option<R>>> {
         let (mut reading, home) = self.store.reading().await?;
         records::get_all(reading.sql()?, &home.codec, keys).await
+    }
+
+    /// The records with the first of these keys, in their order: as many as a page holds, see [`Rows::list`].
+    pub async fn get_page<R: Record>(&self, keys: &[String]) -> Result<Got<R>> {
+        let (mut reading, home) = self.store.reading().await?;
+        records::get_page(reading.sql()?, &home.codec, keys).await
     }
 
     /// As [`Rows::get`].

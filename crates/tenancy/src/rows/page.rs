@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 /// Records on a page.
 const PAGE_ITEMS_MAX: u32 = 1000;
 /// Values on a page as they are stored, in bytes. The largest record fits.
-pub(super) const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+pub const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// A page of records, in the order of their keys.
 ///
@@ -23,6 +23,18 @@ pub struct Listed<R> {
     pub records: Vec<R>,
     /// Give it as `after` for those that follow; `None` if there are none.
     pub next: Option<String>,
+    /// Their bytes as they are stored.
+    pub bytes: usize,
+}
+
+/// The records of the first of some keys.
+#[derive(Debug)]
+#[must_use]
+pub struct Got<R> {
+    /// One for each of the first keys, at least of one; those that are not here have to be asked for again.
+    pub records: Vec<Option<R>>,
+    /// Their bytes as they are stored.
+    pub bytes: usize,
 }
 
 impl<R> Listed<R> {
@@ -60,18 +72,24 @@ impl Bounds {
         i64::try_from(PAGE_BYTES_MAX).unwrap_or(i64::MAX) / self.rows()
     }
 
-    /// Leaves the rows that are on the page; whether more follow.
-    pub(super) fn cut(self, rows: &mut Vec<Row>) -> Result<bool> {
+    /// Leaves the rows that are on the page; whether more follow, and the bytes of their values.
+    pub(super) fn cut(self, rows: &mut Vec<Row>) -> Result<(bool, usize)> {
         let (mut bytes, mut items) = (0, 0);
         for row in rows.iter().take(self.items as usize) {
-            bytes += row.number("bytes")?;
-            if items > 0 && bytes > PAGE_BYTES_MAX as u64 {
+            let value = value_bytes(row)?;
+            if items > 0 && bytes + value > PAGE_BYTES_MAX {
                 break;
             }
+            bytes += value;
             items += 1;
         }
         let more = items < rows.len();
         rows.truncate(items);
-        Ok(more)
+        Ok((more, bytes))
     }
+}
+
+/// Size of a listed value.
+pub(super) fn value_bytes(row: &Row) -> Result<usize> {
+    usize::try_from(row.number("bytes")?).map_err(Error::internal)
 }

@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use super::Record;
 use super::codec::{Codec, Content};
 use super::db::as_i64;
-use super::page::{Bounds, Listed};
+use super::page::{Bounds, Got, Listed, PAGE_BYTES_MAX, value_bytes};
 use super::sql::{Param, Row, Sql};
 use crate::blobs::{BlobId, BlobRow};
 use crate::error::{Error, Result};
@@ -41,6 +41,47 @@ pub(super) async fn get_all<R: Record>(mut db: Sql<'_>, codec: &Codec, keys: &[S
         }
     }
     Ok(keys.iter().map(|key| found.remove(key)).collect())
+}
+
+/// The records with the first of these keys, as many as a page holds.
+pub(super) async fn get_page<R: Record>(mut db: Sql<'_>, codec: &Codec, keys: &[String]) -> Result<Got<R>> {
+    let keys = keys.get(..BATCH_RECORDS).unwrap_or(keys);
+    let mut params = batch_params::<R, _>(keys, String::as_str);
+    params.push(Bounds::new(u32::try_from(BATCH_RECORDS).map_err(Error::internal)?).along_bytes().into());
+    let mut found = HashMap::with_capacity(keys.len());
+    for row in db.all(&LISTS.keys, &params).await? {
+        found.insert(row.text("key")?, (value_bytes(&row)?, row.opt_bytes("value")?));
+    }
+    let (mut bytes, mut read, mut apart) = (0, Vec::with_capacity(keys.len()), Vec::new());
+    for key in keys {
+        let value = found.remove(key);
+        let value_bytes = value.as_ref().map_or(0, |(bytes, _)| *bytes);
+        if !read.is_empty() && bytes + value_bytes > PAGE_BYTES_MAX {
+            break;
+        }
+        bytes += value_bytes;
+        if matches!(value, Some((_, None))) {
+            apart.push(key.clone());
+        }
+        read.push((key, value.map(|(_, value)| value)));
+    }
+    let mut large = values::<R>(&mut db, &apart).await?;
+    let record = |(key, value): (&String, Option<Option<Vec<u8>>>)| {
+        let value = value.and_then(|value| value.or_else(|| large.remove(key)));
+        value.map(|value| decode(codec, key, value)).transpose()
+    };
+    Ok(Got { records: read.into_iter().map(record).collect::<Result<_>>()?, bytes })
+}
+
+/// Values by their keys, as they are stored.
+async fn values<R: Record>(db: &mut Sql<'_>, keys: &[String]) -> Result<HashMap<String, Vec<u8>>> {
+    let mut values = HashMap::with_capacity(keys.len());
+    for batch in keys.chunks(BATCH_RECORDS) {
+        for row in db.all(&BATCHES.select, &batch_params::<R, _>(batch, String::as_str)).await? {
+            values.insert(row.text(0)?, row.bytes(1)?);
+        }
+    }
+    Ok(values)
 }
 
 /// Adds or replaces records; of two with one key the later one stays.
@@ -145,7 +186,7 @@ pub(super) async fn find<R: Record>(
 ) -> Result<Listed<R>> {
     let (after, bounds) = (after.unwrap_or_default(), Bounds::new(limit));
     if after.contains('\0') || value.contains('\0') {
-        return Ok(Listed { records: Vec::new(), next: None });
+        return Ok(Listed { records: Vec::new(), next: None, bytes: 0 });
     }
     let value = codec.lookup(R::KIND, field, value);
     let params = [R::KIND.into(), field.into(), (&value).into(), after.into(), bounds.rows().into(), bounds.along_bytes().into()];
@@ -159,6 +200,7 @@ struct Lists {
     from: String,
     found: String,
     all: String,
+    keys: String,
 }
 
 static LISTS: LazyLock<Lists> = LazyLock::new(|| {
@@ -179,23 +221,23 @@ static LISTS: LazyLock<Lists> = LazyLock::new(|| {
             columns("$6")
         ),
         all: format!("SELECT kind, {} FROM record WHERE (kind, key) > ($1, $2) ORDER BY kind, key LIMIT $3", columns("$4")),
+        keys: {
+            let keys: Vec<String> = (0..BATCH_RECORDS).map(|at| format!("${}", at + 2)).collect();
+            let along = format!("${}", BATCH_RECORDS + 2);
+            format!("SELECT {} FROM record WHERE kind = $1 AND key IN ({})", columns(&along), keys.join(", "))
+        },
     }
 });
 
 /// The records of a page.
 async fn page<R: Record>(mut db: Sql<'_>, codec: &Codec, mut rows: Vec<Row>, bounds: Bounds) -> Result<Listed<R>> {
-    let more = bounds.cut(&mut rows)?;
+    let (more, bytes) = bounds.cut(&mut rows)?;
     let mut read = Vec::with_capacity(rows.len());
     for row in rows {
         read.push((row.text("key")?, row.opt_bytes("value")?));
     }
     let apart: Vec<String> = read.iter().filter(|(_, value)| value.is_none()).map(|(key, _)| key.clone()).collect();
-    let mut large = HashMap::with_capacity(apart.len());
-    for batch in apart.chunks(BATCH_RECORDS) {
-        for row in db.all(&BATCHES.select, &batch_params::<R, _>(batch, String::as_str)).await? {
-            large.insert(row.text(0)?, row.bytes(1)?);
-        }
-    }
+    let mut large = values::<R>(&mut db, &apart).await?;
     let next = if more { read.last().map(|(key, _)| key.clone()) } else { None };
     let mut records = Vec::with_capacity(read.len());
     for (key, value) in read {
@@ -203,7 +245,7 @@ async fn page<R: Record>(mut db: Sql<'_>, codec: &Codec, mut rows: Vec<Row>, bou
         let value = value.or_else(|| large.remove(&key)).ok_or_else(|| Error::integrity("a record that is listed is not there"))?;
         records.push(decode(codec, &key, value)?);
     }
-    Ok(Listed { records, next })
+    Ok(Listed { records, next, bytes })
 }
 
 /// How many records have a field of this value.

@@ -1,6 +1,5 @@
 //! What holds for rows wherever they are: the same assertions on a file, on shared tables, on a schema and on a database.
 
-use super::super::page::PAGE_BYTES_MAX;
 use super::*;
 
 macro_rules! on_every_tier {
@@ -131,6 +130,19 @@ async fn pages_are_bounded_in_bytes(place: &Place) {
     let page = rows.list::<Note>(None, 0, None).await.unwrap();
     assert_eq!((page.records.len(), page.next.as_deref()), (1, Some("large/00")), "always one");
     assert_eq!(rows.count_found::<Note>("colour", "red").await.unwrap(), 23);
+
+    let keys: Vec<String> = [&["gone".to_owned()], names.as_slice(), &["other".to_owned()]].concat();
+    let (mut rest, mut got) = (keys.as_slice(), 0);
+    while !rest.is_empty() {
+        let page = rows.get_page::<Note>(rest).await.unwrap();
+        assert!(!page.records.is_empty() && page.bytes <= PAGE_BYTES_MAX, "{} bytes by keys", page.bytes);
+        for (key, record) in rest.iter().zip(&page.records) {
+            assert_eq!(record.as_ref().map(|record| &record.name), Some(key).filter(|key| *key != "gone"));
+        }
+        got += page.records.iter().flatten().count();
+        rest = &rest[page.records.len()..];
+    }
+    assert_eq!(got, 24);
 
     let (mut after, mut contents) = ((String::new(), String::new()), 0);
     loop {

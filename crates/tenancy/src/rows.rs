@@ -460,6 +460,12 @@ impl Tx<'_> {
         self.txn.leave(result)
     }
 
+    /// As [`Rows::get_page`].
+    pub async fn get_page<R: Record>(&mut self, keys: &[String]) -> Result<Got<R>> {
+        let result = records::get_page(self.txn.enter()?, &self.home.codec, keys).await;
+        self.txn.leave(result)
+    }
+
     /// As [`Rows::require`].
     pub async fn require<R: Record>(&mut self, key: &str) -> Result<R> {
         self.get(key).await?.ok_or(Error::NotFound(R::KIND))

@@ -32,6 +32,8 @@ pub const ARTIFACT_PATH_BYTES_MAX: usize = 1024;
 const DEPTH_MAX: usize = 24;
 /// Most entries of one folder that are listed.
 const ARTIFACTS_LISTED_MAX: usize = 20_000;
+/// And their records together, as they are stored.
+const LISTED_BYTES_MAX: usize = 16 << 20;
 /// Records looked up or deleted in one step.
 const BATCH: u32 = 500;
 
@@ -317,12 +319,15 @@ fn same_experiment(allowed: &str, place: &Place) -> Result<()> {
 /// What is in a folder, by name.
 pub(crate) async fn list(rows: &Rows<'_>, place: &Place) -> Result<Vec<Artifact>> {
     let dir = key(&place.root, &place.path);
-    let (mut found, mut after) = (Vec::<Artifact>::new(), None::<String>);
+    let (mut found, mut after, mut bytes) = (Vec::<Artifact>::new(), None::<String>, 0);
     loop {
         let page = rows.find::<Artifact>("dir", &dir, after.as_deref(), BATCH).await?;
         found.extend(page.records);
-        if found.len() > ARTIFACTS_LISTED_MAX {
-            return Err(Error::invalid(format!("the folder has more than the {ARTIFACTS_LISTED_MAX} entries that can be listed")));
+        bytes += page.bytes;
+        if found.len() > ARTIFACTS_LISTED_MAX || bytes > LISTED_BYTES_MAX {
+            return Err(Error::invalid(format!(
+                "the folder has more than the {ARTIFACTS_LISTED_MAX} entries, or the {LISTED_BYTES_MAX} bytes of them, that can be listed"
+            )));
         }
         after = page.next;
         if after.is_none() {

@@ -21,6 +21,8 @@ use crate::error::{Error, Result};
 
 /// Records read at once.
 const READ_ITEMS: u32 = 1000;
+/// Schema, profile and source of a data set that are kept in memory, in bytes; longer ones are read when they are shown.
+const DATASET_HELD_BYTES_MAX: usize = 2048;
 /// Texts of one run that are read at once, in bytes.
 const RUN_BYTES_MAX: usize = 32 << 20;
 /// What a record counts of the tenant's stored bytes beside its texts.
@@ -199,6 +201,17 @@ impl<M> Part<M> {
 }
 
 impl Part<MetricHead> {
+    /// As it is kept in memory: of a data set without its longest texts, which its empty source tells.
+    pub(crate) fn held(mut self) -> Self {
+        if let Self::Dataset(DatasetInput { dataset, .. }) = &mut self {
+            let texts = [Some(&dataset.source), dataset.schema.as_ref(), dataset.profile.as_ref()];
+            if texts.into_iter().flatten().map(String::len).sum::<usize>() > DATASET_HELD_BYTES_MAX {
+                (dataset.schema, dataset.profile, dataset.source) = (None, None, String::new());
+            }
+        }
+        self
+    }
+
     /// About what it takes in memory.
     pub(crate) fn held_bytes(&self) -> usize {
         match self {

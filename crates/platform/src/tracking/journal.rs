@@ -169,3 +169,20 @@ fn read(items: Vec<RunItem<MetricHead>>) -> Vec<(String, Journal)> {
     };
     items.into_iter().filter_map(journal).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::check::KEY_CHARS_MAX;
+    use super::*;
+
+    #[test]
+    fn what_waits_fits_on_a_page() {
+        let point = Point { value: f64::MIN_POSITIVE.next_up(), timestamp: i64::MAX, step: i64::MIN };
+        let longest = (char::MAX.to_string().repeat(KEY_CHARS_MAX), point);
+        let journal = Journal { number: u64::MAX, points: vec![longest; POINTS_MAX] };
+        let item = RunItem::new(&"r".repeat(64), Part::Journal(journal));
+        // The last of them is never written, and each is sealed.
+        let bytes = (serde_json::to_vec(&item).unwrap().len() + 1024) * (JOURNAL_RECORDS_MAX as usize - 1);
+        assert!(bytes <= tenancy::PAGE_BYTES_MAX, "{bytes} bytes");
+    }
+}

@@ -413,15 +413,20 @@ impl Platform {
         let work = permit.write(move |tx| {
             Box::pin(async move {
                 open(tx, &id).await?;
-                let known = tx.get_all::<RunItem<Metric>>(&keys).await?;
-                let mut balance = Balance::default();
-                if replace {
-                    balance.put(tx, &items, known.iter().flatten()).await?;
-                } else {
-                    let mut there = known.iter().map(Option::is_some);
-                    items.retain(|_| !there.next().unwrap_or(false));
-                    balance.put(tx, &items, []).await?;
+                let (mut balance, mut there, mut rest) = (Balance::default(), Vec::with_capacity(keys.len()), keys.as_slice());
+                while !rest.is_empty() {
+                    let known = tx.get_page::<RunItem<Metric>>(rest).await?.records;
+                    rest = rest.get(known.len()..).unwrap_or_default();
+                    there.extend(known.iter().map(Option::is_some));
+                    if replace {
+                        balance.removed += known.iter().flatten().map(|item| item.part.stored_bytes()).sum::<u64>();
+                    }
                 }
+                if !replace {
+                    let mut there = there.into_iter();
+                    items.retain(|_| !there.next().unwrap_or(false));
+                }
+                balance.put(tx, &items, []).await?;
                 balance.settle(tx).await
             })
         });

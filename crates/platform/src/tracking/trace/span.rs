@@ -107,14 +107,13 @@ impl Platform {
             let one = self.span_seal(permit, span).await?;
             written.insert(one.stored.key(), one);
         }
-        let ids: Vec<String> = by_trace.keys().cloned().collect();
         let mut tx = permit.tx().await?;
         experiment::require(&mut tx, experiment_id).await?.active()?;
         if let Some(run_id) = run_id {
             experiment_of(&mut tx, run_id).await?;
         }
-        let known = tx.get_all::<Trace>(&ids).await?;
-        for ((id, spans), before) in by_trace.iter().zip(known) {
+        for (id, spans) in &by_trace {
+            let before = tx.get::<Trace>(id).await?;
             let mut trace = match &before {
                 Some(known) => known.clone(),
                 None => Trace::new(id, experiment_id),

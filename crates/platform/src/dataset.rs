@@ -163,8 +163,8 @@ impl Platform {
     /// # Errors
     /// The kernel's.
     pub async fn dataset_list(&self, permit: &Permit<DatasetRead>, page: &PageRequest) -> Result<Page<Dataset>> {
-        let items = permit.rows().list::<Dataset>(page.after.as_deref(), page.limit() + 1, None).await?;
-        Ok(Page::cut(items, page.limit(), Record::key))
+        let items = permit.rows().list::<Dataset>(page.after.as_deref(), page.limit(), None).await?;
+        Ok(Page::of(items, Record::key))
     }
 
     /// One data set.
@@ -183,8 +183,8 @@ impl Platform {
         self.dataset_get(permit).await?;
         let prefix = format!("{}/", permit.resource());
         let after = page.after.as_deref().map(|after| version_after(permit.resource(), after)).transpose()?;
-        let items = permit.rows().list::<StoredVersion>(after.as_deref(), page.limit() + 1, Some(&prefix)).await?;
-        Ok(Page::cut(items, page.limit(), |stored| stored.version.version.to_string()).map(|stored| stored.version))
+        let items = permit.rows().list::<StoredVersion>(after.as_deref(), page.limit(), Some(&prefix)).await?;
+        Ok(Page::of(items, |stored| stored.version.version.to_string()).map(|stored| stored.version))
     }
 
     /// One version, the newest when `version` is `None`.
@@ -269,12 +269,12 @@ impl Platform {
         let prefix = format!("{name}/");
         loop {
             let versions = tx.list::<StoredVersion>(None, DELETE_BATCH, Some(&prefix)).await?;
-            if versions.is_empty() {
-                break;
-            }
-            for stored in versions {
+            for stored in versions.records {
                 tx.delete::<StoredVersion>(&stored.key()).await?;
                 tx.detach(stored.blob).await?;
+            }
+            if versions.next.is_none() {
+                break;
             }
         }
         tx.commit().await?;

@@ -425,11 +425,11 @@ impl Platform {
     /// The kernel's.
     pub async fn deployment_list(&self, permit: &Permit<DeploymentRead>, page: &PageRequest) -> Result<Page<Deployment>> {
         let rows = permit.rows();
-        let mut items = rows.list::<Deployment>(page.after.as_deref(), page.limit() + 1, None).await?;
-        for deployment in &mut items {
+        let mut items = rows.list::<Deployment>(page.after.as_deref(), page.limit(), None).await?;
+        for deployment in &mut items.records {
             look_up(&rows, deployment).await?;
         }
-        Ok(Page::cut(items, page.limit(), Record::key))
+        Ok(Page::of(items, Record::key))
     }
 
     /// One deployment, with what its versions did lately.

@@ -280,8 +280,8 @@ impl Platform {
     /// # Errors
     /// The kernel's.
     pub async fn model_list(&self, permit: &Permit<ModelRead>, page: &PageRequest) -> Result<Page<Model>> {
-        let items = permit.rows().list::<Model>(page.after.as_deref(), page.limit() + 1, None).await?;
-        Ok(Page::cut(items, page.limit(), Record::key))
+        let items = permit.rows().list::<Model>(page.after.as_deref(), page.limit(), None).await?;
+        Ok(Page::of(items, Record::key))
     }
 
     /// One registered model.
@@ -323,17 +323,17 @@ impl Platform {
         if !tx.delete::<Model>(name).await? {
             return Err(Error::not_found("model"));
         }
-        if let Some(user) = tx.find::<Deployment>("model", name, None, 1).await?.first() {
+        if let Some(user) = tx.find::<Deployment>("model", name, None, 1).await?.records.first() {
             return Err(Error::conflict(format!("`{name}` is used by the deployment `{}`; delete that first", user.name)));
         }
         let prefix = format!("{name}/");
         loop {
             let versions = tx.list::<StoredModelVersion>(None, DELETE_BATCH, Some(&prefix)).await?;
-            if versions.is_empty() {
-                break;
-            }
-            for stored in versions {
+            for stored in versions.records {
                 version_remove(&mut tx, &stored).await?;
+            }
+            if versions.next.is_none() {
+                break;
             }
         }
         promote::forget(&mut tx, name).await?;
@@ -375,8 +375,8 @@ impl Platform {
         let model = self.model_get(permit).await?;
         let prefix = format!("{}/", permit.resource());
         let after = page.after.as_deref().map(|after| version_after(permit.resource(), after)).transpose()?;
-        let items = permit.rows().list::<StoredModelVersion>(after.as_deref(), page.limit() + 1, Some(&prefix)).await?;
-        let page = Page::cut(items, page.limit(), |stored| stored.version.version.to_string());
+        let items = permit.rows().list::<StoredModelVersion>(after.as_deref(), page.limit(), Some(&prefix)).await?;
+        let page = Page::of(items, |stored| stored.version.version.to_string());
         Ok(page.map(|stored| with_aliases(stored.version, &model)))
     }
 

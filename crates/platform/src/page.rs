@@ -1,6 +1,7 @@
 //! Lists in pages, and points in time.
 
 use serde::{Deserialize, Serialize};
+use tenancy::Listed;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -38,13 +39,10 @@ pub struct Page<T> {
 }
 
 impl<T> Page<T> {
-    /// A page out of up to `limit + 1` items: the one too many only says that there is more.
-    pub(crate) fn cut(mut items: Vec<T>, limit: u32, key: impl Fn(&T) -> String) -> Self {
-        let limit = limit as usize;
-        let more = items.len() > limit;
-        items.truncate(limit);
-        let next = if more { items.last().map(key) } else { None };
-        Self { items, next }
+    /// A page of records as they are stored; the next one begins after this key of the last one.
+    pub(crate) fn of(listed: Listed<T>, key: impl Fn(&T) -> String) -> Self {
+        let next = listed.next.and_then(|_| listed.records.last().map(key));
+        Self { items: listed.records, next }
     }
 
     /// The same page of other things.
@@ -112,8 +110,9 @@ mod tests {
 
     #[test]
     fn a_page_knows_whether_there_is_more() {
-        let page = Page::cut(vec![1, 2, 3], 2, ToString::to_string);
+        let listed = |next: Option<&str>| Listed { records: vec![1, 2], next: next.map(str::to_owned), bytes: 0 };
+        let page = Page::of(listed(Some("models/2")), ToString::to_string);
         assert_eq!((page.items, page.next.as_deref()), (vec![1, 2], Some("2")));
-        assert_eq!(Page::cut(vec![1, 2], 2, ToString::to_string).next, None);
+        assert_eq!(Page::of(listed(None), ToString::to_string).next, None);
     }
 }

@@ -13,6 +13,8 @@ mod harness;
 mod input;
 #[path = "server/life.rs"]
 mod life;
+#[path = "server/pages.rs"]
+mod pages;
 #[path = "server/traces.rs"]
 mod traces;
 #[path = "server/walk.rs"]

@@ -88,7 +88,7 @@ impl Permit<LedgerRead> {
     /// # Errors
     /// [`Error::Internal`](crate::Error::Internal) when the store fails.
     pub async fn former_ledgers(&self) -> Result<Vec<FormerLedger>> {
-        self.rows().list(None, FORMER_LEDGERS_MAX, None).await
+        self.rows().list(None, FORMER_LEDGERS_MAX, None).await?.whole()
     }
 
     /// The export of one of them.

@@ -225,10 +225,12 @@ impl Island {
         let mut members = HashMap::new();
         let mut after: Option<String> = None;
         while members.len() < MEMBERS_MAX {
-            let page: Vec<Member> = rows.list(after.as_deref(), 500, None).await?;
-            let Some(last) = page.last() else { break };
-            after = Some(last.name.to_string());
-            members.extend(page.into_iter().map(|member| (member.name.to_string(), Arc::new(member))));
+            let page = rows.list::<Member>(after.as_deref(), 500, None).await?;
+            members.extend(page.records.into_iter().map(|member| (member.name.to_string(), Arc::new(member))));
+            after = page.next;
+            if after.is_none() {
+                break;
+            }
         }
         *self.members.write() = Arc::new(members);
         Ok(())

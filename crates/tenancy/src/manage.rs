@@ -257,7 +257,7 @@ fn granted_to(island: &Island, member: &str, kind: ResourceKind, name: &str) -> 
 
 /// Asked inside the transaction: of two administrators that remove each other at once, one stays.
 async fn admin_left(tx: &mut Tx<'_>, without: &Name) -> Result<()> {
-    let admins: Vec<Member> = tx.find(ROLE, Role::Admin.name(), None, 2).await?;
+    let admins: Vec<Member> = tx.find(ROLE, Role::Admin.name(), None, 2).await?.records;
     let left = admins.iter().any(|member| member.name != *without);
     if left { Ok(()) } else { Err(Error::Conflict("the tenant would have no administrator left: name another first".to_owned())) }
 }

@@ -17,6 +17,7 @@
 mod codec;
 pub(crate) mod contents;
 pub(crate) mod db;
+mod page;
 pub(crate) mod postgres;
 mod records;
 pub(crate) mod sql;
@@ -38,6 +39,7 @@ use crate::keyring::Keyring;
 use crate::ledger::{Entry, Ledger, SharedCopy};
 use codec::{Codec, Content};
 use db::{CLOSED, Closing, Db, LOCK_WAIT_MAX, PostgresDb, Reading, Txn};
+pub use page::{Got, Listed, PAGE_BYTES_MAX};
 use parking_lot::RwLock;
 use postgres::PgRows;
 pub(crate) use records::content_fits;
@@ -382,7 +384,7 @@ impl Snapshot<'_> {
     }
 
     /// As [`Rows::list`].
-    pub async fn list<R: Record>(&mut self, after: Option<&str>, limit: u32, prefix: Option<&str>) -> Result<Vec<R>> {
+    pub async fn list<R: Record>(&mut self, after: Option<&str>, limit: u32, prefix: Option<&str>) -> Result<Listed<R>> {
         records::list(self.reading.sql()?, &self.home.codec, after, limit, prefix).await
     }
 }
@@ -408,6 +410,12 @@ impl<'p> Rows<'p> {
         records::get_all(reading.sql()?, &home.codec, keys).await
     }
 
+    /// The records with the first of these keys, in their order: as many as a page holds, see [`Rows::list`].
+    pub async fn get_page<R: Record>(&self, keys: &[String]) -> Result<Got<R>> {
+        let (mut reading, home) = self.store.reading().await?;
+        records::get_page(reading.sql()?, &home.codec, keys).await
+    }
+
     /// As [`Rows::get`].
     ///
     /// # Errors
@@ -416,15 +424,21 @@ impl<'p> Rows<'p> {
         self.get(key).await?.ok_or(Error::NotFound(R::KIND))
     }
 
-    /// At most `limit` (and 1,000) records after the key `after`, ordered by key; only those whose key begins with `prefix`.
-    pub async fn list<R: Record>(&self, after: Option<&str>, limit: u32, prefix: Option<&str>) -> Result<Vec<R>> {
+    /// At most `limit` (and 1,000, and 4 MiB of) records after the key `after`, ordered by key; only those whose key begins with `prefix`.
+    pub async fn list<R: Record>(&self, after: Option<&str>, limit: u32, prefix: Option<&str>) -> Result<Listed<R>> {
         self.snapshot().await?.list(after, limit, prefix).await
     }
 
-    /// At most `limit` (and 1,000) records whose field has this value, after the key `after`, ordered by key.
-    pub async fn find<R: Record>(&self, field: &'static str, value: &str, after: Option<&str>, limit: u32) -> Result<Vec<R>> {
+    /// As [`Rows::list`], of the records whose field has this value.
+    pub async fn find<R: Record>(&self, field: &'static str, value: &str, after: Option<&str>, limit: u32) -> Result<Listed<R>> {
         let (mut reading, home) = self.store.reading().await?;
         records::find(reading.sql()?, &home.codec, field, value, after, limit).await
+    }
+
+    /// How many records have a field of this value.
+    pub async fn count_found<R: Record>(&self, field: &'static str, value: &str) -> Result<u64> {
+        let (mut reading, home) = self.store.reading().await?;
+        records::count_found::<R>(reading.sql()?, &home.codec, field, value).await
     }
 
     /// How many records of the kind there are.
@@ -512,20 +526,27 @@ impl Tx<'_> {
         Ok(records)
     }
 
+    /// As [`Rows::get_page`].
+    pub async fn get_page<R: Record>(&mut self, keys: &[String]) -> Result<Got<R>> {
+        self.flush().await?;
+        let result = records::get_page(self.txn.enter()?, &self.home.codec, keys).await;
+        self.txn.leave(result)
+    }
+
     /// As [`Rows::require`].
     pub async fn require<R: Record>(&mut self, key: &str) -> Result<R> {
         self.get(key).await?.ok_or(Error::NotFound(R::KIND))
     }
 
     /// As [`Rows::list`].
-    pub async fn list<R: Record>(&mut self, after: Option<&str>, limit: u32, prefix: Option<&str>) -> Result<Vec<R>> {
+    pub async fn list<R: Record>(&mut self, after: Option<&str>, limit: u32, prefix: Option<&str>) -> Result<Listed<R>> {
         self.flush().await?;
         let result = records::list(self.txn.enter()?, &self.home.codec, after, limit, prefix).await;
         self.txn.leave(result)
     }
 
     /// As [`Rows::find`].
-    pub async fn find<R: Record>(&mut self, field: &'static str, value: &str, after: Option<&str>, limit: u32) -> Result<Vec<R>> {
+    pub async fn find<R: Record>(&mut self, field: &'static str, value: &str, after: Option<&str>, limit: u32) -> Result<Listed<R>> {
         self.flush().await?;
         let result = records::find(self.txn.enter()?, &self.home.codec, field, value, after, limit).await;
         self.txn.leave(result)

@@ -319,8 +319,8 @@ impl Platform {
     pub async fn alias_history(&self, permit: &Permit<ModelRead>, page: &PageRequest) -> Result<Page<AliasChange>> {
         self.model_get(permit).await?;
         let (after, prefix) = history_range(permit, page)?;
-        let items = permit.rows().list::<AliasChange>(after.as_deref(), page.limit() + 1, Some(&prefix)).await?;
-        Ok(Page::cut(items, page.limit(), |change| change.sequence.to_string()))
+        let items = permit.rows().list::<AliasChange>(after.as_deref(), page.limit(), Some(&prefix)).await?;
+        Ok(Page::of(items, |change| change.sequence.to_string()))
     }
 
     /// Moves of the model's aliases and of its versions' stages, oldest first; `page.after` is a sequence number.
@@ -331,11 +331,20 @@ impl Platform {
         self.model_get(permit).await?;
         let (after, prefix) = history_range(permit, page)?;
         let rows = permit.rows();
-        let aliases = rows.list::<AliasChange>(after.as_deref(), page.limit() + 1, Some(&prefix)).await?;
-        let stages = rows.list::<StageChange>(after.as_deref(), page.limit() + 1, Some(&prefix)).await?;
-        let mut items: Vec<_> = aliases.into_iter().map(HistoryEntry::Alias).chain(stages.into_iter().map(HistoryEntry::Stage)).collect();
+        let aliases = rows.list::<AliasChange>(after.as_deref(), page.limit(), Some(&prefix)).await?;
+        let stages = rows.list::<StageChange>(after.as_deref(), page.limit(), Some(&prefix)).await?;
+        // Of one kind only up to where the page of the other one ends: what follows there may come first.
+        let end = |next: Option<&str>, last: Option<u64>| next.and(last).unwrap_or(u64::MAX);
+        let end = end(aliases.next.as_deref(), aliases.records.last().map(|change| change.sequence))
+            .min(end(stages.next.as_deref(), stages.records.last().map(|change| change.sequence)));
+        let aliases = aliases.records.into_iter().map(HistoryEntry::Alias);
+        let mut items: Vec<_> = aliases.chain(stages.records.into_iter().map(HistoryEntry::Stage)).collect();
+        items.retain(|entry| entry.sequence() <= end);
         items.sort_by_key(HistoryEntry::sequence);
-        Ok(Page::cut(items, page.limit(), |entry| entry.sequence().to_string()))
+        let more = end < u64::MAX || items.len() > page.limit() as usize;
+        items.truncate(page.limit() as usize);
+        let next = items.last().filter(|_| more).map(|entry| entry.sequence().to_string());
+        Ok(Page { items, next })
     }
 
     /// Moves a version to another stage.
@@ -354,10 +363,10 @@ impl Platform {
         let mut stored = stored_version(&mut tx, &model.name, request.version).await?;
         gate_check(&mut tx, &stored.version, &Target::Stage(request.stage), permit.principal()).await?;
         if request.archive_others {
-            for mut other in versions_where(&mut tx, &model.name, |version| version.stage == request.stage).await? {
-                if other.version.version != request.version {
-                    stage_move(&mut tx, &mut other, Stage::Archived, permit.principal()).await?;
-                }
+            let wanted = |version: &ModelVersion| version.stage == request.stage && version.version != request.version;
+            for other in versions_where(&mut tx, &model.name, wanted).await? {
+                let mut other = stored_version(&mut tx, &model.name, other).await?;
+                stage_move(&mut tx, &mut other, Stage::Archived, permit.principal()).await?;
             }
         }
         stage_move(&mut tx, &mut stored, request.stage, permit.principal()).await?;
@@ -418,8 +427,7 @@ impl Platform {
         }
         let approval = Approval { model: model.name, version, by: permit.principal().to_owned(), at: Timestamp::now() };
         let prefix = format!("{}/", stored.key());
-        let others = tx.list::<Approval>(None, APPROVALS_MAX, Some(&prefix)).await?;
-        if others.len() >= APPROVALS_MAX as usize {
+        if tx.count_under::<Approval>(&prefix).await? >= APPROVALS_MAX.into() {
             return Err(Error::invalid(format!("a version has at most {APPROVALS_MAX} approvals")));
         }
         tx.put(&approval).await?;
@@ -448,7 +456,7 @@ impl Platform {
     /// Not found.
     pub async fn approvals(&self, permit: &Permit<ModelRead>, version: u64) -> Result<Vec<Approval>> {
         let stored = model_version(permit, version).await?;
-        Ok(permit.rows().list::<Approval>(None, APPROVALS_MAX, Some(&format!("{}/", stored.key()))).await?)
+        Ok(permit.rows().list::<Approval>(None, APPROVALS_MAX, Some(&format!("{}/", stored.key()))).await?.whole()?)
     }
 }
 
@@ -466,19 +474,14 @@ pub(super) async fn stored_version(tx: &mut Tx<'_>, model: &ModelName, version: 
     tx.get::<StoredModelVersion>(&version_key(model.as_str(), version)).await?.ok_or(Error::not_found("model version"))
 }
 
-/// Versions of a model that are wanted, oldest first.
-pub(super) async fn versions_where(
-    tx: &mut Tx<'_>,
-    model: &ModelName,
-    wanted: impl Fn(&ModelVersion) -> bool,
-) -> Result<Vec<StoredModelVersion>> {
+/// Numbers of the versions of a model that are wanted, oldest first.
+pub(super) async fn versions_where(tx: &mut Tx<'_>, model: &ModelName, mut wanted: impl FnMut(&ModelVersion) -> bool) -> Result<Vec<u64>> {
     let (prefix, mut after, mut found) = (format!("{model}/"), None::<String>, Vec::new());
     loop {
         let page = tx.list::<StoredModelVersion>(after.as_deref(), BATCH, Some(&prefix)).await?;
-        let more = page.len() == BATCH as usize;
-        after = page.last().map(Record::key);
-        found.extend(page.into_iter().filter(|stored| wanted(&stored.version)));
-        if !more {
+        found.extend(page.records.iter().filter(|stored| wanted(&stored.version)).map(|stored| stored.version.version));
+        after = page.next;
+        if after.is_none() {
             return Ok(found);
         }
     }
@@ -487,9 +490,8 @@ pub(super) async fn versions_where(
 /// Finds the newest version in each stage anew.
 pub(super) async fn stages_count(tx: &mut Tx<'_>, model: &mut Model) -> Result<()> {
     let mut stages = BTreeMap::new();
-    for stored in versions_where(tx, &model.name, |_| true).await? {
-        stages.insert(stored.version.stage, stored.version.version);
-    }
+    let noted = |version: &ModelVersion| stages.insert(version.stage, version.version).is_none();
+    versions_where(tx, &model.name, noted).await?;
     model.stages = stages;
     Ok(())
 }
@@ -525,9 +527,9 @@ async fn sequence_next(tx: &mut Tx<'_>, model: &ModelName) -> Result<u64> {
 
 /// Forgets history, gate and approvals of a model that is deleted.
 pub(super) async fn forget(tx: &mut Tx<'_>, model: &str) -> Result<()> {
-    drop(drain::<AliasChange>(tx, model).await?);
-    drop(drain::<StageChange>(tx, model).await?);
-    drop(drain::<Approval>(tx, model).await?);
+    drain(tx, model, |_: AliasChange| None).await?;
+    drain(tx, model, |_: StageChange| None).await?;
+    drain(tx, model, |_: Approval| None).await?;
     tx.delete::<AliasSequence>(model).await?;
     tx.delete::<Gate>(model).await?;
     Ok(())
@@ -535,15 +537,9 @@ pub(super) async fn forget(tx: &mut Tx<'_>, model: &str) -> Result<()> {
 
 /// History, gate and approvals follow a model to its new name.
 pub(super) async fn renamed(tx: &mut Tx<'_>, old: &str, new: &ModelName) -> Result<()> {
-    for change in drain::<AliasChange>(tx, old).await? {
-        tx.insert(&AliasChange { model: new.clone(), ..change }).await?;
-    }
-    for change in drain::<StageChange>(tx, old).await? {
-        tx.insert(&StageChange { model: new.clone(), ..change }).await?;
-    }
-    for approval in drain::<Approval>(tx, old).await? {
-        tx.insert(&Approval { model: new.clone(), ..approval }).await?;
-    }
+    drain(tx, old, |change| Some(AliasChange { model: new.clone(), ..change })).await?;
+    drain(tx, old, |change| Some(StageChange { model: new.clone(), ..change })).await?;
+    drain(tx, old, |approval| Some(Approval { model: new.clone(), ..approval })).await?;
     if let Some(sequence) = tx.get::<AliasSequence>(old).await? {
         tx.delete::<AliasSequence>(old).await?;
         tx.put(&AliasSequence { model: new.clone(), ..sequence }).await?;
@@ -555,17 +551,19 @@ pub(super) async fn renamed(tx: &mut Tx<'_>, old: &str, new: &ModelName) -> Resu
     Ok(())
 }
 
-/// Takes all records of a kind that belong to a model out.
-async fn drain<R: Record>(tx: &mut Tx<'_>, model: &str) -> Result<Vec<R>> {
-    let (prefix, mut taken) = (format!("{model}/"), Vec::new());
+/// Takes all records of a kind that belong to a model out, and puts what becomes of each in another place.
+async fn drain<R: Record>(tx: &mut Tx<'_>, model: &str, becomes: impl Fn(R) -> Option<R>) -> Result<()> {
+    let prefix = format!("{model}/");
     loop {
         let page = tx.list::<R>(None, BATCH, Some(&prefix)).await?;
-        if page.is_empty() {
-            return Ok(taken);
-        }
-        for record in page {
+        for record in page.records {
             tx.delete::<R>(&record.key()).await?;
-            taken.push(record);
+            if let Some(moved) = becomes(record) {
+                tx.insert(&moved).await?;
+            }
+        }
+        if page.next.is_none() {
+            return Ok(());
         }
     }
 }
@@ -587,7 +585,7 @@ async fn gate_check(tx: &mut Tx<'_>, version: &ModelVersion, target: &Target<'_>
     }
     if gate.approval && principal == version.created_by {
         let prefix = format!("{}/", version_key(version.model.as_str(), version.version));
-        let approvals = tx.list::<Approval>(None, APPROVALS_MAX, Some(&prefix)).await?;
+        let approvals = tx.list::<Approval>(None, APPROVALS_MAX, Some(&prefix)).await?.whole()?;
         if !approvals.iter().any(|approval| approval.by != version.created_by) {
             missing.push("nobody but its author approved it".to_owned());
         }

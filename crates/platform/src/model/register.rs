@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use tenancy::act::{Act, ModelDelete, ModelRead, ModelWrite, ResourceKind, Writes};
-use tenancy::{BlobReader, Permit, Record, Rows, StoredUpload};
+use tenancy::{BlobReader, PAGE_BYTES_MAX, Permit, Record, Rows, StoredUpload};
 
 use super::promote::{self, Stage, stages_count, stored_model, stored_version};
 use super::{
@@ -29,6 +29,7 @@ use crate::page::Timestamp;
 use crate::platform::Platform;
 use crate::tracking::artifact::{self, Holder, Place};
 use crate::tracking::filter::{self, Attribute, Clause, Entity, Grammar, ID_LIST, NUMBER, Order, Rule, TEXT, TEXT_LIST};
+use crate::tracking::hits::Hits;
 use crate::tracking::logged_model;
 use crate::tracking::token::PageToken;
 
@@ -38,8 +39,6 @@ const SOURCE_BYTES_MAX: usize = 2000;
 const SEARCHED_MAX: usize = 200_000;
 /// Records looked up in one step.
 const BATCH: u32 = 1000;
-/// Deployments of a model that are looked at when a version is deleted or the model renamed.
-const DEPLOYMENTS_MAX: u32 = 1000;
 /// Marks a prompt among the registered models.
 const PROMPT_TAG: &str = "mlflow.prompt.is_prompt";
 
@@ -165,14 +164,22 @@ impl Platform {
         if tx.get::<Model>(new.as_str()).await?.is_some() {
             return Err(Error::conflict(format!("Registered Model (name={new}) already exists.")));
         }
-        for mut stored in promote::versions_where(&mut tx, &model.name, |_| true).await? {
+        for version in promote::versions_where(&mut tx, &model.name, |_| true).await? {
+            let mut stored = stored_version(&mut tx, &model.name, version).await?;
             tx.delete::<StoredModelVersion>(&stored.key()).await?;
             (stored.version.model, stored.version.updated_at) = (new.clone(), Some(Timestamp::now()));
             tx.insert(&stored).await?;
         }
         promote::renamed(&mut tx, old, &new).await?;
-        for deployment in tx.find::<Deployment>("model", old, None, DEPLOYMENTS_MAX).await? {
-            tx.put(&deployment.renamed(&new)).await?;
+        loop {
+            // Those that were renamed are not found again.
+            let deployments = tx.find::<Deployment>("model", old, None, BATCH).await?;
+            for deployment in deployments.records {
+                tx.put(&deployment.renamed(&new)).await?;
+            }
+            if deployments.next.is_none() {
+                break;
+            }
         }
         tx.delete::<Model>(old).await?;
         (model.name, model.updated_at) = (new, Timestamp::now());
@@ -259,9 +266,15 @@ impl Platform {
         let mut tx = permit.tx().await?;
         let mut model = stored_model(&mut tx, permit.resource()).await?;
         let stored = stored_version(&mut tx, &model.name, version).await?;
-        for user in tx.find::<Deployment>("model", model.name.as_str(), None, DEPLOYMENTS_MAX).await? {
-            if user.uses(&model, version) {
+        let mut after = None;
+        loop {
+            let users = tx.find::<Deployment>("model", model.name.as_str(), after.as_deref(), BATCH).await?;
+            if let Some(user) = users.records.iter().find(|user| user.uses(&model, version)) {
                 return Err(Error::conflict(format!("the version is used by the deployment `{}`; delete that first", user.name)));
+            }
+            after = users.next;
+            if after.is_none() {
+                break;
             }
         }
         let aliases: Vec<String> = model.aliases.iter().filter(|(_, at)| **at == version).map(|(alias, _)| alias.clone()).collect();
@@ -284,7 +297,7 @@ impl Platform {
     /// Not found.
     pub async fn model_latest(&self, permit: &Permit<ModelRead>, stages: &[Stage]) -> Result<Vec<ModelVersion>> {
         let model = self.model_get(permit).await?;
-        latest(&permit.rows(), &model, stages).await
+        latest(&permit.rows(), &model, stages, &mut 0).await
     }
 
     /// The version an alias points at; `latest` is the newest.
@@ -313,16 +326,24 @@ impl Platform {
     ) -> Result<(Vec<(Model, Vec<ModelVersion>)>, Option<String>)> {
         let clauses = filter::parse(&MODELS, &search.filter)?;
         let order = filter::order(&MODELS, &search.order_by)?;
-        let rows = permit.rows();
-        let mut found = all_models(permit, &rows).await?;
-        found.retain(|model| model_matches(model, &clauses));
-        found.sort_by(|a, b| ordered(&order, |key| model_compare(key, a, b)).then_with(|| a.name.cmp(&b.name)));
-        let (page, token) = paged(permit, "models", search, found)?;
-        let mut models = Vec::with_capacity(page.len());
-        for model in page {
-            let versions = latest(&rows, &model, &Stage::ALL).await?;
-            models.push((model, versions));
+        let (rows, shape) = (permit.rows(), PageToken::shape(search));
+        let skip = PageToken::open(permit, search.page_token.as_deref(), "models", &shape)?;
+        let _turn = self.tracking().search_turn(permit).await?;
+        let brief = |model: &Model| model_matches(model, &clauses).then(|| Brief::of(model));
+        let mut found = all_models(permit, &rows, brief).await?;
+        found.sort(|a, b| ordered(&order, |key| a.compared(key, b)).then_with(|| a.name.cmp(&b.name)));
+        let (page, mut next) = found.page(&rows, skip, search.limit, |brief| brief.name.to_string()).await?;
+        let (mut models, mut bytes, count) = (Vec::with_capacity(page.len()), 0, page.len());
+        for (_, model) in page {
+            if bytes > PAGE_BYTES_MAX {
+                // What is left out here comes first on the next page.
+                next = Some(next.unwrap_or(skip.saturating_add(count)).saturating_sub(count - models.len()));
+                break;
+            }
+            let got = latest(&rows, &model, &Stage::ALL, &mut bytes).await?;
+            models.push((model, got));
         }
+        let token = next.map(|skip| PageToken::seal(permit, "models", &shape, skip)).transpose()?;
         Ok((models, token))
     }
 
@@ -337,34 +358,46 @@ impl Platform {
     ) -> Result<(Vec<ModelVersion>, Option<String>)> {
         let clauses = filter::parse(&VERSIONS, &search.filter)?;
         let order = filter::order(&VERSIONS, &search.order_by)?;
-        let rows = permit.rows();
-        let models: BTreeMap<ModelName, Model> =
-            all_models(permit, &rows).await?.into_iter().map(|model| (model.name.clone(), model)).collect();
-        let mut found = Vec::new();
-        let mut looked_at = 0;
+        let (rows, shape) = (permit.rows(), PageToken::shape(search));
+        let skip = PageToken::open(permit, search.page_token.as_deref(), "model_versions", &shape)?;
+        let _turn = self.tracking().search_turn(permit).await?;
         // One name is what clients mostly ask for.
-        for model in models.values().filter(|model| names_match(model, &clauses)) {
+        let brief = |model: &Model| names_match(model, &clauses).then(|| Brief::of(model));
+        let mut models = all_models(permit, &rows, brief).await?;
+        let (mut found, mut looked_at) = (Hits::new(), 0);
+        for model in models.keys() {
             let (prefix, mut after) = (format!("{}/", model.name), None::<String>);
             loop {
                 let page = rows.list::<StoredModelVersion>(after.as_deref(), BATCH, Some(&prefix)).await?;
-                let more = page.len() == BATCH as usize;
-                after = page.last().map(Record::key);
-                looked_at += page.len();
-                let wanted = page.into_iter().map(|stored| stored.version).filter(|version| version_matches(version, model, &clauses));
-                found.extend(wanted.map(|version| with_aliases(version, model)));
+                looked_at += page.records.len();
+                let brief = |stored: &StoredModelVersion| {
+                    version_matches(&stored.version, &model.name, &clauses).then(|| Brief::of_version(&stored.version))
+                };
+                after = found.add(page, brief);
                 if looked_at > SEARCHED_MAX {
                     return Err(Error::invalid(format!("there are more than {SEARCHED_MAX} versions: search by name")));
                 }
-                if !more {
+                if after.is_none() {
                     break;
                 }
             }
         }
-        found.sort_by(|a, b| {
-            let by = ordered(&order, |key| version_compare(key, a, b));
-            by.then_with(|| a.model.cmp(&b.model)).then(b.version.cmp(&a.version))
+        found.sort(|a, b| {
+            let by = ordered(&order, |key| a.compared(key, b));
+            by.then_with(|| a.name.cmp(&b.name)).then(b.version.cmp(&a.version))
         });
-        paged(permit, "model_versions", search, found)
+        let (page, next) = found.page(&rows, skip, search.limit, |brief| version_key(brief.name.as_str(), brief.version)).await?;
+        let token = next.map(|skip| PageToken::seal(permit, "model_versions", &shape, skip)).transpose()?;
+        let (mut versions, mut models) = (Vec::with_capacity(page.len()), BTreeMap::<ModelName, Model>::new());
+        for (Brief { name, .. }, stored) in page {
+            if !models.contains_key(&name)
+                && let Some(model) = rows.get::<Model>(name.as_str()).await?
+            {
+                models.insert(name.clone(), Model { tags: BTreeMap::new(), ..model });
+            }
+            versions.extend(models.get(&name).map(|model| with_aliases(stored.version, model)));
+        }
+        Ok((versions, token))
     }
 
     /// Looks a source up.
@@ -489,42 +522,32 @@ async fn onnx_reader<A: Act>(permit: &Permit<A>, place: &Place) -> Result<Option
     }
 }
 
-/// The newest version of each of these stages.
-async fn latest(rows: &Rows<'_>, model: &Model, stages: &[Stage]) -> Result<Vec<ModelVersion>> {
+/// The newest version of each of these stages: at most as many as there are stages, which a page holds. Counts their bytes.
+async fn latest(rows: &Rows<'_>, model: &Model, stages: &[Stage], bytes: &mut usize) -> Result<Vec<ModelVersion>> {
     let wanted = model.stages.iter().filter(|(stage, _)| stages.contains(stage));
     let mut keys: Vec<String> = wanted.map(|(_, version)| version_key(model.name.as_str(), *version)).collect();
     // Registered before there were stages.
     if model.stages.is_empty() && model.latest_version > 0 && stages.contains(&Stage::None) {
         keys.push(version_key(model.name.as_str(), model.latest_version));
     }
-    let found = rows.get_all::<StoredModelVersion>(&keys).await?;
-    Ok(found.into_iter().flatten().map(|stored| with_aliases(stored.version, model)).collect())
+    let found = rows.get_page::<StoredModelVersion>(&keys).await?;
+    *bytes += found.bytes;
+    Ok(found.records.into_iter().flatten().map(|stored| with_aliases(stored.version, model)).collect())
 }
 
-/// All models that the caller may see.
-async fn all_models(permit: &Permit<ModelRead>, rows: &Rows<'_>) -> Result<Vec<Model>> {
-    let (mut found, mut after) = (Vec::new(), None::<String>);
+/// All models that the caller may see and that have a key here.
+async fn all_models(permit: &Permit<ModelRead>, rows: &Rows<'_>, brief: impl Fn(&Model) -> Option<Brief>) -> Result<Hits<Brief, Model>> {
+    let (mut found, mut after) = (Hits::new(), None::<String>);
     loop {
         let page = rows.list::<Model>(after.as_deref(), BATCH, None).await?;
-        let more = page.len() == BATCH as usize;
-        after = page.last().map(Record::key);
-        found.extend(page.into_iter().filter(|model| permit.may(ResourceKind::Model, model.name.as_str())));
+        after = found.add(page, |model| brief(model).filter(|_| permit.may(ResourceKind::Model, model.name.as_str())));
         if found.len() > SEARCHED_MAX {
             return Err(Error::invalid(format!("there are more than {SEARCHED_MAX} models")));
         }
-        if !more {
+        if after.is_none() {
             return Ok(found);
         }
     }
-}
-
-/// The page that is asked for, and the token for the next one.
-fn paged<T>(permit: &Permit<ModelRead>, kind: &str, search: &ModelSearch, found: Vec<T>) -> Result<(Vec<T>, Option<String>)> {
-    let shape = PageToken::shape(search);
-    let skip = PageToken::open(permit, search.page_token.as_deref(), kind, &shape)?;
-    let next = skip.saturating_add(search.limit);
-    let token = (found.len() > next).then(|| PageToken::seal(permit, kind, &shape, next)).transpose()?;
-    Ok((found.into_iter().skip(skip).take(search.limit).collect(), token))
 }
 
 fn is_prompt(tags: &BTreeMap<String, String>) -> bool {
@@ -559,7 +582,7 @@ fn names_match(model: &Model, clauses: &[Clause]) -> bool {
     prompts_wanted(&model.tags, clauses) && names.into_iter().all(|clause| clause.test.text(Some(model.name.as_str())))
 }
 
-fn version_matches(version: &ModelVersion, model: &Model, clauses: &[Clause]) -> bool {
+fn version_matches(version: &ModelVersion, model: &ModelName, clauses: &[Clause]) -> bool {
     prompts_wanted(&version.tags, clauses)
         && clauses.iter().all(|clause| match (clause.entity, clause.key.as_str()) {
             (Entity::Tag, _) => tag_matches(&version.tags, clause),
@@ -568,7 +591,7 @@ fn version_matches(version: &ModelVersion, model: &Model, clauses: &[Clause]) ->
             (_, "source_path") => clause.test.text(version.logged.as_ref().map(|logged| logged.source.as_str())),
             (_, "creation_timestamp") => clause.test.integer(Some(version.created_at.millis())),
             (_, "last_updated_timestamp") => clause.test.integer(Some(version.updated_at.unwrap_or(version.created_at).millis())),
-            _ => clause.test.text(Some(model.name.as_str())),
+            _ => clause.test.text(Some(model.as_str())),
         })
 }
 
@@ -577,20 +600,30 @@ fn ordered(order: &[Order], compare: impl Fn(&str) -> Ordering) -> Ordering {
     order.iter().map(turned).find(|by| by.is_ne()).unwrap_or(Ordering::Equal)
 }
 
-fn model_compare(key: &str, a: &Model, b: &Model) -> Ordering {
-    match key {
-        "creation_timestamp" => a.created_at.cmp(&b.created_at),
-        "last_updated_timestamp" => a.updated_at.cmp(&b.updated_at),
-        _ => a.name.cmp(&b.name),
-    }
+/// What models and versions are ordered by.
+struct Brief {
+    name: ModelName,
+    version: u64,
+    created_at: Timestamp,
+    updated_at: Timestamp,
 }
 
-fn version_compare(key: &str, a: &ModelVersion, b: &ModelVersion) -> Ordering {
-    let updated = |version: &ModelVersion| version.updated_at.unwrap_or(version.created_at);
-    match key {
-        "version_number" => a.version.cmp(&b.version),
-        "creation_timestamp" => a.created_at.cmp(&b.created_at),
-        "last_updated_timestamp" => updated(a).cmp(&updated(b)),
-        _ => a.model.cmp(&b.model),
+impl Brief {
+    fn of(model: &Model) -> Self {
+        Self { name: model.name.clone(), version: 0, created_at: model.created_at, updated_at: model.updated_at }
+    }
+
+    fn of_version(version: &ModelVersion) -> Self {
+        let updated_at = version.updated_at.unwrap_or(version.created_at);
+        Self { name: version.model.clone(), version: version.version, created_at: version.created_at, updated_at }
+    }
+
+    fn compared(&self, key: &str, other: &Self) -> Ordering {
+        match key {
+            "version_number" => self.version.cmp(&other.version),
+            "creation_timestamp" => self.created_at.cmp(&other.created_at),
+            "last_updated_timestamp" => self.updated_at.cmp(&other.updated_at),
+            _ => self.name.cmp(&other.name),
+        }
     }
 }

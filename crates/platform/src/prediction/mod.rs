@@ -191,8 +191,8 @@ impl Platform {
     /// # Errors
     /// The kernel's.
     pub async fn prediction_list(&self, permit: &Permit<PredictionRead>, page: &PageRequest) -> Result<Page<Prediction>> {
-        let items = permit.rows().list::<Prediction>(page.after.as_deref(), page.limit() + 1, None).await?;
-        Ok(Page::cut(items, page.limit(), Record::key).map(|prediction| self.prediction_live(permit, prediction)))
+        let items = permit.rows().list::<Prediction>(page.after.as_deref(), page.limit(), None).await?;
+        Ok(Page::of(items, Record::key).map(|prediction| self.prediction_live(permit, prediction)))
     }
 
     /// One job, with its progress while it runs.
@@ -233,8 +233,8 @@ impl Platform {
 /// The tenant may queue one more job, whatever kind the others are of.
 async fn room_to_queue(rows: &Rows<'_>, jobs_queued: u64) -> Result<()> {
     let value = jobs_queued.min(QUEUED_MAX.into());
-    let trainings = rows.find::<Training>("state", "queued", None, QUEUED_MAX).await?.len();
-    let used = (trainings + rows.find::<Prediction>("state", "queued", None, QUEUED_MAX).await?.len()) as u64;
+    let trainings = rows.count_found::<Training>("state", "queued").await?;
+    let used = trainings + rows.count_found::<Prediction>("state", "queued").await?;
     if used >= value {
         let exceeded = tenancy::Exceeded { limit: "jobs_queued", value, used, retry_after_seconds: None };
         return Err(Error::Kernel(tenancy::Error::Quota(exceeded)));

@@ -32,6 +32,8 @@ pub const ARTIFACT_PATH_BYTES_MAX: usize = 1024;
 const DEPTH_MAX: usize = 24;
 /// Most entries of one folder that are listed.
 const ARTIFACTS_LISTED_MAX: usize = 20_000;
+/// And their records together, as they are stored.
+const LISTED_BYTES_MAX: usize = 16 << 20;
 /// Records looked up or deleted in one step.
 const BATCH: u32 = 500;
 
@@ -317,16 +319,18 @@ fn same_experiment(allowed: &str, place: &Place) -> Result<()> {
 /// What is in a folder, by name.
 pub(crate) async fn list(rows: &Rows<'_>, place: &Place) -> Result<Vec<Artifact>> {
     let dir = key(&place.root, &place.path);
-    let mut found: Vec<Artifact> = Vec::new();
+    let (mut found, mut after, mut bytes) = (Vec::<Artifact>::new(), None::<String>, 0);
     loop {
-        let after = found.last().map(Record::key);
         let page = rows.find::<Artifact>("dir", &dir, after.as_deref(), BATCH).await?;
-        let more = page.len() == BATCH as usize;
-        found.extend(page);
-        if found.len() > ARTIFACTS_LISTED_MAX {
-            return Err(Error::invalid(format!("the folder has more than the {ARTIFACTS_LISTED_MAX} entries that can be listed")));
+        found.extend(page.records);
+        bytes += page.bytes;
+        if found.len() > ARTIFACTS_LISTED_MAX || bytes > LISTED_BYTES_MAX {
+            return Err(Error::invalid(format!(
+                "the folder has more than the {ARTIFACTS_LISTED_MAX} entries, or the {LISTED_BYTES_MAX} bytes of them, that can be listed"
+            )));
         }
-        if !more {
+        after = page.next;
+        if after.is_none() {
             break;
         }
     }
@@ -372,7 +376,7 @@ pub(crate) async fn onnx_in(rows: &Rows<'_>, place: &Place) -> Result<Option<Art
 
 /// Whether anything lies below a root.
 pub(crate) async fn any(tx: &mut Tx<'_>, root: &str) -> Result<bool> {
-    Ok(!tx.find::<Artifact>("root", &key(root, ""), None, 1).await?.is_empty())
+    Ok(!tx.find::<Artifact>("root", &key(root, ""), None, 1).await?.records.is_empty())
 }
 
 /// Removes what lies below a root, at most `most` files and folders; how many there were: less than `most` when none are left.
@@ -386,14 +390,18 @@ pub(crate) async fn remove_some_in(tx: &mut Tx<'_>, experiment: &str, most: u32)
 }
 
 async fn remove_by(tx: &mut Tx<'_>, field: &'static str, value: &str, most: u32) -> Result<u32> {
-    if most == 0 {
-        return Ok(0);
+    let mut removed = 0;
+    while removed < most {
+        let found = tx.find::<Artifact>(field, value, None, most - removed).await?;
+        for artifact in &found.records {
+            remove_one(tx, artifact).await?;
+            removed += 1;
+        }
+        if found.next.is_none() {
+            break;
+        }
     }
-    let found = tx.find::<Artifact>(field, value, None, most).await?;
-    for artifact in &found {
-        remove_one(tx, artifact).await?;
-    }
-    Ok(u32::try_from(found.len()).unwrap_or(most))
+    Ok(removed)
 }
 
 /// Removes everything below a root.
@@ -417,15 +425,15 @@ async fn remove(tx: &mut Tx<'_>, artifact: Artifact) -> Result<()> {
         if artifact.is_dir() {
             loop {
                 let page = tx.find::<Artifact>("dir", &artifact.key(), None, BATCH).await?;
-                if page.is_empty() {
-                    break;
-                }
-                for inner in page {
+                for inner in page.records {
                     // Its record goes now, so that the next page is of others; what is in it is found by its key.
                     remove_one(tx, &inner).await?;
                     if inner.is_dir() {
                         waiting.push(inner);
                     }
+                }
+                if page.next.is_none() {
+                    break;
                 }
             }
         }

@@ -9,6 +9,7 @@ use tenancy::{Permit, Record, Tx};
 
 use super::check::{entity_name, length, name_hash, quoted};
 use super::filter::{self, Attribute, Clause, Entity, Grammar, ID_LIST, NUMBER, Order, TEXT, TEXT_NULL};
+use super::hits::Hits;
 use super::item::Balance;
 use super::lifecycle::{Deleted, Lifecycle, RETENTION_DAYS_DEFAULT, RETENTION_DAYS_MAX, Retention, Trash, ViewType};
 use super::token::PageToken;
@@ -30,6 +31,8 @@ const TAG_VALUE_CHARS_MAX: usize = 20_000;
 const TAGS_BYTES_MAX: u64 = 512 * 1024;
 /// What an experiment counts of the tenant's stored bytes beside its tags.
 const EXPERIMENT_BYTES: u64 = 1024;
+/// Records that one search looks at, at most.
+const SEARCHED_MAX: usize = 200_000;
 /// Records read at once.
 const READ_ITEMS: u32 = 1000;
 
@@ -161,6 +164,25 @@ impl Experiment {
         }
     }
 
+    fn tag_bytes(&self) -> u64 {
+        self.tags.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum()
+    }
+}
+
+/// What experiments are ordered by.
+struct Brief {
+    id: String,
+    name: String,
+    created_ms: i64,
+    updated_ms: i64,
+}
+
+impl Brief {
+    fn of(experiment: &Experiment) -> Self {
+        let Experiment { id, name, created_ms, updated_ms, .. } = experiment;
+        Self { id: id.clone(), name: name.clone(), created_ms: *created_ms, updated_ms: *updated_ms }
+    }
+
     fn compared(&self, other: &Self, order: &Order) -> Ordering {
         let ordering = match order.key.as_str() {
             "name" => self.name.cmp(&other.name),
@@ -169,10 +191,6 @@ impl Experiment {
             _ => self.updated_ms.cmp(&other.updated_ms),
         };
         if order.ascending { ordering } else { ordering.reverse() }
-    }
-
-    fn tag_bytes(&self) -> u64 {
-        self.tags.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum()
     }
 }
 
@@ -241,15 +259,17 @@ impl Platform {
         let limit = page_limit(search.limit, EXPERIMENTS_PAGE_DEFAULT, EXPERIMENTS_PAGE_MAX)?;
         let shape = PageToken::shape(&(&search.filter, &search.order_by, format!("{:?}", search.view)));
         let skip = PageToken::open(permit, search.page_token.as_deref(), "experiments", &shape)?;
-        let mut found = all(permit).await?;
-        found.retain(|experiment| {
+        let _turn = self.tracking().search_turn(permit).await?;
+        let wanted = |experiment: &Experiment| {
             search.view.shows(experiment.lifecycle)
                 && clauses.iter().all(|clause| experiment.passes(clause))
                 && permit.may(ResourceKind::Experiment, &experiment.id)
-        });
-        found.sort_by(|a, b| order.iter().map(|order| a.compared(b, order)).find(|o| o.is_ne()).unwrap_or(Ordering::Equal));
-        let next = (found.len() > skip.saturating_add(limit)).then(|| PageToken::seal(permit, "experiments", &shape, skip + limit));
-        Ok((found.into_iter().skip(skip).take(limit).collect(), next.transpose()?))
+        };
+        let mut found = all(permit, wanted).await?;
+        found.sort(|a, b| order.iter().map(|order| a.compared(b, order)).find(|o| o.is_ne()).unwrap_or(Ordering::Equal));
+        let (page, next) = found.page(&permit.rows(), skip, limit, |brief| brief.id.clone()).await?;
+        let next = next.map(|skip| PageToken::seal(permit, "experiments", &shape, skip)).transpose()?;
+        Ok((page.into_iter().map(|(_, experiment)| experiment).collect(), next))
     }
 
     /// Gives an experiment another name.
@@ -418,20 +438,24 @@ async fn name_free(tx: &mut Tx<'_>, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// All experiments, the default one included.
-async fn all(permit: &Permit<ExperimentRead>) -> Result<Vec<Experiment>> {
-    let mut found: Vec<Experiment> = Vec::new();
+/// All experiments that are wanted, the default one included.
+async fn all(permit: &Permit<ExperimentRead>, wanted: impl Fn(&Experiment) -> bool) -> Result<Hits<Brief, Experiment>> {
+    let brief = |experiment: &Experiment| wanted(experiment).then(|| Brief::of(experiment));
+    let (mut found, mut after, mut default_seen) = (Hits::new(), None::<String>, false);
     loop {
-        let after = found.last().map(Record::key);
         let page = permit.rows().list::<Experiment>(after.as_deref(), READ_ITEMS, None).await?;
-        let full = page.len() == READ_ITEMS as usize;
-        found.extend(page);
-        if !full {
+        default_seen |= page.records.iter().any(|experiment| experiment.id == DEFAULT_ID);
+        after = found.add(page, brief);
+        if found.len() > SEARCHED_MAX {
+            return Err(Error::invalid(format!("there are more than {SEARCHED_MAX} experiments")));
+        }
+        if after.is_none() {
             break;
         }
     }
-    if found.iter().all(|experiment| experiment.id != DEFAULT_ID) {
-        found.push(Experiment::default_one());
+    let default = Experiment::default_one();
+    if !default_seen && let Some(brief) = brief(&default) {
+        found.push(brief, default);
     }
     Ok(found)
 }

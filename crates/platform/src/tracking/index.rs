@@ -20,11 +20,13 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 use parking_lot::Mutex;
 use tenancy::act::{Act, ResourceKind, RunRead};
-use tenancy::{IslandToken, Permit, Record, Rows};
+use tenancy::{IslandToken, Permit, Rows};
+use tokio::sync::Semaphore;
 
 use super::experiment::{self, Experiment};
 use super::filter::{self, Attribute, Clause, Entity, Grammar, NUMBER, Order, TEXT, TEXT_LIST, TEXT_NULL};
-use super::item::{DatasetInput, ModelInput, ModelOutput, Part, RunItem, Text, heads};
+use super::hits::SEARCHES_MAX;
+use super::item::{DatasetInput, ModelInput, ModelOutput, Part, RunItem, Text, heads, heads_as};
 use super::journal::merged;
 use super::lifecycle::{Lifecycle, ViewType};
 use super::metric::{MetricHead, Point};
@@ -52,14 +54,12 @@ const INDEXES_BYTES_MAX: usize = 1 << 30;
 const DIRTY_RUNS_MAX: usize = 20_000;
 /// Records read at once.
 const READ_ITEMS: u32 = 1000;
-/// Schema and profile of a data set that are kept in memory, in bytes; longer ones are read when they are shown.
-const DATASET_HELD_BYTES_MAX: usize = 2048;
 /// Runs, for each comparison, for which a search is not worth another thread.
 const INLINE_RUNS_MAX: usize = 2000;
 /// Memory of the runs of one answer, in bytes; what does not fit is on the next page.
-const ANSWER_BYTES_MAX: usize = 32 << 20;
+const ANSWER_BYTES_MAX: usize = 8 << 20;
 /// Longest time that one search may compute.
-const SEARCH_TIME_MAX: Duration = Duration::from_secs(10);
+pub(super) const SEARCH_TIME_MAX: Duration = Duration::from_secs(10);
 /// Runs, for each comparison, between two looks at the clock.
 const CLOCK_EVERY: usize = 1024;
 
@@ -136,6 +136,7 @@ pub(crate) struct Tracking {
 
 /// One tenant's index, and what changed since it was read.
 struct Slot {
+    searches: Arc<Semaphore>,
     index: Arc<tokio::sync::Mutex<Index>>,
     dirty: Mutex<HashSet<String>>,
     bytes: AtomicUsize,
@@ -153,17 +154,25 @@ impl Tracking {
         Touch { tracking: Arc::clone(self), island: permit.island(), run: run.to_owned() }
     }
 
+    /// Turns of the tenant's searches over anything but runs.
+    pub(super) fn searches(&self, island: IslandToken) -> Arc<Semaphore> {
+        Arc::clone(&self.slot(island).searches)
+    }
+
     /// The tenant's rows are no longer here, or come back: what is remembered of them does not count.
     pub(crate) fn forget(&self, island: IslandToken) {
         self.slots.lock().pop(&island);
     }
 
     fn slot(&self, island: IslandToken) -> Arc<Slot> {
-        Arc::clone(
-            self.slots
-                .lock()
-                .get_or_insert(island, || Arc::new(Slot { index: Arc::default(), dirty: Mutex::default(), bytes: AtomicUsize::new(0) })),
-        )
+        Arc::clone(self.slots.lock().get_or_insert(island, || {
+            Arc::new(Slot {
+                searches: Arc::new(Semaphore::new(SEARCHES_MAX)),
+                index: Arc::default(),
+                dirty: Mutex::default(),
+                bytes: AtomicUsize::new(0),
+            })
+        }))
     }
 
     /// Drops what was not used for longest while there is too much; never the last one.
@@ -234,11 +243,21 @@ impl Platform {
             searched.map_err(tenancy::Error::internal)??
         };
         let Found { mut runs, cut, more } = found;
+        let (mut more, mut bytes) = (more, 0);
         for at in cut {
+            if bytes > ANSWER_BYTES_MAX {
+                runs.truncate(at);
+                more = true;
+                break;
+            }
             if let Some(view) = runs.get_mut(at) {
-                let items = heads(&mut permit.rows().snapshot().await?, &view.run.id).await?;
-                view.datasets =
-                    items.into_iter().filter_map(|part| if let Part::Dataset(input) = part { Some(input) } else { None }).collect();
+                let items = match heads(&mut permit.rows().snapshot().await?, &view.run.id).await {
+                    // What does not fit into an answer is shown as it is held.
+                    Err(Error::TooLarge { .. }) => continue,
+                    items => items?.into_iter(),
+                };
+                let datasets = items.filter(|part| matches!(part, Part::Dataset(_))).inspect(|part| bytes += part.held_bytes());
+                view.datasets = datasets.filter_map(|part| if let Part::Dataset(input) = part { Some(input) } else { None }).collect();
             }
         }
         let next = more.then(|| PageToken::seal(permit, "runs", &shape, skip + runs.len())).transpose()?;
@@ -285,9 +304,15 @@ async fn experiments(permit: &Permit<RunRead>, ids: &[String]) -> Result<Vec<(St
         return Err(Error::invalid(format!("a search is over at most {EXPERIMENTS_MAX} experiments")));
     }
     ids.retain(|id| permit.may(ResourceKind::Experiment, id));
-    let stored = permit.rows().get_all::<Experiment>(&ids).await?;
-    let lifecycle = |(id, stored): (String, _)| experiment::one(stored, &id).ok().map(|found| (id, found.lifecycle));
-    Ok(ids.into_iter().zip(stored).filter_map(lifecycle).collect())
+    let (rows, mut ids, mut found) = (permit.rows(), ids.as_slice(), Vec::with_capacity(ids.len()));
+    while !ids.is_empty() {
+        let got = rows.get_page::<Experiment>(ids).await?;
+        let (these, others) = ids.split_at_checked(got.records.len()).unwrap_or((ids, &[]));
+        let lifecycle = |(id, stored): (&String, _)| experiment::one(stored, id).ok().map(|found| (id.clone(), found.lifecycle));
+        found.extend(these.iter().zip(got.records).filter_map(lifecycle));
+        ids = others;
+    }
+    Ok(found)
 }
 
 /// A search, read and checked.
@@ -329,6 +354,8 @@ struct Index {
     names: Names,
     loading: Loading,
     bytes: usize,
+    /// Of the parts of the run that is being read.
+    waiting_bytes: usize,
 }
 
 /// How far the first reading is: it goes on where it was when who began it went away.
@@ -340,6 +367,7 @@ enum Loading {
         after: Option<String>,
         run: String,
         parts: Vec<Part<MetricHead>>,
+        bytes: usize,
     },
     Done,
 }
@@ -420,7 +448,7 @@ impl Index {
         while let Some(id) = reload.runs.last() {
             let mut rows = rows.snapshot().await?;
             let run = rows.get::<TrackedRun>(id).await?;
-            let items = if run.is_some() { heads(&mut rows, id).await? } else { Vec::new() };
+            let items = if run.is_some() { heads_as(&mut rows, id, Part::held, INDEX_BYTES_MAX).await? } else { Vec::new() };
             let id = id.clone();
             match run {
                 Some(run) => self.put(run, items),
@@ -433,7 +461,7 @@ impl Index {
     }
 
     fn fits(&mut self) -> Result<()> {
-        if self.bytes > INDEX_BYTES_MAX {
+        if self.bytes + self.waiting_bytes > INDEX_BYTES_MAX {
             *self = Self::default();
             return Err(tenancy::Error::Unavailable("the tenant has more runs than can be searched").into());
         }
@@ -448,25 +476,29 @@ impl Index {
                 // They lie in the order of their ids, as they are listed.
                 let after = self.entries.last().map(|entry| entry.run.id.clone());
                 let page = rows.list::<TrackedRun>(after.as_deref(), READ_ITEMS, None).await?;
-                if page.len() < READ_ITEMS as usize {
-                    self.loading = Loading::Items { after: None, run: String::new(), parts: Vec::new() };
+                if page.next.is_none() {
+                    self.loading = Loading::Items { after: None, run: String::new(), parts: Vec::new(), bytes: 0 };
                 }
-                page.into_iter().for_each(|run| self.put(run, Vec::new()));
+                page.records.into_iter().for_each(|run| self.put(run, Vec::new()));
             }
-            Loading::Items { after, run, parts } => {
+            Loading::Items { after, run, parts, bytes } => {
                 let page = rows.list::<RunItem<MetricHead>>(after.as_deref(), READ_ITEMS, None).await?;
-                let last = page.len() < READ_ITEMS as usize;
-                *after = page.last().map(Record::key);
+                let last = page.next.is_none();
+                *after = page.next;
                 let mut whole = Vec::new();
-                for item in page {
+                for item in page.records {
                     if item.run != *run {
                         whole.push((std::mem::replace(run, item.run), std::mem::take(parts)));
+                        *bytes = 0;
                     }
-                    parts.push(item.part);
+                    let part = item.part.held();
+                    *bytes += part.held_bytes();
+                    parts.push(part);
                 }
+                self.waiting_bytes = *bytes;
                 if last {
                     whole.push((std::mem::take(run), std::mem::take(parts)));
-                    self.loading = Loading::Done;
+                    (self.loading, self.waiting_bytes) = (Loading::Done, 0);
                 }
                 for (run, parts) in whole {
                     if let Some(known) = self.places.get(&run).and_then(|at| self.entries.get(*at)) {
@@ -582,7 +614,7 @@ impl Entry {
         let mut items = Vec::with_capacity(parts.len());
         let mut bytes = 600 + run.name.len() + run.user.len() + run.artifact_uri.len();
         let mut item = |kind, name: &str, value| items.push(Item { place: (kind, names.number(name, names_bytes)), value });
-        for part in parts {
+        for part in parts.into_iter().map(Part::held) {
             match part {
                 Part::Metric(metric) => item(Kind::Metric, &metric.name, Value::Point(metric.latest)),
                 Part::Param(Text { key, value }) => {
@@ -688,14 +720,10 @@ impl Entry {
 }
 
 impl Inputs {
-    /// Adds a data set without its longest texts; its bytes.
-    fn dataset(&mut self, mut input: DatasetInput) -> usize {
-        let dataset = &mut input.dataset;
-        if dataset.schema.as_ref().map_or(0, String::len) + dataset.profile.as_ref().map_or(0, String::len) + dataset.source.len()
-            > DATASET_HELD_BYTES_MAX
-        {
-            (dataset.schema, dataset.profile, dataset.source, self.cut) = (None, None, String::new(), true);
-        }
+    /// Adds a data set as it is [held](Part::held); its bytes.
+    fn dataset(&mut self, input: DatasetInput) -> usize {
+        let dataset = &input.dataset;
+        self.cut |= dataset.source.is_empty();
         let texts = [Some(&dataset.name), Some(&dataset.digest), Some(&dataset.source), dataset.schema.as_ref(), dataset.profile.as_ref()];
         let bytes: usize = texts.into_iter().flatten().map(String::len).sum();
         let tags: usize = input.tags.iter().map(|tag| tag.key.len() + tag.value.len() + 48).sum();

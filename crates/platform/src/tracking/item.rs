@@ -17,10 +17,14 @@ use tenancy::{Record, Resource, Snapshot, Tx};
 use super::check::name_hash;
 use super::journal::{Journal, merged};
 use super::metric::{Metric, MetricBlock, MetricHead};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Records read at once.
 const READ_ITEMS: u32 = 1000;
+/// Schema, profile and source of a data set that are kept in memory, in bytes; longer ones are read when they are shown.
+const DATASET_HELD_BYTES_MAX: usize = 2048;
+/// Texts of one run that are read at once, in bytes.
+const RUN_BYTES_MAX: usize = 32 << 20;
 /// What a record counts of the tenant's stored bytes beside its texts.
 pub(crate) const RECORD_BYTES: u64 = 256;
 /// What a metric, and each block of its points, counts of the tenant's stored bytes: about what a full one takes.
@@ -196,6 +200,27 @@ impl<M> Part<M> {
     }
 }
 
+impl Part<MetricHead> {
+    /// As it is kept in memory: of a data set without its longest texts, which its empty source tells.
+    pub(crate) fn held(mut self) -> Self {
+        if let Self::Dataset(DatasetInput { dataset, .. }) = &mut self {
+            let texts = [Some(&dataset.source), dataset.schema.as_ref(), dataset.profile.as_ref()];
+            if texts.into_iter().flatten().map(String::len).sum::<usize>() > DATASET_HELD_BYTES_MAX {
+                (dataset.schema, dataset.profile, dataset.source) = (None, None, String::new());
+            }
+        }
+        self
+    }
+
+    /// About what it takes in memory.
+    pub(crate) fn held_bytes(&self) -> usize {
+        match self {
+            Self::Metric(head) => size_of::<Self>() + head.name.len(),
+            other => usize::try_from(other.stored_bytes()).unwrap_or(usize::MAX),
+        }
+    }
+}
+
 /// What a change adds to the tenant's stored bytes, and takes from them.
 #[derive(Debug, Default)]
 pub(crate) struct Balance {
@@ -234,31 +259,55 @@ impl Balance {
 }
 
 /// All parts of a run, without the points of its metrics.
+///
+/// # Errors
+/// More of them than an answer holds.
 pub(crate) async fn heads(rows: &mut Snapshot<'_>, run: &str) -> Result<Vec<Part<MetricHead>>> {
-    let prefix = format!("{run}/");
-    let mut items: Vec<RunItem<MetricHead>> = Vec::new();
+    heads_as(rows, run, |part| part, RUN_BYTES_MAX).await
+}
+
+/// The same, of each what is kept of it; at most so many bytes.
+pub(crate) async fn heads_as(
+    rows: &mut Snapshot<'_>,
+    run: &str,
+    kept: impl Fn(Part<MetricHead>) -> Part<MetricHead>,
+    bytes_max: usize,
+) -> Result<Vec<Part<MetricHead>>> {
+    let (prefix, mut after, mut parts, mut bytes) = (format!("{run}/"), None::<String>, Vec::new(), 0);
     loop {
-        let after = items.last().map(Record::key);
-        let page = rows.list(after.as_deref(), READ_ITEMS, Some(&prefix)).await?;
-        let full = page.len() == READ_ITEMS as usize;
-        items.extend(page);
-        if !full {
-            return Ok(merged(items.into_iter().map(|item| item.part).collect()));
+        let page = rows.list::<RunItem<MetricHead>>(after.as_deref(), READ_ITEMS, Some(&prefix)).await?;
+        parts.extend(page.records.into_iter().map(|item| kept(item.part)).inspect(|part| bytes += part.held_bytes()));
+        if bytes > bytes_max {
+            return Err(Error::TooLarge { what: "run", bytes_max: bytes_max as u64 });
+        }
+        after = page.next;
+        if after.is_none() {
+            return Ok(merged(parts));
         }
     }
 }
 
 /// Removes parts of a run and blocks of its metrics, at most `most` of them, and gives their bytes back. How many were.
 pub(crate) async fn remove(tx: &mut Tx<'_>, run: &str, most: u32) -> Result<u32> {
-    let prefix = format!("{run}/");
-    let mut balance = Balance::default();
-    let items: Vec<RunItem<MetricHead>> = tx.list(None, most, Some(&prefix)).await?;
-    tx.delete_all::<RunItem<Metric>>(&items.iter().map(Record::key).collect::<Vec<_>>()).await?;
-    balance.removed += items.iter().map(|item| item.part.stored_bytes()).sum::<u64>();
-    let removed = u32::try_from(items.len()).unwrap_or(most);
-    let blocks: Vec<MetricBlock> = tx.list(None, most.saturating_sub(removed), Some(&prefix)).await?;
-    tx.delete_all::<MetricBlock>(&blocks.iter().map(Record::key).collect::<Vec<_>>()).await?;
-    balance.removed += METRIC_BYTES * blocks.len() as u64;
+    let (prefix, mut balance, mut removed) = (format!("{run}/"), Balance::default(), 0);
+    while removed < most {
+        let items = tx.list::<RunItem<MetricHead>>(None, most - removed, Some(&prefix)).await?;
+        tx.delete_all::<RunItem<Metric>>(&items.records.iter().map(Record::key).collect::<Vec<_>>()).await?;
+        balance.removed += items.records.iter().map(|item| item.part.stored_bytes()).sum::<u64>();
+        removed += u32::try_from(items.records.len()).unwrap_or(most);
+        if items.next.is_none() {
+            break;
+        }
+    }
+    while removed < most {
+        let blocks = tx.list::<MetricBlock>(None, most - removed, Some(&prefix)).await?;
+        tx.delete_all::<MetricBlock>(&blocks.records.iter().map(Record::key).collect::<Vec<_>>()).await?;
+        balance.removed += METRIC_BYTES * blocks.records.len() as u64;
+        removed += u32::try_from(blocks.records.len()).unwrap_or(most);
+        if blocks.next.is_none() {
+            break;
+        }
+    }
     balance.settle(tx).await?;
-    Ok(removed + u32::try_from(blocks.len()).unwrap_or(most))
+    Ok(removed)
 }

@@ -20,7 +20,7 @@ use super::run::TrackedRun;
 use crate::error::Result;
 
 /// Requests whose points wait at most.
-const JOURNAL_RECORDS_MAX: u64 = 16;
+const JOURNAL_RECORDS_MAX: u32 = 16;
 /// Metrics of one request from which on it is worth it.
 const METRICS_MIN: usize = 16;
 /// Points of one request up to which it is: whoever reads a run reads all that wait.
@@ -51,7 +51,7 @@ pub(crate) async fn put(tx: &mut Tx<'_>, run: &mut TrackedRun, points: &[MetricP
         }
         return sort(tx, &run.id, fresh, balance).await;
     };
-    if (waiting > 0 || together) && points.len() <= POINTS_MAX && waiting + 1 < JOURNAL_RECORDS_MAX {
+    if (waiting > 0 || together) && points.len() <= POINTS_MAX && waiting + 1 < JOURNAL_RECORDS_MAX.into() {
         let points = fresh.map(|(name, point)| (name.to_owned(), point)).collect();
         let journal = RunItem::new(&run.id, Part::Journal(Journal { number: waiting, points }));
         balance.added += journal.part.stored_bytes();
@@ -62,7 +62,7 @@ pub(crate) async fn put(tx: &mut Tx<'_>, run: &mut TrackedRun, points: &[MetricP
     if waiting == 0 {
         return sort(tx, &run.id, fresh, balance).await;
     }
-    let journals = read(tx.list(None, u32::MAX, Some(&journal_prefix(&run.id))).await?);
+    let journals = read(tx.list(None, JOURNAL_RECORDS_MAX, Some(&journal_prefix(&run.id))).await?.whole()?);
     let waiting = journals.iter().flat_map(|(_, journal)| &journal.points).map(|(name, point)| (name.as_str(), *point));
     sort(tx, &run.id, waiting.chain(fresh), balance).await?;
     let (keys, journals): (Vec<_>, Vec<_>) = journals.into_iter().unzip();
@@ -75,7 +75,9 @@ pub(crate) async fn put(tx: &mut Tx<'_>, run: &mut TrackedRun, points: &[MetricP
 /// A metric of a run with its newest points, those that wait among them.
 pub(crate) async fn metric(rows: &Rows<'_>, run: &TrackedRun, name: &str) -> Result<Option<Metric>> {
     // In this order: what is sorted to its metric in between is seen twice, which does no harm, and never missed.
-    let journals = if run.journal.is_some() { read(rows.list(None, u32::MAX, Some(&journal_prefix(&run.id))).await?) } else { Vec::new() };
+    let waits = run.journal.is_some();
+    let journals =
+        if waits { read(rows.list(None, JOURNAL_RECORDS_MAX, Some(&journal_prefix(&run.id))).await?.whole()?) } else { Vec::new() };
     let mut metric = sorted(rows.get(&metric_key(&run.id, name)).await?);
     for (_, point) in journals.iter().flat_map(|(_, journal)| &journal.points).filter(|(named, _)| named == name) {
         match &mut metric {
@@ -88,7 +90,7 @@ pub(crate) async fn metric(rows: &Rows<'_>, run: &TrackedRun, name: &str) -> Res
 
 /// The latest point of a metric of a run.
 pub(crate) async fn latest(tx: &mut Tx<'_>, run: &str, name: &str) -> Result<Option<Point>> {
-    let journals = read(tx.list(None, u32::MAX, Some(&journal_prefix(run))).await?);
+    let journals = read(tx.list(None, JOURNAL_RECORDS_MAX, Some(&journal_prefix(run))).await?.whole()?);
     let head = match tx.get::<RunItem<MetricHead>>(&metric_key(run, name)).await? {
         Some(RunItem { part: Part::Metric(head), .. }) => Some(head.latest),
         _ => None,
@@ -169,4 +171,21 @@ fn read(items: Vec<RunItem<MetricHead>>) -> Vec<(String, Journal)> {
         if let Part::Journal(journal) = item.part { Some((key, journal)) } else { None }
     };
     items.into_iter().filter_map(journal).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::check::KEY_CHARS_MAX;
+    use super::*;
+
+    #[test]
+    fn what_waits_fits_on_a_page() {
+        let point = Point { value: f64::MIN_POSITIVE.next_up(), timestamp: i64::MAX, step: i64::MIN };
+        let longest = (char::MAX.to_string().repeat(KEY_CHARS_MAX), point);
+        let journal = Journal { number: u64::MAX, points: vec![longest; POINTS_MAX] };
+        let item = RunItem::new(&"r".repeat(64), Part::Journal(journal));
+        // The last of them is never written, and each is sealed.
+        let bytes = (serde_json::to_vec(&item).unwrap().len() + 1024) * (JOURNAL_RECORDS_MAX as usize - 1);
+        assert!(bytes <= tenancy::PAGE_BYTES_MAX, "{bytes} bytes");
+    }
 }

@@ -14,6 +14,7 @@ use tenancy::{Permit, Record, Rows, Tx};
 use super::artifact::{self, Artifact, Place};
 use super::check::{KEY_CHARS_MAX, PARAM_CHARS_MAX, TAG_CHARS_MAX, kept_id, length, quoted};
 use super::filter::{self, Attribute, Clause, Entity, Grammar, ID_LIST, NUMBER, TEXT, TEXT_LIST};
+use super::hits::Hits;
 use super::item::Balance;
 use super::lifecycle::{Deleted, Trash};
 use super::metric::{ModelMetric, Real};
@@ -37,9 +38,9 @@ const TAGS_MAX: usize = 500;
 const METRICS_MAX: usize = 1000;
 /// Most points of a model that are looked at.
 const METRICS_READ_MAX: usize = 200_000;
-/// Models, and points, that one search holds: in bytes of what is stored, and in points.
-const SEARCHED_BYTES_MAX: u64 = 256 << 20;
+/// Points that one search holds while it puts models in order, and of one answer, but for those of its last model.
 const SEARCHED_METRICS_MAX: usize = 500_000;
+const ANSWER_METRICS_MAX: usize = 50_000;
 /// Longest name and model type.
 const NAME_CHARS_MAX: usize = 500;
 /// What a logged model counts of the tenant's stored bytes beside its texts.
@@ -151,6 +152,25 @@ impl From<ModelMetric> for LoggedMetric {
 }
 
 impl LoggedModel {
+    /// What it is ordered by.
+    fn brief(&self) -> Self {
+        Self {
+            id: self.id.clone(),
+            experiment_id: String::new(),
+            name: self.name.clone(),
+            created_ms: self.created_ms,
+            updated_ms: self.updated_ms,
+            model_type: self.model_type.clone(),
+            status: self.status,
+            source_run_id: self.source_run_id.clone(),
+            params: BTreeMap::new(),
+            tags: BTreeMap::new(),
+            metrics: Vec::new(),
+            deleted_ms: None,
+            created_by: String::new(),
+        }
+    }
+
     /// Where its artifacts are.
     #[must_use]
     pub fn artifact_uri(&self) -> String {
@@ -459,12 +479,13 @@ impl Platform {
         let shape = PageToken::shape(search);
         let skip = PageToken::open(permit, search.page_token.as_deref(), "logged_models", &shape)?;
         let (measured, plain): (Vec<Clause>, Vec<Clause>) = clauses.into_iter().partition(|clause| clause.entity == Entity::Metric);
+        let _turn = self.tracking().search_turn(permit).await?;
         let mut found = self.logged_model_all(permit, &search.experiment_ids, |model| matches(model, &plain)).await?;
         // Metrics are records of their own: read for all only where all are asked.
         let early = !measured.is_empty() || !search.datasets.is_empty() || order.iter().any(|key| matches!(key.key, OrderKey::Metric(..)));
         if early {
             let mut points = 0;
-            for model in &mut found {
+            for model in found.keys() {
                 measure(&permit.rows(), model).await?;
                 points += model.metrics.len();
                 if points > SEARCHED_METRICS_MAX {
@@ -473,20 +494,28 @@ impl Platform {
             }
             found.retain(|model| measures(model, &measured, &search.datasets));
         }
-        found.sort_by(|a, b| {
+        found.sort(|a, b| {
             let by = order.iter().map(|key| key.compare(a, b, &search.datasets)).find(|by| by.is_ne());
             by.unwrap_or(Ordering::Equal).then(b.created_ms.cmp(&a.created_ms)).then_with(|| a.id.cmp(&b.id))
         });
         let limit = search.limit.unwrap_or(PAGE_DEFAULT).clamp(1, LOGGED_MODELS_PAGE_MAX);
-        let more = found.len() > skip.saturating_add(limit);
-        let mut page: Vec<LoggedModel> = found.into_iter().skip(skip).take(limit).collect();
-        if !early {
-            for model in &mut page {
-                measure(&permit.rows(), model).await?;
+        let (page, mut next) = found.page(&permit.rows(), skip, limit, |brief| brief.id.clone()).await?;
+        let (mut models, mut points, count) = (Vec::with_capacity(page.len()), 0, page.len());
+        for (brief, mut model) in page {
+            if points > ANSWER_METRICS_MAX {
+                // What is left out here comes first on the next page.
+                next = Some(next.unwrap_or(skip.saturating_add(count)).saturating_sub(count - models.len()));
+                break;
             }
+            match early {
+                true => model.metrics = brief.metrics,
+                false => measure(&permit.rows(), &mut model).await?,
+            }
+            points += model.metrics.len();
+            models.push(model);
         }
-        let token = more.then(|| PageToken::seal(permit, "logged_models", &shape, skip.saturating_add(limit))).transpose()?;
-        Ok((page, token))
+        let token = next.map(|skip| PageToken::seal(permit, "logged_models", &shape, skip)).transpose()?;
+        Ok((models, token))
     }
 
     async fn logged_model_all(
@@ -494,9 +523,10 @@ impl Platform {
         permit: &Permit<LoggedModelRead>,
         experiments: &[String],
         wanted: impl Fn(&LoggedModel) -> bool,
-    ) -> Result<Vec<LoggedModel>> {
+    ) -> Result<Hits<LoggedModel, LoggedModel>> {
         let rows = permit.rows();
-        let (mut found, mut looked_at, mut bytes) = (Vec::new(), 0, 0);
+        let brief = |model: &LoggedModel| (model.deleted_ms.is_none() && wanted(model)).then(|| model.brief());
+        let (mut found, mut looked_at) = (Hits::new(), 0);
         let mut experiments: Vec<&String> = experiments.iter().collect();
         experiments.sort_unstable();
         experiments.dedup();
@@ -504,15 +534,12 @@ impl Platform {
             let mut after: Option<String> = None;
             loop {
                 let page = rows.find::<LoggedModel>("experiment", experiment, after.as_deref(), BATCH).await?;
-                let more = page.len() == BATCH as usize;
-                after = page.last().map(Record::key);
-                looked_at += page.len();
-                let passed = page.into_iter().filter(|model| model.deleted_ms.is_none() && wanted(model));
-                found.extend(passed.inspect(|model| bytes += model.stored_bytes()));
-                if looked_at > SEARCHED_MAX || bytes > SEARCHED_BYTES_MAX {
+                looked_at += page.records.len();
+                after = found.add(page, brief);
+                if looked_at > SEARCHED_MAX {
                     return Err(too_many());
                 }
-                if !more {
+                if after.is_none() {
                     break;
                 }
             }
@@ -621,7 +648,7 @@ fn measures(model: &LoggedModel, clauses: &[Clause], datasets: &[DatasetWanted])
 
 fn too_many() -> Error {
     Error::invalid(format!(
-        "there are more than {SEARCHED_MAX} logged models, or more of them than one search can hold: search fewer experiments at once"
+        "there are more than {SEARCHED_MAX} logged models, or more points of them than one search can hold: search fewer experiments at once"
     ))
 }
 
@@ -630,10 +657,10 @@ async fn measure(rows: &Rows<'_>, model: &mut LoggedModel) -> Result<()> {
     let (prefix, mut read, mut after) = (format!("{}/", model.id), 0, None);
     while read < METRICS_READ_MAX {
         let page = rows.list::<ModelMetric>(after.as_deref(), BATCH, Some(&prefix)).await?;
-        let last = page.len() < BATCH as usize;
-        (read, after) = (read + page.len(), page.last().map(Record::key));
-        model.measured(page);
-        if last {
+        read += page.records.len();
+        model.measured(page.records);
+        after = page.next;
+        if after.is_none() {
             break;
         }
     }
@@ -658,10 +685,10 @@ pub(crate) async fn measured(tx: &mut Tx<'_>, id: &str, metric: &str) -> Result<
     let (prefix, mut read, mut after) = (format!("{id}/"), 0, None);
     while read < METRICS_READ_MAX {
         let page = tx.list::<ModelMetric>(after.as_deref(), BATCH, Some(&prefix)).await?;
-        let last = page.len() < BATCH as usize;
-        (read, after) = (read + page.len(), page.last().map(Record::key));
-        model.measured(page);
-        if last {
+        read += page.records.len();
+        model.measured(page.records);
+        after = page.next;
+        if after.is_none() {
             break;
         }
     }
@@ -703,7 +730,9 @@ pub(crate) async fn sweep(tx: &mut Tx<'_>, id: &str, at: i64, most: u32) -> Resu
 pub(crate) async fn sweep_in(tx: &mut Tx<'_>, experiment: &str, most: u32) -> Result<(u32, bool)> {
     let mut removed = 0;
     while removed < most {
-        let Some(model) = tx.find::<LoggedModel>("experiment", experiment, None, 1).await?.pop() else { return Ok((removed, true)) };
+        let Some(model) = tx.find::<LoggedModel>("experiment", experiment, None, 1).await?.records.pop() else {
+            return Ok((removed, true));
+        };
         removed += remove(tx, &model, most - removed).await?.0;
     }
     Ok((removed, false))
@@ -712,17 +741,16 @@ pub(crate) async fn sweep_in(tx: &mut Tx<'_>, experiment: &str, most: u32) -> Re
 /// Its own record last: what is left is found by it.
 async fn remove(tx: &mut Tx<'_>, model: &LoggedModel, most: u32) -> Result<(u32, bool)> {
     let mut removed = artifact::remove_some(tx, &model.root(), most).await?;
-    let metrics = match most.saturating_sub(removed) {
-        0 => return Ok((removed, false)),
-        left => tx.list::<ModelMetric>(None, left, Some(&format!("{}/", model.id))).await?,
-    };
-    let mut balance = Balance::default();
-    for metric in &metrics {
-        tx.delete::<ModelMetric>(&metric.key()).await?;
-        balance.removed += metric.stored_bytes();
+    let (prefix, mut balance, mut all) = (format!("{}/", model.id), Balance::default(), false);
+    while !all && removed < most {
+        let metrics = tx.list::<ModelMetric>(None, most - removed, Some(&prefix)).await?;
+        for metric in &metrics.records {
+            tx.delete::<ModelMetric>(&metric.key()).await?;
+            balance.removed += metric.stored_bytes();
+            removed += 1;
+        }
+        all = metrics.next.is_none();
     }
-    removed += u32::try_from(metrics.len()).unwrap_or(most);
-    let all = removed < most;
     if all {
         tx.delete::<LoggedModel>(&model.id).await?;
         balance.removed += model.stored_bytes();

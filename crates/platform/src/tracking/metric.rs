@@ -292,11 +292,12 @@ impl Metric {
                 .list::<MetricBlock>(after.as_deref(), u32::try_from(wanted).unwrap_or(READ_BLOCKS).min(READ_BLOCKS), Some(&prefix))
                 .await?;
             // What was logged since the item was read is not part of this history.
-            points.extend(page.iter().take_while(|found| found.number < self.blocks).flat_map(|found| found.points.iter().copied()));
-            if page.is_empty() {
+            points
+                .extend(page.records.iter().take_while(|found| found.number < self.blocks).flat_map(|found| found.points.iter().copied()));
+            if page.records.is_empty() {
                 return Err(tenancy::Error::integrity("a block of a metric is not there").into());
             }
-            block += page.len() as u64;
+            block += page.records.len() as u64;
         }
         if points.len() < limit {
             points.extend(&self.tail);

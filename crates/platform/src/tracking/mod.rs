@@ -5,6 +5,7 @@ pub(crate) mod check;
 pub(crate) mod experiment;
 pub(crate) mod filter;
 mod history;
+pub(crate) mod hits;
 pub(crate) mod index;
 pub(crate) mod item;
 mod journal;

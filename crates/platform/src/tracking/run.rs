@@ -414,15 +414,20 @@ impl Platform {
         let work = permit.write(move |tx| {
             Box::pin(async move {
                 open(tx, &id).await?;
-                let known = tx.get_all::<RunItem<Metric>>(&keys).await?;
-                let mut balance = Balance::default();
-                if replace {
-                    balance.put(tx, &items, known.iter().flatten()).await?;
-                } else {
-                    let mut there = known.iter().map(Option::is_some);
-                    items.retain(|_| !there.next().unwrap_or(false));
-                    balance.put(tx, &items, []).await?;
+                let (mut balance, mut there, mut rest) = (Balance::default(), Vec::with_capacity(keys.len()), keys.as_slice());
+                while !rest.is_empty() {
+                    let known = tx.get_page::<RunItem<Metric>>(rest).await?.records;
+                    rest = rest.get(known.len()..).unwrap_or_default();
+                    there.extend(known.iter().map(Option::is_some));
+                    if replace {
+                        balance.removed += known.iter().flatten().map(|item| item.part.stored_bytes()).sum::<u64>();
+                    }
                 }
+                if !replace {
+                    let mut there = there.into_iter();
+                    items.retain(|_| !there.next().unwrap_or(false));
+                }
+                balance.put(tx, &items, []).await?;
                 balance.settle(tx).await
             })
         });
@@ -674,8 +679,8 @@ fn id_checked(id: &str) -> Result<()> {
 async fn id_free(tx: &mut Tx<'_>, experiment: &str, id: &str) -> Result<()> {
     let prefix = format!("{id}/");
     let taken = tx.get::<TrackedRun>(id).await?.is_some()
-        || !tx.list::<RunItem<MetricHead>>(None, 1, Some(&prefix)).await?.is_empty()
-        || !tx.list::<metric::MetricBlock>(None, 1, Some(&prefix)).await?.is_empty()
+        || !tx.list::<RunItem<MetricHead>>(None, 1, Some(&prefix)).await?.records.is_empty()
+        || !tx.list::<metric::MetricBlock>(None, 1, Some(&prefix)).await?.records.is_empty()
         || super::artifact::any(tx, &super::artifact::run_root(experiment, id)).await?;
     match taken {
         true => Err(Error::conflict(format!("Run(id={id}) already exists."))),

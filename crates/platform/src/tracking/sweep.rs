@@ -100,7 +100,7 @@ impl Platform {
         let mut tx = permit.tx().await?;
         let retention = Retention::micros(&mut tx).await?;
         let mut swept = Swept { runs: Vec::new(), records: 0 };
-        for trash in tx.list::<Trash>(None, SWEPT_THINGS_MAX, None).await? {
+        for trash in tx.list::<Trash>(None, SWEPT_THINGS_MAX, None).await?.records {
             if trash.at.saturating_add(retention) > now || swept.left() == 0 {
                 break;
             }
@@ -119,7 +119,7 @@ impl Platform {
             tx.delete::<Trash>(&trash.key()).await?;
         }
         permit.detail("swept_records", swept.records);
-        let rest = tx.list::<Trash>(None, 1, None).await?.pop();
+        let rest = tx.list::<Trash>(None, 1, None).await?.records.pop();
         tx.commit().await?;
         Ok(rest.map(|trash| trash.at.saturating_add(retention)))
     }
@@ -186,14 +186,16 @@ impl Platform {
         let mut after: Option<String> = None;
         loop {
             let runs = tx.find::<TrackedRun>("experiment", id, after.as_deref(), SWEPT_THINGS_MAX).await?;
-            let Some(last) = runs.last() else { break };
-            after = Some(last.id.clone());
-            for run in runs {
+            for run in runs.records {
                 // Of the default experiment a run may have been restored alone; any other one is gone with all that was in it.
                 let kept = id == DEFAULT_ID && stored.as_ref().is_some_and(|found| !run.lifecycle.within(found.lifecycle).deleted);
                 if !kept && !self.run_remove(permit, tx, &run.id, id, at, swept).await? {
                     return Ok(false);
                 }
+            }
+            after = runs.next;
+            if after.is_none() {
+                break;
             }
         }
         swept.records += trace::remove_some(tx, id, swept.left()).await?;

@@ -288,10 +288,19 @@ impl Platform {
         let mut seen = BTreeSet::new();
         let ids: Vec<String> = ids.iter().filter(|id| seen.insert(id.as_str())).cloned().collect();
         count_checked("trace_ids", ids.len(), TRACES_PER_REQUEST_MAX)?;
-        let mut found: Vec<Trace> = permit.rows().get_all::<Trace>(&ids).await?.into_iter().flatten().collect();
-        found.retain(|trace| {
+        let shown = |trace: &Trace| {
             within.is_none_or(|within| within.contains(&trace.experiment_id)) && permit.may(ResourceKind::Experiment, &trace.experiment_id)
-        });
+        };
+        let (rows, mut ids, mut found, mut bytes) = (permit.rows(), ids.as_slice(), Vec::new(), 0);
+        while !ids.is_empty() {
+            let got = rows.get_page::<Trace>(ids).await?;
+            bytes += got.bytes;
+            if bytes as u64 > SPANS_BYTES_MAX {
+                return Err(Error::TooLarge { what: "answer", bytes_max: SPANS_BYTES_MAX });
+            }
+            ids = ids.get(got.records.len()..).unwrap_or_default();
+            found.extend(got.records.into_iter().flatten().filter(|trace| shown(trace)));
+        }
         Ok(found)
     }
 
@@ -359,8 +368,8 @@ impl Platform {
         let mut tx = permit.tx().await?;
         let experiment_id = experiment_of(&mut tx, run_id).await?;
         permit.within(ResourceKind::Experiment, &experiment_id)?;
-        let ids: Vec<String> = ids.iter().collect::<BTreeSet<_>>().into_iter().cloned().collect();
-        for mut trace in tx.get_all::<Trace>(&ids).await?.into_iter().flatten() {
+        for id in ids.iter().collect::<BTreeSet<_>>() {
+            let Some(mut trace) = tx.get::<Trace>(id).await? else { continue };
             permit.within(ResourceKind::Experiment, &trace.experiment_id)?;
             let before = trace.clone();
             trace.runs.insert(run_id.to_owned());
@@ -396,9 +405,11 @@ impl Platform {
         let mut deleted = 0;
         for batch in ids.chunks(DELETE_BATCH) {
             let mut tx = permit.tx().await?;
-            for trace in tx.get_all::<Trace>(batch).await?.into_iter().flatten().filter(|trace| trace.experiment_id == experiment_id) {
-                remove(&mut tx, &trace).await?;
-                deleted += 1;
+            for id in batch {
+                if let Some(trace) = tx.get::<Trace>(id).await?.filter(|trace| trace.experiment_id == experiment_id) {
+                    remove(&mut tx, &trace).await?;
+                    deleted += 1;
+                }
             }
             tx.commit().await?;
         }
@@ -424,7 +435,7 @@ pub(crate) async fn remove_some(tx: &mut Tx<'_>, experiment_id: &str, most: u32)
     let prefix = format!("{experiment_id}/");
     let mut removed = 0;
     while removed < most {
-        let Some(slot) = tx.list::<Slot>(None, 1, Some(&prefix)).await?.pop() else { break };
+        let Some(slot) = tx.list::<Slot>(None, 1, Some(&prefix)).await?.records.pop() else { break };
         removed += span::remove_some(tx, &slot.trace_id, most - removed).await?;
         if removed < most {
             removed += artifact::remove_some(tx, &artifact::trace_root(experiment_id, &slot.trace_id), most - removed).await?;

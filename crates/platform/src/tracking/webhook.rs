@@ -338,7 +338,7 @@ impl Platform {
 }
 
 async fn all<A: Act>(permit: &Permit<A>) -> Result<Vec<StoredWebhook>> {
-    Ok(permit.rows().list::<StoredWebhook>(None, u32::try_from(WEBHOOKS_MAX).unwrap_or(u32::MAX), None).await?)
+    Ok(permit.rows().list::<StoredWebhook>(None, u32::try_from(WEBHOOKS_MAX).unwrap_or(u32::MAX), None).await?.whole()?)
 }
 
 #[cfg(test)]

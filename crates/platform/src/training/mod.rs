@@ -34,6 +34,8 @@ pub(crate) use scheduler::{Live, Scheduler};
 pub const LOG_LINES_MAX: u64 = 2000;
 /// Lines of one answer.
 pub const LOG_PAGE_LINES_MAX: usize = 500;
+/// Pieces of a log read at once.
+const LOG_CHUNKS_READ: u32 = 100;
 /// Trainings of one tenant that wait, whatever its limits say.
 const QUEUED_MAX: u32 = 1000;
 /// Kind of the tickets.
@@ -333,7 +335,7 @@ impl Platform {
             return Err(Error::invalid(format!("`target`: the data set has no column `{}`", training.recipe.target)));
         }
         let queued_max = permit.limits().jobs_queued.min(QUEUED_MAX.into());
-        let queued = rows.find::<Training>("state", "queued", None, QUEUED_MAX).await?.len() as u64;
+        let queued = rows.count_found::<Training>("state", "queued").await?;
         if queued >= queued_max {
             let exceeded = tenancy::Exceeded { limit: "jobs_queued", value: queued_max, used: queued, retry_after_seconds: None };
             return Err(Error::Kernel(tenancy::Error::Quota(exceeded)));
@@ -346,8 +348,8 @@ impl Platform {
     /// # Errors
     /// The kernel's.
     pub async fn training_list(&self, permit: &Permit<TrainingRead>, page: &PageRequest) -> Result<Page<Training>> {
-        let items = permit.rows().list::<Training>(page.after.as_deref(), page.limit() + 1, None).await?;
-        let page = Page::cut(items, page.limit(), Record::key);
+        let items = permit.rows().list::<Training>(page.after.as_deref(), page.limit(), None).await?;
+        let page = Page::of(items, Record::key);
         Ok(page.map(|training| self.scheduler().live(permit, training)))
     }
 
@@ -399,12 +401,12 @@ impl Platform {
     /// # Errors
     /// The kernel's.
     pub async fn run_list(&self, permit: &Permit<RunRead>, model: Option<&str>, page: &PageRequest) -> Result<Page<Run>> {
-        let (rows, after, limit) = (permit.rows(), page.after.as_deref(), page.limit() + 1);
-        let items = match model {
+        let (rows, after, limit) = (permit.rows(), page.after.as_deref(), page.limit());
+        let listed = match model {
             Some(model) => rows.find::<Run>("model", model, after, limit).await?,
             None => rows.list::<Run>(after, limit, None).await?,
         };
-        Ok(Page::cut(items, page.limit(), Record::key))
+        Ok(Page::of(listed, Record::key))
     }
 
     /// One run.
@@ -418,8 +420,15 @@ impl Platform {
 
 async fn stored_lines(permit: &Permit<TrainingRead>, training: &Training) -> Result<Vec<LogLine>> {
     let prefix = format!("{}/", training.id);
-    let chunks = permit.rows().list::<LogChunk>(None, u32::try_from(LOG_LINES_MAX).unwrap_or(u32::MAX), Some(&prefix)).await?;
-    Ok(chunks.into_iter().filter(|chunk| chunk.attempt == training.attempts).flat_map(|chunk| chunk.lines).collect())
+    let (mut lines, mut after) = (Vec::new(), None::<String>);
+    loop {
+        let chunks = permit.rows().list::<LogChunk>(after.as_deref(), LOG_CHUNKS_READ, Some(&prefix)).await?;
+        lines.extend(chunks.records.into_iter().filter(|chunk| chunk.attempt == training.attempts).flat_map(|chunk| chunk.lines));
+        after = chunks.next;
+        if after.is_none() {
+            return Ok(lines);
+        }
+    }
 }
 
 impl TrainingRequest {

@@ -36,8 +36,12 @@ impl Objects {
     /// Copies an object of `bytes` plaintext bytes to another place, unless it is there. Read back, it has the same digest.
     pub(crate) async fn carry(&self, id: BlobId, bytes: u64, to: &Self) -> Result<()> {
         let wanted = self.sealed_sha256(id, bytes).await?;
-        if to.sealed_sha256(id, bytes).await.is_ok_and(|found| found == wanted) {
-            return Ok(());
+        match to.sealed_sha256(id, bytes).await {
+            Ok(found) if found == wanted => return Ok(()),
+            // It is not there, or not whole.
+            Ok(_) | Err(Error::Integrity(_)) => {}
+            // It may be there: to write it again would begin with taking it away.
+            Err(error) => return Err(error),
         }
         self.copy(id, sealed_bytes(bytes), to).await?;
         if to.sealed_sha256(id, bytes).await? != wanted {

@@ -271,7 +271,10 @@ fn file_create(dir: &Path, id: BlobId) -> Result<File> {
 }
 
 fn file_open(path: &Path, id: BlobId, bytes: u64) -> Result<File> {
-    let file = File::open(path).map_err(|error| Error::integrity(format!("object {id}: {error}")))?;
+    let file = File::open(path).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => Error::integrity(format!("object {id}: {error}")),
+        _ => error.into(),
+    })?;
     let found = file.metadata()?.len();
     if found != bytes {
         return Err(Error::integrity(format!("object {id}: the file has {found} bytes instead of {bytes}")));

@@ -36,6 +36,29 @@ pub(super) async fn read(store: &Store, id: BlobId) -> Result<Vec<u8>> {
 }
 
 #[tokio::test]
+async fn only_an_absent_object_is_carried_again() {
+    let place = Place::new();
+    let tenant = place.tenant(1);
+    let store = tenant.create().await;
+    let id = stored(&store, &content(1000)).await;
+    let dir = place.dir.path().join("other");
+    let (here, there) = (Objects::folder(&tenant.dir.join("blobs")), Objects::create_folder(&dir).unwrap());
+    let kept = objects::path(&dir, id);
+    here.carry(id, 1000, &there).await.unwrap();
+
+    // What cannot be opened just now may be as good as ever.
+    std::fs::remove_file(&kept).unwrap();
+    std::os::unix::fs::symlink(&kept, &kept).unwrap();
+    assert!(matches!(here.carry(id, 1000, &there).await, Err(Error::Internal(_))));
+    assert!(std::fs::symlink_metadata(&kept).unwrap().is_symlink(), "and is still there");
+    std::fs::remove_file(&kept).unwrap();
+    here.carry(id, 1000, &there).await.unwrap();
+    std::fs::write(&kept, "half").unwrap();
+    here.carry(id, 1000, &there).await.unwrap();
+    assert_eq!(std::fs::metadata(&kept).unwrap().len(), sealed_bytes(1000));
+}
+
+#[tokio::test]
 async fn every_part_of_the_place_is_bound() {
     let place = Place::new();
     let (tenant, foreign) = (place.tenant(1), place.tenant(2));

@@ -171,7 +171,7 @@ async fn a_tenant_is_taken_out_and_lives_on_elsewhere() {
     assert!(to.tenant(&old_key).await.is_err(), "old keys do not come along");
     assert_eq!(to.get(key, "two").await.unwrap().text, "blue");
     let permit = to.tenant(key).await.unwrap().allow::<DatasetRead>("x").unwrap();
-    assert_eq!(permit.rows().find::<Note>("text", "red", None, 10).await.unwrap().len(), 2, "look-ups came along");
+    assert_eq!(permit.rows().find::<Note>("text", "red", None, 10).await.unwrap().records.len(), 2, "look-ups came along");
     let reader = permit.blobs().open(object).await.unwrap();
     let bytes = reader.read_at(0, 400_000).await.unwrap();
     assert!(bytes.len() == 300_000 && bytes.iter().enumerate().all(|(at, byte)| *byte == (at % 251) as u8), "under its old id");

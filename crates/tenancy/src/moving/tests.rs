@@ -104,7 +104,7 @@ async fn rows_move_while_they_are_used() {
     writer.await.unwrap();
     put(&store, "after", "after").await;
     assert_eq!(store.rows().require::<Note>("after").await.unwrap().text, "after");
-    assert_eq!(store.rows().find::<Note>("text", "after", None, 10).await.unwrap().len(), 1, "look-ups came along");
+    assert_eq!(store.rows().find::<Note>("text", "after", None, 10).await.unwrap().records.len(), 1, "look-ups came along");
     assert_eq!(store.rows().blob(blob).await.unwrap().read_at(0, 300_000).await.unwrap(), vec![7; 300_000]);
     assert!(dir.join("blobs").read_dir().unwrap().next().is_some(), "objects lie at the new place");
     let outbox = store.outbox_pending(u32::MAX).await.unwrap();

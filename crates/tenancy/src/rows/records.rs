@@ -8,13 +8,12 @@ use std::sync::{Arc, LazyLock};
 use super::Record;
 use super::codec::{Codec, Content};
 use super::db::as_i64;
+use super::page::{Bounds, Got, Listed, PAGE_BYTES_MAX, value_bytes};
 use super::sql::{Param, Row, Sql};
 use crate::blobs::{BlobId, BlobRow};
 use crate::error::{Error, Result};
 use crate::keyring::Keyring;
 
-/// Records a listing returns at once.
-const LIST_MAX: u32 = 1000;
 /// Records in one statement.
 const BATCH_RECORDS: usize = 32;
 const KEY_BYTES_MAX: usize = 512;
@@ -44,15 +43,50 @@ pub(super) async fn get_all<R: Record>(db: Sql<'_>, codec: &Codec, keys: &[Strin
 
 /// The JSON of the records with these keys.
 pub(super) async fn jsons(mut db: Sql<'_>, codec: &Codec, kind: &str, keys: &[String]) -> Result<HashMap<String, Vec<u8>>> {
+    let stored = values(&mut db, kind, keys).await?;
+    let json = |(key, value): (String, Vec<u8>)| codec.json(kind, &key, value).map(|json| (key, json));
+    stored.into_iter().map(json).collect()
+}
+
+/// The records with the first of these keys, as many as a page holds.
+pub(super) async fn get_page<R: Record>(mut db: Sql<'_>, codec: &Codec, keys: &[String]) -> Result<Got<R>> {
+    let keys = keys.get(..BATCH_RECORDS).unwrap_or(keys);
+    let mut params = batch_params(R::KIND, keys);
+    params.push(Bounds::new(u32::try_from(BATCH_RECORDS).map_err(Error::internal)?).along_bytes().into());
     let mut found = HashMap::with_capacity(keys.len());
+    for row in db.all(&LISTS.keys, &params).await? {
+        found.insert(row.text("key")?, (value_bytes(&row)?, row.opt_bytes("value")?));
+    }
+    let (mut bytes, mut read, mut apart) = (0, Vec::with_capacity(keys.len()), Vec::new());
+    for key in keys {
+        let value = found.remove(key);
+        let value_bytes = value.as_ref().map_or(0, |(bytes, _)| *bytes);
+        if !read.is_empty() && bytes + value_bytes > PAGE_BYTES_MAX {
+            break;
+        }
+        bytes += value_bytes;
+        if matches!(value, Some((_, None))) {
+            apart.push(key.clone());
+        }
+        read.push((key, value.map(|(_, value)| value)));
+    }
+    let mut large = values(&mut db, R::KIND, &apart).await?;
+    let record = |(key, value): (&String, Option<Option<Vec<u8>>>)| {
+        let value = value.and_then(|value| value.or_else(|| large.remove(key)));
+        value.map(|value| decode(codec, key, value)).transpose()
+    };
+    Ok(Got { records: read.into_iter().map(record).collect::<Result<_>>()?, bytes })
+}
+
+/// Values by their keys, as they are stored.
+async fn values(db: &mut Sql<'_>, kind: &str, keys: &[String]) -> Result<HashMap<String, Vec<u8>>> {
+    let mut values = HashMap::with_capacity(keys.len());
     for batch in keys.chunks(BATCH_RECORDS) {
         for row in db.all(&BATCHES.select, &batch_params(kind, batch)).await? {
-            let key = row.text(0)?;
-            let json = codec.json(kind, &key, row.bytes(1)?)?;
-            found.insert(key, json);
+            values.insert(row.text(0)?, row.bytes(1)?);
         }
     }
-    Ok(found)
+    Ok(values)
 }
 
 /// A record that the database is to be told of.
@@ -180,19 +214,20 @@ pub(super) async fn list<R: Record>(
     after: Option<&str>,
     limit: u32,
     prefix: Option<&str>,
-) -> Result<Vec<R>> {
+) -> Result<Listed<R>> {
     let (after, prefix) = (after.unwrap_or_default(), prefix.unwrap_or_default());
     if after.contains('\0') || prefix.contains('\0') {
         return Err(Error::Invalid("a key has no NUL".to_owned()));
     }
-    let end = format!("{prefix}{KEY_END}");
+    let (end, bounds) = (format!("{prefix}{KEY_END}"), Bounds::new(limit));
     // One lower bound: of two, SQLite looks one up and reads everything from there to the other.
     let (select, from) = match after >= prefix && !after.is_empty() {
-        true => ("SELECT key, value FROM record WHERE kind = $1 AND key > $2 AND key < $3 ORDER BY key LIMIT $4", after),
-        false => ("SELECT key, value FROM record WHERE kind = $1 AND key >= $2 AND key < $3 ORDER BY key LIMIT $4", prefix),
+        true => (&LISTS.after, after),
+        false => (&LISTS.from, prefix),
     };
-    let rows = db.all(select, &[R::KIND.into(), from.into(), (&end).into(), limit.min(LIST_MAX).into()]).await?;
-    decode_all(codec, &rows)
+    let params = [R::KIND.into(), from.into(), (&end).into(), bounds.rows().into(), bounds.along_bytes().into()];
+    let rows = db.all(select, &params).await?;
+    page(db, codec, rows, bounds).await
 }
 
 pub(super) async fn find<R: Record>(
@@ -202,20 +237,79 @@ pub(super) async fn find<R: Record>(
     value: &str,
     after: Option<&str>,
     limit: u32,
-) -> Result<Vec<R>> {
-    let after = after.unwrap_or_default();
+) -> Result<Listed<R>> {
+    let (after, bounds) = (after.unwrap_or_default(), Bounds::new(limit));
     if after.contains('\0') || value.contains('\0') {
-        return Ok(Vec::new());
+        return Ok(Listed { records: Vec::new(), next: None, bytes: 0 });
     }
     let value = codec.lookup(R::KIND, field, value);
-    let rows = db
-        .all(
-            "SELECT record.key AS key, record.value AS value FROM field JOIN record ON record.kind = field.kind AND record.key = field.key
-             WHERE field.kind = $1 AND field.field = $2 AND field.value = $3 AND field.key > $4 ORDER BY field.key LIMIT $5",
-            &[R::KIND.into(), field.into(), (&value).into(), after.into(), limit.min(LIST_MAX).into()],
+    let params = [R::KIND.into(), field.into(), (&value).into(), after.into(), bounds.rows().into(), bounds.along_bytes().into()];
+    let rows = db.all(&LISTS.found, &params).await?;
+    page(db, codec, rows, bounds).await
+}
+
+/// Statements that list: the key, the size of the value, and the value itself unless it is large.
+struct Lists {
+    after: String,
+    from: String,
+    found: String,
+    all: String,
+    keys: String,
+}
+
+static LISTS: LazyLock<Lists> = LazyLock::new(|| {
+    let columns = |along: &str| {
+        format!(
+            "record.key AS key, CAST(length(record.value) AS BIGINT) AS bytes, \
+             CASE WHEN length(record.value) <= {along} THEN record.value END AS value"
         )
-        .await?;
-    decode_all(codec, &rows)
+    };
+    let list =
+        |from: &str| format!("SELECT {} FROM record WHERE kind = $1 AND key {from} $2 AND key < $3 ORDER BY key LIMIT $4", columns("$5"));
+    Lists {
+        after: list(">"),
+        from: list(">="),
+        found: format!(
+            "SELECT {} FROM field JOIN record ON record.kind = field.kind AND record.key = field.key
+             WHERE field.kind = $1 AND field.field = $2 AND field.value = $3 AND field.key > $4 ORDER BY field.key LIMIT $5",
+            columns("$6")
+        ),
+        all: format!("SELECT kind, {} FROM record WHERE (kind, key) > ($1, $2) ORDER BY kind, key LIMIT $3", columns("$4")),
+        keys: {
+            let keys: Vec<String> = (0..BATCH_RECORDS).map(|at| format!("${}", at + 2)).collect();
+            let along = format!("${}", BATCH_RECORDS + 2);
+            format!("SELECT {} FROM record WHERE kind = $1 AND key IN ({})", columns(&along), keys.join(", "))
+        },
+    }
+});
+
+/// The records of a page.
+async fn page<R: Record>(mut db: Sql<'_>, codec: &Codec, mut rows: Vec<Row>, bounds: Bounds) -> Result<Listed<R>> {
+    let (more, bytes) = bounds.cut(&mut rows)?;
+    let mut read = Vec::with_capacity(rows.len());
+    for row in rows {
+        read.push((row.text("key")?, row.opt_bytes("value")?));
+    }
+    let apart: Vec<String> = read.iter().filter(|(_, value)| value.is_none()).map(|(key, _)| key.clone()).collect();
+    let mut large = values(&mut db, R::KIND, &apart).await?;
+    let next = if more { read.last().map(|(key, _)| key.clone()) } else { None };
+    let mut records = Vec::with_capacity(read.len());
+    for (key, value) in read {
+        // Whoever lists sees one moment.
+        let value = value.or_else(|| large.remove(&key)).ok_or_else(|| Error::integrity("a record that is listed is not there"))?;
+        records.push(decode(codec, &key, value)?);
+    }
+    Ok(Listed { records, next, bytes })
+}
+
+/// How many records have a field of this value.
+pub(super) async fn count_found<R: Record>(mut db: Sql<'_>, codec: &Codec, field: &'static str, value: &str) -> Result<u64> {
+    if value.contains('\0') {
+        return Ok(0);
+    }
+    let value = codec.lookup(R::KIND, field, value);
+    let count = "SELECT count(*) FROM field WHERE kind = $1 AND field = $2 AND value = $3";
+    db.one(count, &[R::KIND.into(), field.into(), (&value).into()]).await?.number(0)
 }
 
 pub(super) async fn count<R: Record>(mut db: Sql<'_>) -> Result<u64> {
@@ -247,18 +341,21 @@ pub(super) async fn content_delete(mut db: Sql<'_>, kind: &str, key: &str) -> Re
     Ok(gone.is_some())
 }
 
-/// A page of records of all kinds in the order of (kind, key), after the given place, as they are moved from one store to another.
+/// A page of records of all kinds in the order of (kind, key), after the given place, as they are moved from one store to another. None at
+/// the end.
 pub(super) async fn contents(mut db: Sql<'_>, codec: &Codec, after: (&str, &str), limit: u32) -> Result<Vec<(String, String, Content)>> {
-    let rows = db
-        .all(
-            "SELECT kind, key, value FROM record WHERE (kind, key) > ($1, $2) ORDER BY kind, key LIMIT $3",
-            &[after.0.into(), after.1.into(), limit.into()],
-        )
-        .await?;
+    let bounds = Bounds::new(limit);
+    let params = [after.0.into(), after.1.into(), bounds.rows().into(), bounds.along_bytes().into()];
+    let mut rows = db.all(&LISTS.all, &params).await?;
+    bounds.cut(&mut rows)?;
     let mut contents = Vec::with_capacity(rows.len());
     for row in rows {
         let (kind, key) = (row.text("kind")?, row.text("key")?);
-        let mut content = codec.content(&kind, &key, row.bytes("value")?)?;
+        let value = match row.opt_bytes("value")? {
+            Some(value) => value,
+            None => db.one("SELECT value FROM record WHERE kind = $1 AND key = $2", &[(&kind).into(), (&key).into()]).await?.bytes(0)?,
+        };
+        let mut content = codec.content(&kind, &key, value)?;
         if !codec.holds_fields() {
             let select = "SELECT field, value FROM field WHERE kind = $1 AND key = $2 ORDER BY field, value";
             for row in db.all(select, &[(&kind).into(), (&key).into()]).await? {
@@ -437,10 +534,6 @@ async fn fields_insert(db: &mut Sql<'_>, codec: &Codec, kind: &str, key: &str, f
 
 async fn fields_delete(db: &mut Sql<'_>, kind: &str, key: &str) -> Result<()> {
     db.execute("DELETE FROM field WHERE kind = $1 AND key = $2", &[kind.into(), key.into()]).await.map(drop)
-}
-
-fn decode_all<R: Record>(codec: &Codec, rows: &[Row]) -> Result<Vec<R>> {
-    rows.iter().map(|row| decode(codec, &row.text("key")?, row.bytes("value")?)).collect()
 }
 
 fn decode<R: Record>(codec: &Codec, key: &str, stored: Vec<u8>) -> Result<R> {

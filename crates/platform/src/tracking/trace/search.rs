@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tenancy::Permit;
 use tenancy::act::{Act, ResourceKind, TraceRead};
-use tenancy::{Permit, Record};
 
 use super::assessment::Assessment;
 use super::span::Seen;
@@ -30,9 +30,9 @@ const LOOKED_AT_MAX: usize = 20_000;
 /// Traces that can be brought into another order than that of time.
 const SORTED_MAX: usize = 100_000;
 /// Memory of the traces of one answer, in bytes; what does not fit is on the next page.
-const ANSWER_BYTES_MAX: usize = 32 << 20;
+const ANSWER_BYTES_MAX: usize = 8 << 20;
 /// Memory of the traces that are brought into another order, in bytes.
-const SORTED_BYTES_MAX: usize = 256 << 20;
+const SORTED_BYTES_MAX: usize = 128 << 20;
 /// Longest time that one search may look.
 const SEARCH_TIME_MAX: Duration = Duration::from_secs(20);
 /// Spans that are looked through where they were read, in bytes: more of them get a thread that nobody else waits for.
@@ -152,6 +152,7 @@ impl Platform {
             (true, place) => self.newest(permit, Feed::new(permit, experiments, place.as_ref()), &query_of, limit).await?,
             (false, place) => {
                 let skip = if let Some(Place::Skip(skip)) = place { skip } else { 0 };
+                let _turn = self.tracking().search_turn(permit).await?;
                 let found = self.sorted(permit, Feed::new(permit, experiments, None), &query_of, &order).await?;
                 let all = found.len();
                 let mut bytes = 0;
@@ -191,17 +192,19 @@ impl Platform {
                 return Ok((found, None));
             }
             looked_at += slots.len();
-            let ids: Vec<String> = slots.iter().map(|slot| slot.trace_id.clone()).collect();
-            for trace in permit.rows().get_all::<Trace>(&ids).await?.into_iter().flatten() {
-                if !self.passes(permit, &trace, query).await? {
-                    continue;
+            let mut ids: VecDeque<String> = slots.iter().map(|slot| slot.trace_id.clone()).collect();
+            while !ids.is_empty() {
+                for trace in next_traces(permit, &mut ids).await? {
+                    if !self.passes(permit, &trace, query).await? {
+                        continue;
+                    }
+                    bytes += trace.held_bytes();
+                    if found.len() == limit || (bytes > ANSWER_BYTES_MAX && !found.is_empty()) {
+                        let place = found.last().map(|last| Place::After(last.request_ms, last.id.clone()));
+                        return Ok((found, place));
+                    }
+                    found.push(trace);
                 }
-                bytes += trace.held_bytes();
-                if found.len() == limit || (bytes > ANSWER_BYTES_MAX && !found.is_empty()) {
-                    let place = found.last().map(|last| Place::After(last.request_ms, last.id.clone()));
-                    return Ok((found, place));
-                }
-                found.push(trace);
             }
             if looked_at >= LOOKED_AT_MAX {
                 return Ok((found, slots.last().map(|slot| Place::After(slot.request_ms, slot.trace_id.clone()))));
@@ -219,21 +222,23 @@ impl Platform {
     ) -> Result<Vec<Trace>> {
         let (mut found, mut bytes) = (Vec::new(), 0);
         loop {
-            let ids: Vec<String> = feed.next(LOOK_ITEMS).await?.into_iter().map(|slot| slot.trace_id).collect();
+            let mut ids: VecDeque<String> = feed.next(LOOK_ITEMS).await?.into_iter().map(|slot| slot.trace_id).collect();
             if ids.is_empty() {
                 break;
             }
-            for mut trace in permit.rows().get_all::<Trace>(&ids).await?.into_iter().flatten() {
-                if self.passes(permit, &trace, query).await? {
-                    bytes += trace.held_bytes();
-                    if found.len() == SORTED_MAX || bytes > SORTED_BYTES_MAX {
-                        return Err(Error::invalid(format!(
-                            "more than {SORTED_MAX} traces, or {SORTED_BYTES_MAX} bytes of them, would have to be sorted: order by \
-                             `timestamp_ms DESC`, or narrow the filter"
-                        )));
+            while !ids.is_empty() {
+                for mut trace in next_traces(permit, &mut ids).await? {
+                    if self.passes(permit, &trace, query).await? {
+                        bytes += trace.held_bytes();
+                        if found.len() == SORTED_MAX || bytes > SORTED_BYTES_MAX {
+                            return Err(Error::invalid(format!(
+                                "more than {SORTED_MAX} traces, or {SORTED_BYTES_MAX} bytes of them, would have to be sorted: order by \
+                                 `timestamp_ms DESC`, or narrow the filter"
+                            )));
+                        }
+                        trace.assessments.shrink_to_fit();
+                        found.push(trace);
                     }
-                    trace.assessments.shrink_to_fit();
-                    found.push(trace);
                 }
             }
         }
@@ -266,6 +271,13 @@ impl Platform {
         let found = if query.is_costly || trace.span_bytes > INLINE_BYTES_MAX { aside(look).await? } else { look() };
         query.in_time().map(|()| found)
     }
+}
+
+/// Those of the first ids that are there, as many as a page holds; their ids are taken.
+async fn next_traces(permit: &Permit<TraceRead>, ids: &mut VecDeque<String>) -> Result<Vec<Trace>> {
+    let got = permit.rows().get_page::<Trace>(ids.make_contiguous()).await?;
+    ids.drain(..got.records.len().min(ids.len()));
+    Ok(got.records.into_iter().flatten().collect())
 }
 
 /// On a thread that nobody else waits for.
@@ -467,9 +479,9 @@ impl<'p, A: Act> Feed<'p, A> {
 impl Lane {
     async fn fill<A: Act>(&mut self, permit: &Permit<A>) -> Result<()> {
         let page = permit.rows().list::<Slot>(self.after.as_deref(), READ_ITEMS, Some(&self.prefix)).await?;
-        self.ended = page.len() < READ_ITEMS as usize;
-        self.after = page.last().map(Record::key).or(self.after.take());
-        self.slots.extend(page);
+        self.ended = page.next.is_none();
+        self.after = page.next;
+        self.slots.extend(page.records);
         Ok(())
     }
 }

@@ -107,14 +107,13 @@ impl Platform {
             let one = self.span_seal(permit, span).await?;
             written.insert(one.stored.key(), one);
         }
-        let ids: Vec<String> = by_trace.keys().cloned().collect();
         let mut tx = permit.tx().await?;
         experiment::require(&mut tx, experiment_id).await?.active()?;
         if let Some(run_id) = run_id {
             experiment_of(&mut tx, run_id).await?;
         }
-        let known = tx.get_all::<Trace>(&ids).await?;
-        for ((id, spans), before) in by_trace.iter().zip(known) {
+        for (id, spans) in &by_trace {
+            let before = tx.get::<Trace>(id).await?;
             let mut trace = match &before {
                 Some(known) => known.clone(),
                 None => Trace::new(id, experiment_id),
@@ -148,9 +147,11 @@ impl Platform {
         let mut after: Option<String> = None;
         loop {
             let page = permit.rows().list::<StoredSpan>(after.as_deref(), READ_ITEMS, Some(&prefix)).await?;
-            let Some(last) = page.last() else { break };
-            after = Some(last.key());
-            all.extend(page);
+            all.extend(page.records);
+            after = page.next;
+            if after.is_none() {
+                break;
+            }
         }
         all.sort_by_key(|span| (!span.root, span.start_ns));
         let mut bodies = Vec::with_capacity(all.len());
@@ -236,16 +237,21 @@ async fn replace(tx: &mut Tx<'_>, trace: &mut Trace, written: Vec<Written>) -> R
     Ok(())
 }
 
-/// Removes at most so many spans of a trace, and at most [`READ_ITEMS`]. How many there were.
+/// Removes at most so many spans of a trace. How many there were: less than `most` when none are left.
 pub(super) async fn remove_some(tx: &mut Tx<'_>, trace_id: &str, most: u32) -> Result<u32> {
-    let page = tx.list::<StoredSpan>(None, most.min(READ_ITEMS), Some(&format!("{trace_id}/"))).await?;
-    let mut removed = 0;
-    for span in page {
-        tx.delete::<StoredSpan>(&span.key()).await?;
-        if let Body::Object(id) = span.body {
-            tx.detach(id).await?;
+    let (prefix, mut removed) = (format!("{trace_id}/"), 0);
+    while removed < most {
+        let page = tx.list::<StoredSpan>(None, (most - removed).min(READ_ITEMS), Some(&prefix)).await?;
+        for span in page.records {
+            tx.delete::<StoredSpan>(&span.key()).await?;
+            if let Body::Object(id) = span.body {
+                tx.detach(id).await?;
+            }
+            removed += 1;
         }
-        removed += 1;
+        if page.next.is_none() {
+            break;
+        }
     }
     Ok(removed)
 }

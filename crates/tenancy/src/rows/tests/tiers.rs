@@ -24,6 +24,7 @@ macro_rules! on_every_tier {
 
 on_every_tier! {
     records_are_kept_listed_and_found
+    pages_are_bounded_in_bytes
     oversized_records_are_refused
     a_killed_process_loses_nothing_committed
     outbox_holds_the_entry_of_each_commit_until_pruned
@@ -61,7 +62,7 @@ async fn records_are_kept_listed_and_found(place: &Place) {
     tx.commit_with(None).await.unwrap();
 
     let rows = store.rows();
-    let names = |notes: Vec<Note>| notes.into_iter().map(|note| note.name).collect::<Vec<_>>().join(" ");
+    let names = |notes: Listed<Note>| notes.records.into_iter().map(|note| note.name).collect::<Vec<_>>().join(" ");
     assert_eq!(names(rows.list(None, 10, None).await.unwrap()), "a/1 b/1 b/2 c");
     assert_eq!(names(rows.list(Some("a/1"), 2, None).await.unwrap()), "b/1 b/2");
     assert_eq!(names(rows.list(None, 10, Some("b/")).await.unwrap()), "b/1 b/2");
@@ -80,6 +81,81 @@ async fn records_are_kept_listed_and_found(place: &Place) {
     assert_eq!(names(tx.find("colour", "blue", None, 10).await.unwrap()), "c");
     drop(tx);
     assert_eq!(store.rows().count::<Note>().await.unwrap(), 4, "dropped without commit");
+}
+
+async fn pages_are_bounded_in_bytes(place: &Place) {
+    const RECORD_BYTES: usize = 900 * 1024;
+    let store = place.tenant(1).create().await;
+    let large = |name: &str| Note { text: "x".repeat(RECORD_BYTES), ..note(name, "red") };
+    let mut names: Vec<String> = (0..20).map(|n| format!("large/{n:02}")).collect();
+    let mut tx = store.tx().await.unwrap();
+    for name in &names {
+        tx.insert(&large(name)).await.unwrap();
+    }
+    // Small ones among them come along with them.
+    for name in ["large/03a", "large/03b", "large/19a"] {
+        tx.insert(&note(name, "red")).await.unwrap();
+        names.push(name.to_owned());
+    }
+    tx.insert(&note("other", "blue")).await.unwrap();
+    names.sort_unstable();
+
+    for found in [false, true] {
+        let (mut seen, mut after, mut pages) = (Vec::new(), None::<String>, 0);
+        loop {
+            let page = match found {
+                false => tx.list::<Note>(after.as_deref(), 1000, Some("large/")).await.unwrap(),
+                true => tx.find::<Note>("colour", "red", after.as_deref(), 1000).await.unwrap(),
+            };
+            let bytes: usize = page.records.iter().map(|record| record.text.len()).sum();
+            assert!(!page.records.is_empty() && bytes <= PAGE_BYTES_MAX, "{bytes} bytes on a page");
+            pages += 1;
+            seen.extend(page.records.into_iter().map(|record| record.name));
+            after = page.next;
+            if after.is_none() {
+                break;
+            }
+        }
+        assert_eq!((&seen, pages), (&names, 5), "all of them, each once, four large ones a page");
+    }
+    tx.commit_with(None).await.unwrap();
+
+    let rows = store.rows();
+    let page = rows.list::<Note>(None, 23, None).await.unwrap();
+    assert_eq!((page.records.len(), page.next.as_deref()), (6, Some("large/03b")));
+    assert!(page.whole().is_err(), "who takes a page for all of them hears of it");
+    let page = rows.list::<Note>(Some("large/18"), 3, None).await.unwrap();
+    assert_eq!((page.records.len(), page.next), (3, None), "no page after one that is full and the last");
+    let page = rows.list::<Note>(Some("large/18"), 2, None).await.unwrap();
+    assert_eq!((page.records.len(), page.next.as_deref()), (2, Some("large/19a")), "by number");
+    let page = rows.list::<Note>(None, 0, None).await.unwrap();
+    assert_eq!((page.records.len(), page.next.as_deref()), (1, Some("large/00")), "always one");
+    assert_eq!(rows.count_found::<Note>("colour", "red").await.unwrap(), 23);
+
+    let keys: Vec<String> = [&["gone".to_owned()], names.as_slice(), &["other".to_owned()]].concat();
+    let (mut rest, mut got) = (keys.as_slice(), 0);
+    while !rest.is_empty() {
+        let page = rows.get_page::<Note>(rest).await.unwrap();
+        assert!(!page.records.is_empty() && page.bytes <= PAGE_BYTES_MAX, "{} bytes by keys", page.bytes);
+        for (key, record) in rest.iter().zip(&page.records) {
+            assert_eq!(record.as_ref().map(|record| &record.name), Some(key).filter(|key| *key != "gone"));
+        }
+        got += page.records.iter().flatten().count();
+        rest = &rest[page.records.len()..];
+    }
+    assert_eq!(got, 24);
+
+    let (mut after, mut contents) = ((String::new(), String::new()), 0);
+    loop {
+        let mut reading = store.home().db.read().await.unwrap();
+        let page = records::contents(reading.sql().unwrap(), &store.home().codec, (&after.0, &after.1), 1000).await.unwrap();
+        let Some((kind, key, _)) = page.last() else { break };
+        after = (kind.clone(), key.clone());
+        let bytes: usize = page.iter().map(|(_, _, content)| content.value.len()).sum();
+        assert!(bytes <= PAGE_BYTES_MAX, "{bytes} bytes of contents");
+        contents += page.len();
+    }
+    assert_eq!(contents, 24);
 }
 
 async fn oversized_records_are_refused(place: &Place) {
@@ -164,7 +240,7 @@ async fn a_transaction_may_be_cancelled_anywhere(place: &Place) {
         let notes = store.rows().count::<Note>().await.unwrap();
         assert_eq!(store.rows().usage("notes").await.unwrap(), i64::try_from(notes).unwrap());
         assert_eq!(store.outbox_pending(1000).await.unwrap().len() as u64, notes);
-        assert_eq!(store.rows().find::<Note>("colour", "red", None, 1000).await.unwrap().len() as u64, notes);
+        assert_eq!(store.rows().count_found::<Note>("colour", "red").await.unwrap(), notes);
         generation += u64::from(there);
         assert_eq!(store.home().db.generation(), generation);
         assert_eq!(store.anchor().unwrap().now().generation, generation);

@@ -1,0 +1,117 @@
+//! What a search found, while it is put in order.
+//!
+//! It holds of everything what orders it, and the records themselves only as far as [`HELD_BYTES_MAX`] goes: records have texts of up to half
+//! a mebibyte, and a tenant searches many times at once. What is on the page that is asked for and is not held is read again; a page ends
+//! early when its records are large, and the token says where.
+
+use std::cmp::Ordering;
+
+use tenancy::act::Act;
+use tenancy::{Listed, PAGE_BYTES_MAX, Permit, Record, Rows};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::index::{SEARCH_TIME_MAX, Tracking};
+use crate::error::{Error, Result};
+
+/// Searches of one tenant that put in order what they found at once.
+pub(super) const SEARCHES_MAX: usize = 2;
+
+/// Records that one search holds, as they are stored, in bytes.
+const HELD_BYTES_MAX: usize = PAGE_BYTES_MAX;
+/// Records that are read again for one answer, as they are stored, in bytes, up to one page of them more.
+const READ_BYTES_MAX: usize = PAGE_BYTES_MAX;
+/// Records read again at once.
+const READ_ITEMS: usize = 32;
+
+impl Tracking {
+    /// The turn of a search that holds what it found until it is in order.
+    ///
+    /// # Errors
+    /// [`Error::Overloaded`] when those before it take too long.
+    pub(crate) async fn search_turn<A: Act>(&self, permit: &Permit<A>) -> Result<OwnedSemaphorePermit> {
+        let turn = tokio::time::timeout(SEARCH_TIME_MAX, self.searches(permit.island()).acquire_owned()).await;
+        turn.map_err(|_| Error::Overloaded("searches of this tenant"))?.map_err(|error| tenancy::Error::internal(error).into())
+    }
+}
+
+/// Records by what orders them.
+pub(crate) struct Hits<K, R> {
+    all: Vec<(K, Option<R>)>,
+    bytes: usize,
+}
+
+impl<K, R: Record> Hits<K, R> {
+    /// Nothing yet.
+    pub(crate) fn new() -> Self {
+        Self { all: Vec::new(), bytes: 0 }
+    }
+
+    /// Adds those of a page that have a key here. Where the next page begins.
+    pub(crate) fn add(&mut self, page: Listed<R>, key: impl Fn(&R) -> Option<K>) -> Option<String> {
+        self.bytes += page.bytes;
+        let held = self.bytes <= HELD_BYTES_MAX;
+        self.all.extend(page.records.into_iter().filter_map(|record| Some((key(&record)?, held.then_some(record)))));
+        page.next
+    }
+
+    /// Adds one that lies nowhere.
+    pub(crate) fn push(&mut self, key: K, record: R) {
+        self.all.push((key, Some(record)));
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// What orders them.
+    pub(crate) fn keys(&mut self) -> impl Iterator<Item = &mut K> {
+        self.all.iter_mut().map(|(key, _)| key)
+    }
+
+    /// Leaves out what does not pass.
+    pub(crate) fn retain(&mut self, passes: impl Fn(&K) -> bool) {
+        self.all.retain(|(key, _)| passes(key));
+    }
+
+    /// Puts them in order.
+    pub(crate) fn sort(&mut self, compare: impl Fn(&K, &K) -> Ordering) {
+        self.all.sort_by(|(a, _), (b, _)| compare(a, b));
+    }
+
+    /// At most `limit` of them after the first `skip`, as many as an answer holds, and how many to skip for those after them.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) async fn page(
+        self,
+        rows: &Rows<'_>,
+        skip: usize,
+        limit: usize,
+        stored: impl Fn(&K) -> String,
+    ) -> Result<(Vec<(K, R)>, Option<usize>)> {
+        let (all, mut end, mut bytes, mut page) = (self.all.len(), skip, 0, Vec::new());
+        let mut rest = self.all.into_iter().skip(skip).take(limit).peekable();
+        while let Some((key, record)) = rest.next() {
+            if let Some(record) = record {
+                end += 1;
+                page.push((key, record));
+                continue;
+            }
+            let mut again = vec![key];
+            while again.len() < READ_ITEMS
+                && let Some((key, _)) = rest.next_if(|(_, record)| record.is_none())
+            {
+                again.push(key);
+            }
+            let got = rows.get_page::<R>(&again.iter().map(&stored).collect::<Vec<_>>()).await?;
+            (end, bytes) = (end + got.records.len(), bytes + got.bytes);
+            let whole = got.records.len() == again.len() && bytes <= READ_BYTES_MAX;
+            page.extend(again.into_iter().zip(got.records).filter_map(|(key, record)| Some((key, record?))));
+            if !whole {
+                break;
+            }
+        }
+        Ok((page, (end < all).then_some(end)))
+    }
+}

@@ -18,7 +18,7 @@ use super::sql::Sql;
 use crate::error::Result;
 
 /// Bytes that are kept here at most; beyond, the database is told, and what it has is forgotten here.
-const BYTES_MAX: usize = 4 * 1024 * 1024;
+const BYTES_MAX: usize = 2 * 1024 * 1024;
 
 /// Where a record is: its kind and its key.
 type Spot = (&'static str, String);

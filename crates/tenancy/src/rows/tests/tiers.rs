@@ -270,7 +270,7 @@ impl Dice {
 async fn step(tx: &mut Tx<'_>, model: &mut Model, dice: &mut Dice) {
     let key = format!("n{}", dice.below(6));
     let new = Note {
-        text: "x".repeat([20, 20, 20, 900_000][dice.below(4) as usize]),
+        text: "x".repeat([20, 20, 20, 400_000][dice.below(4) as usize]),
         ..note(&key, ["red", "blue", "green"][dice.below(3) as usize])
     };
     match dice.below(9) {
@@ -305,9 +305,9 @@ async fn step(tx: &mut Tx<'_>, model: &mut Model, dice: &mut Dice) {
         }
     }
     if dice.below(4) == 0 {
-        let red = tx.find::<Note>("colour", "red", None, 100).await.unwrap();
+        let red = tx.find::<Note>("colour", "red", None, 100).await.unwrap().records;
         assert_eq!(red, model.notes.values().filter(|note| note.colour == "red").cloned().collect::<Vec<_>>());
-        assert_eq!(tx.list::<Note>(None, 100, None).await.unwrap(), model.notes.values().cloned().collect::<Vec<_>>());
+        assert_eq!(tx.list::<Note>(None, 100, None).await.unwrap().records, model.notes.values().cloned().collect::<Vec<_>>());
     }
 }
 
@@ -341,9 +341,9 @@ async fn a_transaction_does_what_a_plain_map_does(place: &Place) {
             drop(tx);
         }
         let rows = store.rows();
-        assert_eq!(rows.list::<Note>(None, 100, None).await.unwrap(), model.notes.values().cloned().collect::<Vec<_>>());
+        assert_eq!(rows.list::<Note>(None, 100, None).await.unwrap().records, model.notes.values().cloned().collect::<Vec<_>>());
         for colour in ["red", "blue", "green"] {
-            let found = rows.find::<Note>("colour", colour, None, 100).await.unwrap();
+            let found = rows.find::<Note>("colour", colour, None, 100).await.unwrap().records;
             assert_eq!(found, model.notes.values().filter(|note| note.colour == colour).cloned().collect::<Vec<_>>());
         }
         for (name, value) in &model.counters {

@@ -17,9 +17,9 @@ use crate::error::{Error, Result};
 pub(super) const SEARCHES_MAX: usize = 2;
 
 /// Records that one search holds, as they are stored, in bytes.
-const HELD_BYTES_MAX: usize = PAGE_BYTES_MAX;
-/// Records that are read again for one answer, as they are stored, in bytes, up to one page of them more.
-const READ_BYTES_MAX: usize = PAGE_BYTES_MAX;
+const HELD_BYTES_MAX: usize = PAGE_BYTES_MAX / 2;
+/// Bytes of those that were read again for one answer up to which it goes on; the last step may add a page of them.
+const READ_BYTES_MAX: usize = PAGE_BYTES_MAX / 2;
 /// Records read again at once.
 const READ_ITEMS: usize = 32;
 

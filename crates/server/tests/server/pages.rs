@@ -11,7 +11,7 @@ const MODELS: usize = 20;
 /// About half a mebibyte of tags, which is all that a model may have.
 const TAG_BYTES: usize = 100_000;
 const TAGS: usize = 5;
-/// A page of what is stored, as it is written in an answer; a search holds one more.
+/// A page of what is stored, as it is written in an answer, and two of them.
 const LIST_BYTES_MAX: usize = 5 << 20;
 const SEARCH_BYTES_MAX: usize = 9 << 20;
 

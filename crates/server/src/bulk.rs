@@ -34,10 +34,12 @@ use crate::error::{Fail, Result};
 
 /// The start of each body, and of each message of a stream, that is free, in bytes.
 pub(crate) const FREE_BYTES: u64 = 64 << 10;
-/// Read between two turns, in bytes.
-pub(crate) const STRETCH_BYTES: u64 = 256 << 10;
+/// Read between two turns, in bytes: a tenth of a millisecond or so, which is what somebody's small request waits for at worst.
+pub(crate) const STRETCH_BYTES: u64 = 64 << 10;
 /// What is read of large bodies, in bytes a second and core, while there is company.
-const PACE_BYTES: u64 = 32 << 20;
+const PACE_BYTES: u64 = 16 << 20;
+/// A timer is as coarse as this: so much that was waited too long is not waited again.
+const COARSE: Duration = Duration::from_millis(1);
 /// Somebody whose last request came in within this time is company.
 const COMPANY_TIME: Duration = Duration::from_secs(1);
 /// From here on a body that is held whole needs room, in bytes.
@@ -147,8 +149,11 @@ impl<T: Copy + Eq + Hash> Bulk<T> {
         let mut paid = self.turn.lock().await;
         let bytes = owed.saturating_add(purse.left.swap(0, Ordering::Relaxed));
         let nanos = u128::from(self.stretch_nanos) * u128::from(bytes) / u128::from(STRETCH_BYTES);
-        *paid = (*paid).max(Instant::now()) + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
-        sleep_until((*paid).into()).await;
+        let now = Instant::now();
+        *paid = (*paid).max(now.checked_sub(COARSE).unwrap_or(now)) + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
+        if *paid > now {
+            sleep_until((*paid).into()).await;
+        }
     }
 
     /// Room for a body of so many bytes. Waits for it.

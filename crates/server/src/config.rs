@@ -210,7 +210,7 @@ pub struct RequestLimits {
     pub json_bytes_max: u64,
     /// A prediction's body in bytes.
     pub predict_bytes_max: u64,
-    /// What is read of all large bodies together while several tenants are at work, in bytes a second; 32 MiB for each core when absent.
+    /// What is read of all large bodies together while several tenants are at work, in bytes a second; 16 MiB for each core when absent.
     pub large_bytes_per_second: Option<u64>,
 }
 

@@ -43,7 +43,7 @@ async fn in_company_all_read_at_one_pace_and_tenants_in_turn() {
     let time = Duration::from_millis(400);
     let begun = Instant::now();
     let all = read(&bulk, &[("one", 16), ("two", 1), ("three", 4)], time).await;
-    let paid = u64::try_from(begun.elapsed().as_millis() / STRETCH.as_millis()).unwrap();
+    let paid = u64::try_from(begun.elapsed().as_millis() / STRETCH.as_millis()).unwrap() + 1;
     assert!(all.iter().sum::<u64>() <= paid, "{all:?} of {paid}");
     let (least, most) = (*all.iter().min().unwrap(), *all.iter().max().unwrap());
     // At the end each connection may have one more.
@@ -65,13 +65,13 @@ async fn who_is_alone_reads_as_it_comes_and_company_is_noticed() {
     assert!(paid(1_000).await < STRETCH * 500, "nobody is there to wait for");
     bulk.came("victim");
     (0..3).for_each(|_| bulk.came("one"));
-    assert!(paid(10).await >= STRETCH * 10);
+    assert!(paid(10).await >= STRETCH * 10 - COARSE);
     *bulk.last.lock() = [Some(("one", Instant::now())), Some(("victim", Instant::now() - COMPANY_TIME))];
     assert!(paid(1_000).await < STRETCH * 500, "the other one has gone");
     // What nobody answers for is always in company of whoever is there.
     let (begun, nobody) = (Instant::now(), bulk.purse(None));
     bulk.pay(&nobody, STRETCH_BYTES).await;
-    assert!(begun.elapsed() >= STRETCH);
+    assert!(begun.elapsed() >= STRETCH - COARSE);
 }
 
 #[tokio::test]
@@ -86,7 +86,7 @@ async fn bytes_that_a_body_left_are_paid_by_the_next() {
     assert!(purse.is_due(1) && !purse.is_due(0), "whose bytes were all free pays for nobody");
     let begun = Instant::now();
     bulk.pay(&purse, 1).await;
-    assert!(begun.elapsed() >= STRETCH * 9 / 10);
+    assert!(begun.elapsed() >= STRETCH - COARSE);
     assert!(!purse.is_due(1), "and once");
 }
 

@@ -15,10 +15,16 @@ const PACE: u64 = 4 << 20;
 const BODIES: u64 = 3;
 const BODY_BYTES: usize = 2 << 20;
 /// The start of each that is free, and the end that the next one pays for, in bytes.
-const UNPAID_BYTES: u64 = (64 << 10) + (256 << 10);
+const UNPAID_BYTES: u64 = (64 << 10) + (64 << 10);
 
 async fn start() -> Insula {
     Insula::start_with(&format!("[limits]\nlarge_bytes_per_second = {PACE}\n")).await
+}
+
+/// A client that opens a connection for each request that is under way.
+fn a_connection_each(insula: &Insula) -> Client {
+    let ca = reqwest::Certificate::from_pem(&insula.ca).unwrap();
+    Client::builder().add_root_certificate(ca).no_proxy().http1_only().timeout(Duration::from_secs(60)).build().unwrap()
 }
 
 /// Bytes that no cell reads for long.
@@ -40,8 +46,7 @@ fn message() -> Bytes {
 async fn large_bodies_wait_for_their_turn_whichever_way_they_come() {
     let insula = start().await;
     let (attacker, other) = (serving(&insula, "alpha").await, insula.tenant("beta").await);
-    let http1 = Client::builder().add_root_certificate(reqwest::Certificate::from_pem(&insula.ca).unwrap()).no_proxy().http1_only();
-    let (http1, http2) = (http1.timeout(Duration::from_secs(60)).build().unwrap(), client(&insula.ca));
+    let (http1, http2) = (a_connection_each(&insula), client(&insula.ca));
     let send = |client: &Client, method: Method, path: &str, media: &str, body: Bytes| {
         client.request(method, format!("{}{path}", insula.url)).bearer_auth(&attacker).header("content-type", media).body(body)
     };
@@ -98,9 +103,9 @@ async fn large_bodies_of_one_leave_another_its_answers() {
     };
     answers().await;
     let alone = answers().await;
-    let mut attack = JoinSet::new();
+    let (mut attack, client, body) = (JoinSet::new(), a_connection_each(&insula), garbage(16 << 20));
     for _ in 0..16 {
-        let request = insula.client.post(format!("{}/v2/models/fence/infer", insula.url)).bearer_auth(&attacker).body(garbage(16 << 20));
+        let request = client.post(format!("{}/v2/models/fence/infer", insula.url)).bearer_auth(&attacker).body(body.clone());
         attack.spawn(async move {
             loop {
                 // However it is answered.

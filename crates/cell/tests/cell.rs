@@ -86,6 +86,44 @@ fn a_jailed_cell_loads_predicts_admits_and_unloads() {
     assert_eq!(exit(&mut cell), Exit::Code(0));
 }
 
+/// A model that nobody can tell from `model` but for its size: protocol buffers merge what is repeated, so a second graph brings a weight more.
+fn heavier(model: &[u8], weight_bytes: usize) -> Vec<u8> {
+    let length = |mut bytes: usize| {
+        let mut varint = Vec::new();
+        while bytes >= 0x80 {
+            varint.push((bytes & 0x7f) as u8 | 0x80);
+            bytes >>= 7;
+        }
+        varint.push(bytes as u8);
+        varint
+    };
+    let field = |number: u8, body: &[u8]| [&[number << 3 | 2][..], &length(body.len()), body].concat();
+    let dims_and_type = [&[1 << 3][..], &length(weight_bytes / 4), &[2 << 3, 1]].concat();
+    let weight = [dims_and_type, field(8, b"ballast"), field(9, &vec![1; weight_bytes])].concat();
+    [model, &field(7, &field(5, &weight))].concat()
+}
+
+/// Large models are loaded in a room of huge pages: in the jail, with the same bits, and the room is given back.
+#[test]
+fn a_large_model_answers_the_same_bits_and_leaves_no_room_behind() {
+    let Some(launcher) = launcher() else { return };
+    let (cell, mut client) = spawn(&launcher);
+    let expected: serde_json::Value = serde_json::from_slice(&fixture("expected.json")).unwrap();
+    let large = ["logistic", "network", "boosting"];
+    let cases = expected["cases"].as_array().unwrap().iter().filter(|case| large.contains(&case["model"].as_str().unwrap()));
+    let mut seen = 0;
+    for (slot, case) in (0..).zip(cases) {
+        let model = fixture(&format!("{}.onnx", case["model"].as_str().unwrap()));
+        let info = client.load(slot, &heavier(&model, 24 << 20)).unwrap();
+        assert!(info.resident_bytes < 8 << 20, "a weight that no node uses is not kept: {info:?}");
+        assert_bits(case, &client.infer(slot, &case["request"].to_string()).unwrap());
+        seen += 1;
+    }
+    assert!(seen >= large.len());
+    let held = cell.usage().memory_bytes;
+    assert!(held < 32 << 20, "{held} bytes are held where three models were loaded that need few");
+}
+
 #[test]
 fn a_job_runs_in_the_jail() {
     let Some(launcher) = launcher() else { return };

@@ -223,13 +223,17 @@ fn what_is_missing_is_said_clearly() {
 /// From a request for a cell to its first prediction.
 ///
 ///     ORT_DYLIB_PATH=… cargo test -p insula-cell --test cell -- --ignored --nocapture cold_start
+///
+/// `COLD_MODEL` (a file) and `COLD_REQUEST` (JSON) put another model in its place.
 #[test]
 #[ignore = "a measurement"]
 fn cold_start() {
     let Some(launcher) = launcher() else { return };
     let expected: serde_json::Value = serde_json::from_slice(&fixture("expected.json")).unwrap();
-    let request = expected["cases"][0]["request"].to_string();
-    let model = fixture("logistic.onnx");
+    let (mut request, mut model) = (expected["cases"][0]["request"].to_string(), fixture("logistic.onnx"));
+    if let (Ok(file), Ok(text)) = (std::env::var("COLD_MODEL"), std::env::var("COLD_REQUEST")) {
+        (request, model) = (text, std::fs::read(file).unwrap());
+    }
     for pooled in [false, true] {
         let mut micros: Vec<u128> = (0..50)
             .map(|_| {

@@ -213,11 +213,8 @@ impl Drop for Room {
 }
 
 fn set_allocator(mapped_blocks_max: i32, heap_kept_bytes: i32, mapped_block_bytes: i32) {
-    let parameters = [
-        (libc::M_MMAP_MAX, mapped_blocks_max),
-        (libc::M_TRIM_THRESHOLD, heap_kept_bytes),
-        (libc::M_MMAP_THRESHOLD, mapped_block_bytes),
-    ];
+    let parameters =
+        [(libc::M_MMAP_MAX, mapped_blocks_max), (libc::M_TRIM_THRESHOLD, heap_kept_bytes), (libc::M_MMAP_THRESHOLD, mapped_block_bytes)];
     for (parameter, value) in parameters {
         // SAFETY: `mallopt` sets a number of the allocator under its lock and refuses what it does not know.
         let _ = unsafe { libc::mallopt(parameter, value) };

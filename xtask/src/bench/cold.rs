@@ -79,13 +79,7 @@ pub(super) fn measure(
 }
 
 /// The same with a model of which loading takes time, a tenant each.
-fn network(
-    programs: &Programs,
-    folder: &Path,
-    operator: &str,
-    (kind, name, goal): (&str, &str, &str),
-    report: &mut Report,
-) -> Result<()> {
+fn network(programs: &Programs, folder: &Path, operator: &str, (kind, name, goal): (&str, &str, &str), report: &mut Report) -> Result<()> {
     let model = folder.join(format!("network-{kind}.onnx"));
     quietly(Command::new(&programs.python).arg(root().join("xtask/src/bench/networks.py")).arg(kind).arg(&model))?;
     let (shape, datatype, value, values) =

@@ -8,12 +8,14 @@
 //! Options are the engine's defaults apart from the threads, because the same options give the same bits as onnxruntime
 //! in Python: no other optimisation level, and requests are joined only where their deployment asks for it (`batch`).
 //!
-//! What is deliberately missing: custom operators, execution providers, external data, and the ORT format (nothing makes it yet).
+//! What is deliberately missing: custom operators, execution providers, external data, and the ORT format: the engine writes it into files only, which
+//! a cell does not have.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use jail::memory::Room;
 use ort::environment::Environment;
 use ort::session::{Session, SessionInputValue};
 use wire::{Fail, FailCode, Inferred, Load, ModelInfo};
@@ -26,6 +28,10 @@ use crate::{admit, batch};
 
 /// Most models in one cell.
 pub const SLOTS_MAX: u32 = 1024;
+/// Models from this size on are loaded into huge pages, in bytes: below, a page more would be felt in what a cell holds.
+const ROOM_FROM_BYTES: usize = 8 << 20;
+/// What loading allocates at once: this many times the file (the file's own structure, its weights, and these packed for the kernels).
+const ROOM_PER_BYTE: usize = 3;
 /// Longest engine message that is passed on, in bytes.
 const WORDS_BYTES_MAX: usize = 400;
 
@@ -113,6 +119,7 @@ impl Model {
     pub fn load(engine: &Engine, bytes: &[u8], load: &Load) -> Result<(Self, ModelInfo), Fail> {
         let facts = admit::check(bytes, load.nodes_max)?;
         let before = jail::memory::heap_bytes();
+        let room = (bytes.len() >= ROOM_FROM_BYTES).then(|| Room::make(bytes.len().saturating_mul(ROOM_PER_BYTE)));
         let session = engine
             .session(bytes)
             .map_err(|error| Fail::new(FailCode::ModelRefused, format!("the engine does not accept the model: {}", words(&error))))?;
@@ -120,6 +127,7 @@ impl Model {
         let joins = load.batching.is_some() && batch::joinable(&signature);
         let rows_max = load.batching.map_or(1, |batching| batching.max_size as usize);
         let (buffers, joined) = (signature.buffers(), signature.buffers());
+        drop(room);
         jail::memory::trim();
         let info = ModelInfo {
             inputs: signature.inputs.iter().map(oip::Port::info).collect(),

@@ -50,6 +50,36 @@ fn groups_of(pid: u32) -> Vec<String> {
     found
 }
 
+/// Whether a process's mapping at this address asks for huge pages, as the kernel says.
+fn asks_for_huge_pages(pid: u32, address: u64) -> bool {
+    let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let mut here = false;
+    for line in maps.lines() {
+        let range = line.split_once(' ').and_then(|(range, _)| range.split_once('-'));
+        match range.map(|(start, end)| (u64::from_str_radix(start, 16), u64::from_str_radix(end, 16))) {
+            Some((Ok(start), Ok(end))) => here = (start..end).contains(&address),
+            _ if here && line.starts_with("VmFlags:") => return line.split_whitespace().any(|flag| flag == "hg"),
+            _ => {}
+        }
+    }
+    panic!("nothing is mapped at {address:x}");
+}
+
+#[test]
+fn a_room_is_made_of_huge_pages_until_it_is_left() {
+    let launcher = launcher();
+    let mut cell = launcher.spawn(&Limits { memory_bytes: 128 << 20, ..LIMITS }).unwrap();
+    let mut socket = socket_of(&mut cell);
+    socket.write_all(b"room 50331648").unwrap();
+    let kernel_has_them = Path::new("/sys/kernel/mm/transparent_hugepage").exists();
+    for expected in [kernel_has_them, false] {
+        let Some(Outcome::Answer(address)) = answer(&mut socket) else { panic!("{:?}", outcome(&cell)) };
+        assert_eq!(asks_for_huge_pages(cell.pid(), address.try_into().unwrap()), expected);
+        socket.write_all(b"x").unwrap();
+    }
+    assert_eq!(outcome(&cell), Outcome::Code(0));
+}
+
 #[test]
 fn a_cell_ends_by_itself() {
     let launcher = launcher();

@@ -24,7 +24,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt as _};
 use jail::memory::SealedFile;
 use jail::zygote::Launcher;
 use parking_lot::Mutex;
@@ -57,6 +57,8 @@ const SHORT_JOBS_WAITING_MAX: usize = 256;
 const MODELS_OPENING_MAX: usize = 4;
 /// Bytes copied at once from a sealed object.
 const COPY_BYTES: usize = 1 << 20;
+/// Such pieces of one object at once: one is opened while another is copied.
+const COPIES_AHEAD: usize = 2;
 /// A cell beside the first of its tenant goes after idling for this long: the first one then has the whole memory again.
 const REPLICA_IDLE_MAX: Duration = Duration::from_secs(30);
 /// Time for which a stopped island gets no new cell: longer than any permit that was given out before.
@@ -483,14 +485,19 @@ impl Cells {
         let _turn = self.0.models_opening.acquire().await.map_err(|_| Error::CellFailed(CellFailure::Stopped))?;
         let memory = |error: io::Error| Error::CellFailed(CellFailure::NotStarted(format!("memory file: {error}")));
         let mut writer = SealedFile::writer(source.bytes()).map_err(memory)?;
-        let mut offset = 0;
-        while offset < source.bytes() {
-            let piece = source.read_at(offset, COPY_BYTES).await?;
-            if piece.is_empty() {
-                return Err(tenancy::Error::integrity("a sealed object ended early").into());
-            }
+        // The next piece is opened while this one is copied.
+        let pieces = futures_util::stream::iter((0..source.bytes()).step_by(COPY_BYTES)).map(|offset| {
+            let source = source.clone();
+            async move { source.read_at(offset, COPY_BYTES).await }
+        });
+        let (mut pieces, mut copied) = (pieces.buffered(COPIES_AHEAD), 0);
+        while let Some(piece) = pieces.next().await {
+            let piece = piece?;
             io::Write::write_all(&mut writer, &piece).map_err(memory)?;
-            offset += piece.len() as u64;
+            copied += piece.len() as u64;
+        }
+        if copied != source.bytes() {
+            return Err(tenancy::Error::integrity("a sealed object ended early").into());
         }
         writer.seal().map_err(memory)
     }

@@ -559,6 +559,13 @@ impl Tx<'_> {
         self.txn.leave(result)
     }
 
+    /// How many records of the kind have keys that begin with `prefix`.
+    pub async fn count_under<R: Record>(&mut self, prefix: &str) -> Result<u64> {
+        self.flush().await?;
+        let result = records::count_under::<R>(self.txn.enter()?, prefix).await;
+        self.txn.leave(result)
+    }
+
     /// Adds a record.
     ///
     /// # Errors

@@ -316,6 +316,15 @@ pub(super) async fn count<R: Record>(mut db: Sql<'_>) -> Result<u64> {
     db.one("SELECT count(*) FROM record WHERE kind = $1", &[R::KIND.into()]).await?.number(0)
 }
 
+pub(super) async fn count_under<R: Record>(mut db: Sql<'_>, prefix: &str) -> Result<u64> {
+    if prefix.contains('\0') {
+        return Ok(0);
+    }
+    let end = format!("{prefix}{KEY_END}");
+    let count = "SELECT count(*) FROM record WHERE kind = $1 AND key >= $2 AND key < $3";
+    db.one(count, &[R::KIND.into(), prefix.into(), (&end).into()]).await?.number(0)
+}
+
 /// Adds a record unless its key is taken; whether it did.
 pub(super) async fn content_insert(mut db: Sql<'_>, codec: &Codec, kind: &str, key: &str, content: &Content) -> Result<bool> {
     let value = codec.value(kind, key, content.clone())?;

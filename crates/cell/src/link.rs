@@ -3,7 +3,8 @@
 //! Blocking, and answers leave in the order of their requests. The service may send requests ahead; they wait in the socket, and in a queue
 //! of [`QUEUED_MAX`] where somebody looks for them: while a job pulls its data set ([`Pull`]), and when requests for one model are taken together
 //! ([`Link::behind`]). Those may overtake others; their answers are held until it is their turn. A memory file travels with the first bytes of its
-//! frame and is matched to the frame by order, because the kernel may join that frame with earlier ones in one receive.
+//! frame and is matched to the frame by order, because the kernel may join that frame with earlier ones in one receive. Where the socket passes none
+//! (under gVisor's kernel), the model's bytes come in pieces before its frame.
 //!
 //! Small answers that are ready together leave in one `sendmsg`; a large body is not copied behind its header but follows it.
 
@@ -17,6 +18,7 @@ use jail::stream;
 use wire::{BLOCK_BYTES_MAX, Decoder, Fail, FailCode, FromCell, HEADER_BYTES, Progress, ToCell, WireError};
 
 use crate::data::Source;
+use crate::serve::MODEL_BYTES_MAX;
 use crate::train::Events;
 
 /// Most requests that wait here.
@@ -44,6 +46,15 @@ pub enum LinkError {
     Descriptors(&'static str),
 }
 
+/// What came with a request: a model.
+#[derive(Debug)]
+pub enum Attached {
+    /// A sealed memory file.
+    File(OwnedFd),
+    /// Its bytes.
+    Bytes(Vec<u8>),
+}
+
 /// One request with what was attached.
 #[derive(Debug)]
 pub struct Request {
@@ -51,8 +62,8 @@ pub struct Request {
     pub id: u64,
     /// What is asked.
     pub message: ToCell,
-    /// The memory file, for the messages that carry one.
-    pub file: Option<OwnedFd>,
+    /// The model, for the messages that carry one.
+    pub model: Option<Attached>,
 }
 
 /// The socket with its buffers.
@@ -62,6 +73,8 @@ pub struct Link {
     decoder: Decoder,
     received: Vec<u8>,
     files: VecDeque<OwnedFd>,
+    /// The model that arrives in pieces, where no file can.
+    pieces: Option<Vec<u8>>,
     queue: VecDeque<Request>,
     /// Answers to requests that others wait in front of.
     held: BTreeMap<u64, FromCell>,
@@ -78,11 +91,18 @@ impl Link {
             decoder: Decoder::new(),
             received: vec![0; RECEIVE_BYTES],
             files: VecDeque::new(),
+            pieces: None,
             queue: VecDeque::new(),
             held: BTreeMap::new(),
             out: Vec::new(),
             idle: true,
         }
+    }
+
+    /// As [`Link::new`], over a socket that passes no descriptors.
+    #[must_use]
+    pub fn in_pieces(socket: OwnedFd) -> Self {
+        Self { pieces: Some(Vec::new()), ..Self::new(socket) }
     }
 
     /// The next request, or `None` when the service has closed the socket between two frames.
@@ -190,14 +210,23 @@ impl Link {
 
     /// The next request of which all has arrived.
     fn arrived(&mut self) -> Result<Option<Request>, LinkError> {
-        let Some(frame) = self.decoder.next()? else { return Ok(None) };
-        let message = ToCell::parse(&frame)?;
-        let file = if message.carries_descriptor() {
-            Some(self.files.pop_front().ok_or(LinkError::Descriptors("a model without its memory file"))?)
-        } else {
-            None
-        };
-        Ok(Some(Request { id: frame.id, message, file }))
+        loop {
+            let Some(frame) = self.decoder.next()? else { return Ok(None) };
+            let message = ToCell::parse(&frame)?;
+            let attached = match (message, &mut self.pieces) {
+                (ToCell::Piece(piece), Some(pieces)) if pieces.len() as u64 + piece.len() as u64 <= MODEL_BYTES_MAX => {
+                    pieces.extend_from_slice(&piece);
+                    continue;
+                }
+                (ToCell::Piece(_), _) => return Err(LinkError::Descriptors("a piece of a model that does not belong here")),
+                (message, None) if message.carries_descriptor() => (message, self.files.pop_front().map(Attached::File)),
+                (message, Some(pieces)) if message.carries_descriptor() => (message, Some(Attached::Bytes(std::mem::take(pieces)))),
+                (message, _) => return Ok(Some(Request { id: frame.id, message, model: None })),
+            };
+            let (message, model) = attached;
+            let model = Some(model.ok_or(LinkError::Descriptors("a model without its memory file"))?);
+            return Ok(Some(Request { id: frame.id, message, model }));
+        }
     }
 
     fn feed(&mut self, bytes: usize, file: Option<OwnedFd>) -> Result<(), LinkError> {

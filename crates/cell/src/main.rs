@@ -6,6 +6,9 @@
 //!                                        └─ fork, confine ──► serve(socket): predictions, admission, data sets, training
 //! ```
 //!
+//! In the other isolation class (`jail::gvisor`) the same program is three things: the keeper, which forks sandboxes, and in each of them, under
+//! gVisor's kernel, the cell, with an engine that it has loaded for itself.
+//!
 //! The zygote trusts nobody's word that the engine's telemetry is off. It refuses to start without the switch, and
 //! afterwards it counts: one thread, and no descriptor that it was not given. Only then does it fork cells.
 //!
@@ -45,7 +48,7 @@ mod tests;
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crate::engine::{Engine, EngineError};
@@ -53,7 +56,9 @@ use crate::engine::{Engine, EngineError};
 /// Why the zygote does not start.
 #[derive(Debug, thiserror::Error)]
 enum StartError {
-    #[error("usage: insula-cell zygote\nThis program is started by the service, which hands it a control socket; it has no use of its own")]
+    #[error(
+        "usage: insula-cell zygote | keeper\nThis program is started by the service, which hands it a control socket; it has no use of its own"
+    )]
     Usage,
     #[error("`{0}` must be set to `{1}`: the service starts this program with it")]
     Environment(&'static str, &'static str),
@@ -83,6 +88,8 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         ["zygote"] => zygote(),
+        ["keeper"] => keeper(),
+        [INSIDE] => inside(),
         _ => Err(StartError::Usage),
     };
     if let Err(error) = result {
@@ -91,31 +98,62 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Starts the engine, proves that it is alone, and serves forks. Returns only when it cannot start.
+/// What the keeper has the program called with in a sandbox.
+const INSIDE: &str = "inside";
+
+/// Serves forks of a warmed engine. Returns only when it cannot start.
 fn zygote() -> Result<(), StartError> {
+    let library = library()?;
+    let control = jail::zygote::control().map_err(StartError::Control)?;
+    let engine = engine(&library)?;
+    jail::zygote::serve(control, move |socket: OwnedFd| cell(engine, socket))
+}
+
+/// Serves sandboxes. What they see of the host is what this program has loaded, and so it loads the engine too.
+fn keeper() -> Result<(), StartError> {
+    let library = library()?;
+    let control = jail::zygote::control().map_err(StartError::Control)?;
+    engine(&library)?;
+    jail::gvisor::serve(control, &[INSIDE])
+}
+
+/// A cell in a sandbox: its own engine, then no other calls than a jailed cell has.
+fn inside() -> Result<(), StartError> {
+    let engine = engine(&library()?)?;
+    let error = jail::gvisor::enter(move |socket| {
+        // There is nobody to tell: the service sees the socket close.
+        let _ = serve::serve(engine, link::Link::in_pieces(socket));
+    });
+    Err(StartError::Control(error))
+}
+
+/// Where the engine is, if the environment is as it must be.
+fn library() -> Result<PathBuf, StartError> {
     if std::env::var_os("ORT_DISABLE_TELEMETRY").is_none_or(|value| value != "1") {
         return Err(StartError::Environment("ORT_DISABLE_TELEMETRY", "1"));
     }
     if std::env::var_os("ORT_LOAD_CONFIG_FROM_MODEL").is_some() {
         return Err(StartError::ConfigFromModel);
     }
-    let library = std::env::var_os("ORT_DYLIB_PATH").filter(|path| !path.is_empty()).ok_or(StartError::NoLibrary)?;
-    let control = jail::zygote::control().map_err(StartError::Control)?;
+    std::env::var_os("ORT_DYLIB_PATH").filter(|path| !path.is_empty()).map(PathBuf::from).ok_or(StartError::NoLibrary)
+}
+
+/// Starts the engine and proves that it is alone.
+fn engine(library: &Path) -> Result<&'static Engine, StartError> {
     let given = descriptors()?;
-    let engine = Engine::start(&PathBuf::from(library))?;
+    let engine = Engine::start(library)?;
     engine.warm()?;
     alone(&given)?;
     serve::quiet_panics();
     // Lives as long as the process: every cell inherits it by fork.
-    let engine: &'static Engine = Box::leak(Box::new(engine));
-    jail::zygote::serve(control, move |socket: OwnedFd| cell(engine, socket))
+    Ok(Box::leak(Box::new(engine)))
 }
 
 /// One confined cell. Warms first what a fork has to touch again, while the service prepares its first request.
 fn cell(engine: &Engine, socket: OwnedFd) {
     let _ = engine.warm();
     // There is nobody to tell: the service sees the socket close.
-    let _ = serve::serve(engine, socket);
+    let _ = serve::serve(engine, link::Link::new(socket));
 }
 
 /// That the engine left neither a thread nor an open descriptor behind.

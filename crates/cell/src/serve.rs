@@ -10,7 +10,8 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::ops::Deref;
+use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ use jail::memory::Mapped;
 use wire::{BLOCK_BYTES_MAX, Batching, Fail, FailCode, FromCell, Load, ToCell};
 
 use crate::engine::{Engine, Model, SLOTS_MAX};
-use crate::link::{Link, LinkError, Pull, Request};
+use crate::link::{Attached, Link, LinkError, Pull, Request};
 use crate::question::Question;
 use crate::{admit, data, predict, train};
 
@@ -49,8 +50,8 @@ pub fn quiet_panics() {
 ///
 /// # Errors
 /// [`LinkError`] when the conversation broke.
-pub fn serve(engine: &Engine, socket: OwnedFd) -> Result<(), LinkError> {
-    let link = RefCell::new(Link::new(socket));
+pub fn serve(engine: &Engine, link: Link) -> Result<(), LinkError> {
+    let link = RefCell::new(link);
     let mut cell = Models { engine, models: BTreeMap::new() };
     loop {
         // Bound first: the borrow must end before the request is served.
@@ -106,12 +107,12 @@ impl Models<'_> {
                 loaded.model.infer(&question).map(FromCell::Inferred)
             }
             ToCell::Ping => Ok(FromCell::Ready),
-            ToCell::Load { slot, load } => self.load(slot, &load, request.file),
+            ToCell::Load { slot, load } => self.load(slot, &load, request.model),
             ToCell::Unload { slot } => match self.models.remove(&slot) {
                 Some(_) => Ok(FromCell::Ready),
                 None => Err(no_model(slot)),
             },
-            ToCell::Admit(load) => admit::admit(self.engine, &map(&load, request.file)?, &load).map(FromCell::Model),
+            ToCell::Admit(load) => admit::admit(self.engine, &map(&load, request.model)?, &load).map(FromCell::Model),
             ToCell::Inspect(spec) => data::inspect(&mut Pull::new(link, id, spec.source_bytes), &spec).map(FromCell::Inspected),
             ToCell::Preview(spec) => data::preview(&mut Pull::new(link, id, spec.source_bytes), &spec).map(FromCell::Previewed),
             ToCell::Train(spec) => {
@@ -127,7 +128,7 @@ impl Models<'_> {
                 Ok(FromCell::Trained(trained))
             }
             ToCell::Predict(spec) => {
-                let (mut model, _) = Model::load(self.engine, &map(&spec.load, request.file)?, &spec.load)?;
+                let (mut model, _) = Model::load(self.engine, &map(&spec.load, request.model)?, &spec.load)?;
                 let (mut source, mut events) = (Pull::new(link, id, spec.source_bytes), Pull::new(link, id, 0));
                 let mut give = |piece: Bytes| {
                     let sent = link.borrow_mut().answer(id, &FromCell::Output(piece));
@@ -135,7 +136,7 @@ impl Models<'_> {
                 };
                 predict::predict(&mut source, &mut model, &spec, &mut events, &mut give).map(FromCell::Predicted)
             }
-            ToCell::Block(_) => Err(Fail::new(FailCode::Internal, "a block that nobody asked for")),
+            ToCell::Block(_) | ToCell::Piece(_) => Err(Fail::new(FailCode::Internal, "a block that nobody asked for")),
         }
     }
 
@@ -186,14 +187,14 @@ impl Models<'_> {
         requests.iter().map(|request| request.id).zip(answers).collect()
     }
 
-    fn load(&mut self, slot: u32, load: &Load, file: Option<OwnedFd>) -> Result<FromCell, Fail> {
+    fn load(&mut self, slot: u32, load: &Load, attached: Option<Attached>) -> Result<FromCell, Fail> {
         if slot >= SLOTS_MAX {
             return Err(Fail::new(FailCode::TooLarge, format!("slot {slot} is over the {SLOTS_MAX} slots of a cell")));
         }
         if self.models.contains_key(&slot) {
             return Err(Fail::new(FailCode::Internal, format!("slot {slot} holds a model already")));
         }
-        let (model, info) = Model::load(self.engine, &map(load, file)?, load)?;
+        let (model, info) = Model::load(self.engine, &map(load, attached)?, load)?;
         self.models.insert(slot, Loaded { model, batching: load.batching, company: 0 });
         Ok(FromCell::Model(info))
     }
@@ -203,14 +204,36 @@ fn no_model(slot: u32) -> Fail {
     Fail::new(FailCode::NoModel, format!("slot {slot} holds no model"))
 }
 
+/// A model's bytes, wherever they lie.
+enum Weights {
+    Mapped(Mapped),
+    Held(Vec<u8>),
+}
+
+impl Deref for Weights {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(mapped) => mapped,
+            Self::Held(bytes) => bytes,
+        }
+    }
+}
+
 /// The model's bytes. The service sealed them and says how long they are; a cell has no call to ask the kernel.
-fn map(load: &Load, file: Option<OwnedFd>) -> Result<Mapped, Fail> {
-    let file = file.ok_or_else(|| Fail::new(FailCode::Internal, "a model without its memory file"))?;
+fn map(load: &Load, attached: Option<Attached>) -> Result<Weights, Fail> {
     if load.bytes > MODEL_BYTES_MAX {
         return Err(Fail::new(FailCode::TooLarge, format!("a model may have at most {} MiB", MODEL_BYTES_MAX >> 20)));
     }
-    Mapped::received(file.as_fd(), load.bytes)
-        .map_err(|error| Fail::new(FailCode::TooLarge, format!("the model cannot be mapped: {error}")))
+    match attached {
+        None => Err(Fail::new(FailCode::Internal, "a model without its memory file")),
+        Some(Attached::Bytes(bytes)) if bytes.len() as u64 == load.bytes => Ok(Weights::Held(bytes)),
+        Some(Attached::Bytes(_)) => Err(Fail::new(FailCode::Internal, "a model of another length than announced")),
+        Some(Attached::File(file)) => Mapped::received(file.as_fd(), load.bytes)
+            .map(Weights::Mapped)
+            .map_err(|error| Fail::new(FailCode::TooLarge, format!("the model cannot be mapped: {error}"))),
+    }
 }
 
 #[cfg(test)]

@@ -31,7 +31,10 @@ fn engine() -> Option<&'static Engine> {
 fn cell() -> Option<Client> {
     let engine = engine()?;
     let (ours, theirs) = UnixStream::pair().unwrap();
-    std::thread::Builder::new().name("cell".into()).spawn(|| crate::serve::serve(engine, theirs.into()).unwrap()).unwrap();
+    std::thread::Builder::new()
+        .name("cell".into())
+        .spawn(|| crate::serve::serve(engine, crate::link::Link::new(theirs.into())).unwrap())
+        .unwrap();
     Some(Client::new(ours.into()))
 }
 

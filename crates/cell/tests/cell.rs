@@ -46,9 +46,23 @@ fn launcher() -> Option<Launcher> {
     Some(launcher)
 }
 
+/// The same under gVisor's kernel.
+fn gvisor() -> Option<Launcher> {
+    let found = jail::gvisor::find(std::env::var_os("PATH").as_deref());
+    assert!(found.is_some() || std::env::var_os("INSULA_REQUIRE").is_none(), "INSULA_REQUIRE is set, and there is no runsc");
+    let Some(runsc) = found else {
+        println!("SKIPPED: there is no runsc");
+        return None;
+    };
+    let launcher = Launcher::start_gvisor(PROGRAM.as_ref(), &["keeper"], &environment(&library()?), &runsc, Floor::Development).unwrap();
+    println!("{}", launcher.report());
+    Some(launcher)
+}
+
 fn spawn(launcher: &Launcher) -> (Cell, Client) {
     let mut cell = launcher.spawn(&limits()).unwrap();
-    let client = Client::new(cell.take_socket().unwrap());
+    let socket = cell.take_socket().unwrap();
+    let client = if launcher.report().gvisor.is_some() { Client::in_pieces(socket) } else { Client::new(socket) };
     (cell, client)
 }
 
@@ -63,7 +77,28 @@ fn exit(cell: &mut Cell) -> Exit {
 #[test]
 fn a_jailed_cell_loads_predicts_admits_and_unloads() {
     let Some(launcher) = launcher() else { return };
-    let (mut cell, mut client) = spawn(&launcher);
+    loads_predicts_admits_and_unloads(&launcher);
+}
+
+#[test]
+fn a_cell_under_gvisor_does_the_same() {
+    let Some(launcher) = gvisor() else { return };
+    loads_predicts_admits_and_unloads(&launcher);
+    // Pieces that no model follows, and a model that is not what was announced.
+    let (_cell, mut client) = spawn(&launcher);
+    client.send(&ToCell::Piece(bytes::Bytes::from_static(b"stray")), None).unwrap();
+    assert_eq!(client.admit(&fixture("two.onnx"), 1000).unwrap_err().code, FailCode::Internal);
+    client.load(0, &fixture("two.onnx")).unwrap();
+    drop(client);
+    // A jailed cell takes a piece for what it is: a broken word.
+    let Some(jailed) = self::launcher() else { return };
+    let (mut cell, mut client) = spawn(&jailed);
+    assert_eq!(client.ask(&ToCell::Piece(bytes::Bytes::from_static(b"stray")), None), None);
+    assert_eq!(exit(&mut cell), Exit::Code(0));
+}
+
+fn loads_predicts_admits_and_unloads(launcher: &Launcher) {
+    let (mut cell, mut client) = spawn(launcher);
     let expected: serde_json::Value = serde_json::from_slice(&fixture("expected.json")).unwrap();
     for (slot, case) in (0..).zip(expected["cases"].as_array().unwrap()) {
         let model = fixture(&format!("{}.onnx", case["model"].as_str().unwrap()));
@@ -127,7 +162,17 @@ fn a_large_model_answers_the_same_bits_and_leaves_no_room_behind() {
 #[test]
 fn a_job_runs_in_the_jail() {
     let Some(launcher) = launcher() else { return };
-    let (_cell, mut client) = spawn(&launcher);
+    job(&launcher);
+}
+
+#[test]
+fn a_job_runs_under_gvisor() {
+    let Some(launcher) = gvisor() else { return };
+    job(&launcher);
+}
+
+fn job(launcher: &Launcher) {
+    let (_cell, mut client) = spawn(launcher);
     let table = b"a,b\n1,x\n2,y\n3,\n".as_slice();
     let job = client
         .send(&ToCell::Inspect(wire::Inspect { source_bytes: table.len() as u64, format: None, rows_max: 10, columns_max: 10 }), None)
@@ -229,26 +274,36 @@ fn what_is_missing_is_said_clearly() {
 #[ignore = "a measurement"]
 fn cold_start() {
     let Some(launcher) = launcher() else { return };
+    measure(&launcher, 50);
+    let Some(launcher) = gvisor() else { return };
+    measure(&launcher, 20);
+}
+
+fn measure(launcher: &Launcher, times: usize) {
     let expected: serde_json::Value = serde_json::from_slice(&fixture("expected.json")).unwrap();
     let (mut request, mut model) = (expected["cases"][0]["request"].to_string(), fixture("logistic.onnx"));
     if let (Ok(file), Ok(text)) = (std::env::var("COLD_MODEL"), std::env::var("COLD_REQUEST")) {
         (request, model) = (text, std::fs::read(file).unwrap());
     }
+    let mut used = jail::zygote::Usage::default();
     for pooled in [false, true] {
-        let mut micros: Vec<u128> = (0..50)
+        let mut micros: Vec<u128> = (0..times)
             .map(|_| {
                 let mut started = Instant::now();
-                let (_cell, mut client) = spawn(&launcher);
+                let (cell, mut client) = spawn(launcher);
                 if pooled {
                     assert_eq!(client.ask(&ToCell::Ping, None), Some(FromCell::Ready));
                     started = Instant::now();
                 }
                 client.load(0, &model).unwrap();
                 client.infer(0, &request).unwrap();
-                started.elapsed().as_micros()
+                let taken = started.elapsed().as_micros();
+                used = cell.usage();
+                taken
             })
             .collect();
         micros.sort_unstable();
-        println!("{}: p50 {} us, p90 {} us", if pooled { "from a warm cell" } else { "from the zygote" }, micros[25], micros[45]);
+        let from = if pooled { "from a warm cell" } else { "from the zygote" };
+        println!("{from}: p50 {} us, p90 {} us; {used:?}", micros[times / 2], micros[times * 9 / 10]);
     }
 }

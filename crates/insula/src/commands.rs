@@ -22,6 +22,7 @@ pub(crate) mod train;
 
 use clap::CommandFactory;
 use clap_complete::Shell;
+use serde_json::Value;
 
 use crate::args::{Cli, Command, Globals};
 use crate::client::Client;
@@ -88,8 +89,12 @@ pub(crate) fn number_pair(text: &str) -> Result<(String, f64), String> {
     value.parse().map(|number| (key, number)).map_err(|_| format!("`{value}` is not a number"))
 }
 
-/// `key=whole number` of an argument.
-pub(crate) fn count_pair(text: &str) -> Result<(String, u64), String> {
+/// `key=whole number`, or `isolation=word`, of an argument.
+pub(crate) fn limit_pair(text: &str) -> Result<(String, Value), String> {
     let (key, value) = pair(text)?;
-    value.replace('_', "").parse().map(|count| (key, count)).map_err(|_| format!("`{value}` is not a whole number"))
+    if key == "isolation" {
+        return Ok((key, value.into()));
+    }
+    let count = value.replace('_', "").parse::<u64>();
+    count.map(|count| (key, count.into())).map_err(|_| format!("`{value}` is not a whole number"))
 }

@@ -7,7 +7,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use jail::{Floor, Layers, Limits, memory::Room, stream, zygote};
+use jail::{Floor, Layers, Limits, gvisor, memory::Room, stream, zygote};
 
 /// The number of the cell's socket.
 const SOCKET: usize = 3;
@@ -19,6 +19,15 @@ fn main() {
     match std::env::args().nth(1).as_deref() {
         Some("service") => service(),
         Some("report") => report(),
+        Some("keeper") => {
+            if let Ok(control) = zygote::control() {
+                let open = std::env::args().nth(2);
+                gvisor::serve(control, &[open.as_deref().unwrap_or("inside")]);
+            }
+        }
+        Some("open") => open(),
+        Some("open-but-for-probes") if std::env::var_os("INSULA_PROBE").is_none() => open(),
+        Some("inside" | "open-but-for-probes") => println!("{}", gvisor::enter(prisoner)),
         other => {
             if other == Some("threads") {
                 std::thread::spawn(std::thread::park);
@@ -27,6 +36,14 @@ fn main() {
                 zygote::serve(control, prisoner);
             }
         }
+    }
+}
+
+/// A guest that does not lock itself.
+fn open() {
+    if let Ok(socket) = std::io::stdin().as_fd().try_clone_to_owned() {
+        let _ = stream::send(socket.as_fd(), if std::env::var_os("INSULA_PROBE").is_some() { b"gvisor" } else { b"" }, None);
+        prisoner(socket);
     }
 }
 

@@ -27,6 +27,8 @@ use crate::{CgroupVersion, JailError, Limits};
 const PERIOD_MICROS: u64 = 100_000;
 /// A cell is one process. It cannot make another one by the system call filter; this is the second wall.
 const PROCESSES_MAX: u32 = 1;
+/// A sandbox with a kernel of its own is several: its threads and the guest's, of which a bomb must end somewhere.
+const SANDBOX_TASKS_MAX: u32 = 1_024;
 /// How long a group of a dying cell may stay busy before it is left to the next start.
 const REMOVE_WAIT_MILLIS_MAX: u64 = 2_000;
 const PREFIX: &str = "insula-";
@@ -40,16 +42,43 @@ enum Controller {
     Memory,
     Cpu,
     Pids,
+    /// Version 1 counts processor time apart from limiting it.
+    Cpuacct,
+}
+
+/// What lives in the groups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// One process, whose time the kernel counts as its own.
+    Cell,
+    /// A sandbox of many processes, whose time is the group's.
+    Sandbox,
+}
+
+impl Content {
+    /// Each hierarchy more is a wait more when a process joins, so only what is needed.
+    fn controllers(self) -> &'static [Controller] {
+        match self {
+            Self::Cell => &[Controller::Memory, Controller::Cpu, Controller::Pids],
+            Self::Sandbox => &[Controller::Memory, Controller::Cpu, Controller::Pids, Controller::Cpuacct],
+        }
+    }
+
+    fn tasks_max(self) -> u32 {
+        match self {
+            Self::Cell => PROCESSES_MAX,
+            Self::Sandbox => SANDBOX_TASKS_MAX,
+        }
+    }
 }
 
 impl Controller {
-    const ALL: [Self; 3] = [Self::Memory, Self::Cpu, Self::Pids];
-
     fn name(self) -> &'static str {
         match self {
             Self::Memory => "memory",
             Self::Cpu => "cpu",
             Self::Pids => "pids",
+            Self::Cpuacct => "cpuacct",
         }
     }
 }
@@ -68,14 +97,16 @@ struct Hierarchy {
 pub(crate) struct Groups {
     hierarchies: Vec<Hierarchy>,
     name: String,
+    content: Content,
 }
 
 impl Groups {
     /// Finds hierarchies that can really be written to and cleans up after dead predecessors. No hierarchy at all is not an error.
-    pub(crate) fn open() -> Self {
+    pub(crate) fn open(content: Content) -> Self {
         let pid = std::process::id();
         let name = format!("{PREFIX}{pid}-{}-{}", start_time(pid).unwrap_or(0), LAUNCHERS.fetch_add(1, Ordering::Relaxed));
-        let found = detect(&read(MOUNTINFO), &read("/proc/self/cgroup"), &|folder| read(folder.join("cgroup.controllers")));
+        let wanted = content.controllers();
+        let found = detect(wanted, &read(MOUNTINFO), &read("/proc/self/cgroup"), &|folder| read(folder.join("cgroup.controllers")));
         let mut hierarchies = Vec::new();
         for hierarchy in found {
             remove_predecessors(&hierarchy.own);
@@ -83,12 +114,12 @@ impl Groups {
                 hierarchies.push(hierarchy);
             }
         }
-        Self { hierarchies, name }
+        Self { hierarchies, name, content }
     }
 
     /// No groups at all.
     pub(crate) fn none() -> Self {
-        Self { hierarchies: Vec::new(), name: String::new() }
+        Self { hierarchies: Vec::new(), name: String::new(), content: Content::Cell }
     }
 
     /// The version that limits memory.
@@ -98,7 +129,7 @@ impl Groups {
 
     /// Makes the group `cell` and sets its limits.
     pub(crate) fn create(&self, cell: u64, limits: &Limits) -> Result<Group, JailError> {
-        let mut group = Group { places: Vec::new() };
+        let mut group = Group { places: Vec::new(), tasks_max: self.content.tasks_max() };
         for hierarchy in &self.hierarchies {
             let path = hierarchy.own.join(&self.name).join(format!("c{cell}"));
             fs::create_dir(&path).map_err(|source| JailError::Cgroup { path: path.clone(), source })?;
@@ -125,6 +156,7 @@ impl Drop for Groups {
 #[derive(Debug)]
 pub(crate) struct Group {
     places: Vec<Place>,
+    tasks_max: u32,
 }
 
 #[derive(Debug)]
@@ -147,7 +179,7 @@ impl Group {
     pub(crate) fn set(&self, limits: &Limits) -> Result<(), JailError> {
         for place in &self.places {
             for controller in &place.controllers {
-                place.set(*controller, limits)?;
+                place.set(*controller, limits, self.tasks_max)?;
             }
         }
         Ok(())
@@ -192,8 +224,17 @@ impl Group {
         let place = self.place(Controller::Cpu)?;
         match place.version {
             CgroupVersion::V2 => field(&read(place.path.join("cpu.stat")), "usage_usec"),
-            _ => number(&place.path.join("cpuacct.usage")).map(|nanos| nanos / 1_000),
+            _ => {
+                let place = self.place(Controller::Cpuacct).unwrap_or(place);
+                number(&place.path.join("cpuacct.usage")).map(|nanos| nanos / 1_000)
+            }
         }
+    }
+
+    /// Processes in it, as the service sees them.
+    pub(crate) fn processes(&self) -> Vec<u32> {
+        let Some(place) = self.places.first() else { return Vec::new() };
+        read(place.path.join("cgroup.procs")).lines().filter_map(|line| line.parse().ok()).collect()
     }
 
     /// Whether the kernel shares the processor by this weight.
@@ -223,7 +264,7 @@ impl Drop for Group {
 }
 
 impl Place {
-    fn set(&self, controller: Controller, limits: &Limits) -> Result<(), JailError> {
+    fn set(&self, controller: Controller, limits: &Limits, tasks_max: u32) -> Result<(), JailError> {
         let quota = u64::from(limits.cpu_percent) * PERIOD_MICROS / 100;
         match (self.version, controller) {
             (CgroupVersion::V2, Controller::Memory) => {
@@ -241,7 +282,8 @@ impl Place {
                 self.write("cpu.cfs_period_us", PERIOD_MICROS)?;
                 self.write("cpu.cfs_quota_us", quota)
             }
-            (_, Controller::Pids) => self.write("pids.max", PROCESSES_MAX),
+            (_, Controller::Pids) => self.write("pids.max", tasks_max),
+            (_, Controller::Cpuacct) => Ok(()),
         }
     }
 
@@ -279,10 +321,10 @@ fn shares_v1(weight: u32) -> u64 {
 }
 
 /// Which hierarchy has which controller, from the texts of `/proc/self/mountinfo` and `/proc/self/cgroup`.
-fn detect(mountinfo: &str, own: &str, controllers_of: &dyn Fn(&Path) -> String) -> Vec<Hierarchy> {
+fn detect(all: &[Controller], mountinfo: &str, own: &str, controllers_of: &dyn Fn(&Path) -> String) -> Vec<Hierarchy> {
     let mut found: Vec<Hierarchy> = Vec::new();
     for line in mountinfo.lines() {
-        let Some(hierarchy) = hierarchy(line, own, controllers_of) else { continue };
+        let Some(hierarchy) = hierarchy(all, line, own, controllers_of) else { continue };
         let taken = |controller: &Controller| found.iter().any(|other| other.controllers.contains(controller));
         let controllers: Vec<_> = hierarchy.controllers.iter().copied().filter(|controller| !taken(controller)).collect();
         if !controllers.is_empty() {
@@ -292,12 +334,12 @@ fn detect(mountinfo: &str, own: &str, controllers_of: &dyn Fn(&Path) -> String) 
     found
 }
 
-fn hierarchy(line: &str, own: &str, controllers_of: &dyn Fn(&Path) -> String) -> Option<Hierarchy> {
+fn hierarchy(all: &[Controller], line: &str, own: &str, controllers_of: &dyn Fn(&Path) -> String) -> Option<Hierarchy> {
     let (left, right) = line.split_once(" - ")?;
     let (mut left, mut right) = (left.split(' ').skip(3), right.split(' '));
     let (root, mount) = (left.next()?, PathBuf::from(left.next()?));
     let (kind, options) = (right.next()?, right.nth(1)?);
-    let wanted = |has: &dyn Fn(&str) -> bool| Controller::ALL.into_iter().filter(|controller| has(controller.name())).collect::<Vec<_>>();
+    let wanted = |has: &dyn Fn(&str) -> bool| all.iter().copied().filter(|controller| has(controller.name())).collect::<Vec<_>>();
     let (version, controllers, path) = match kind {
         "cgroup" => {
             let controllers = wanted(&|name| options.split(',').any(|option| option == name));
@@ -366,7 +408,8 @@ fn try_group(hierarchy: &Hierarchy, home: &Path) -> io::Result<()> {
     };
     let path = home.join("try");
     fs::create_dir(&path)?;
-    let group = Group { places: vec![Place { version: hierarchy.version, path, controllers: hierarchy.controllers.clone() }] };
+    let place = Place { version: hierarchy.version, path, controllers: hierarchy.controllers.clone() };
+    let group = Group { places: vec![place], tasks_max: PROCESSES_MAX };
     group.set(&limits).map_err(|error| io::Error::other(error.to_string()))
 }
 
@@ -442,7 +485,7 @@ mod tests {
     use super::*;
 
     fn check(mountinfo: &str, own: &str, there: &str, expected: &[(CgroupVersion, &str, &[Controller])]) {
-        let found = detect(mountinfo, own, &|_| there.to_owned());
+        let found = detect(Content::Cell.controllers(), mountinfo, own, &|_| there.to_owned());
         let found: Vec<_> =
             found.iter().map(|hierarchy| (hierarchy.version, hierarchy.own.to_str().unwrap(), &hierarchy.controllers[..])).collect();
         assert_eq!(found, expected);
@@ -482,7 +525,7 @@ mod tests {
             "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate",
             "0::/system.slice/insula.service",
             "cpuset cpu io memory pids",
-            &[(CgroupVersion::V2, "/sys/fs/cgroup/system.slice/insula.service", &Controller::ALL)],
+            &[(CgroupVersion::V2, "/sys/fs/cgroup/system.slice/insula.service", Content::Cell.controllers())],
         );
     }
 

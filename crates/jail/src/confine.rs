@@ -30,9 +30,9 @@ use seccompiler::BpfProgram;
 use crate::{Layers, seccomp};
 
 /// The user and group id a cell sees itself under.
-const INNER_ID: u32 = 1000;
+pub(crate) const INNER_ID: u32 = 1000;
 /// The cell's socket, always.
-const SOCKET: i32 = 3;
+pub(crate) const SOCKET: i32 = 3;
 /// The channel on which a fresh cell confirms; closed before the cell's own code runs.
 const CONFIRM: i32 = 4;
 /// The newest Landlock interface we know how to deny everything in.
@@ -79,10 +79,12 @@ pub(crate) enum Step {
     Seccomp,
     Confirm,
     Full,
+    Root,
+    Exec,
 }
 
 impl Step {
-    const ALL: [(Self, &'static str); 17] = [
+    const ALL: [(Self, &'static str); 19] = [
         (Self::Threads, "the zygote must have exactly one thread"),
         (Self::Clone, "making namespaces"),
         (Self::Map, "mapping user ids"),
@@ -100,6 +102,8 @@ impl Step {
         (Self::Seccomp, "installing the system call filter"),
         (Self::Confirm, "confirming in time"),
         (Self::Full, "finding room for another cell"),
+        (Self::Root, "making the sandbox's file system"),
+        (Self::Exec, "starting `runsc`"),
     ];
 
     pub(crate) fn from_number(number: u8) -> Option<Self> {
@@ -110,11 +114,11 @@ impl Step {
         Self::ALL.iter().find(|(step, _)| *step == self).map_or("", |(_, words)| words)
     }
 
-    fn failed(self) -> impl FnOnce(rustix::io::Errno) -> Failed {
+    pub(crate) fn failed(self) -> impl FnOnce(rustix::io::Errno) -> Failed {
         move |errno| Failed { step: self, errno: errno.raw_os_error() }
     }
 
-    fn failed_io(self) -> impl FnOnce(io::Error) -> Failed {
+    pub(crate) fn failed_io(self) -> impl FnOnce(io::Error) -> Failed {
         move |error| Failed { step: self, errno: error.raw_os_error().unwrap_or(libc::EIO) }
     }
 }
@@ -139,6 +143,8 @@ pub(crate) struct Ground {
     ruleset: Option<RulesetCreated>,
     filter: BpfProgram,
     proc: OwnedFd,
+    /// The id that a cell's outer one is mapped to.
+    inner: u32,
 }
 
 impl Ground {
@@ -151,10 +157,22 @@ impl Ground {
             let _ = enter_empty_root(&proc);
         }
         let ruleset = if layers.landlock { deny_all_paths() } else { None };
-        let filter = seccomp::program().map_err(|_| Failed { step: Step::Seccomp, errno: libc::ENOSYS })?;
-        let mut ground = Self { layers, namespaces: 0, own_uid: false, landlock_abi: landlock_abi(), ruleset, filter, proc };
+        let filter = seccomp::program(seccomp::Kernel::Host).map_err(|_| Failed { step: Step::Seccomp, errno: libc::ENOSYS })?;
+        let (namespaces, own_uid, landlock_abi, inner) = (0, false, landlock_abi(), INNER_ID);
+        let mut ground = Self { layers, namespaces, own_uid, landlock_abi, ruleset, filter, proc, inner };
         ground.try_namespaces(outer.filter(|_| layers.own_uid));
         Ok(ground)
+    }
+
+    /// As [`Ground::prepare`], for processes that are root in a user namespace of their own and bring the rest of their walls along. `enter` moves
+    /// the zygote into the root that they start from.
+    pub(crate) fn prepare_for_root(layers: Layers, outer: Option<u32>, enter: impl FnOnce() -> Result<(), Failed>) -> Result<Self, Failed> {
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        let proc = openat(rustix::fs::CWD, "/proc", flags, Mode::empty()).map_err(Step::Map.failed())?;
+        enter()?;
+        let namespaces = NAMESPACE_FLAGS.iter().fold(0, |all, flag| all | flag);
+        let ground = Self { layers, namespaces, own_uid: true, landlock_abi: 0, ruleset: None, filter: BpfProgram::new(), proc, inner: 0 };
+        if outer.is_some() && ground.try_fork(outer) { Ok(ground) } else { Err(Failed { step: Step::Clone, errno: libc::EPERM }) }
     }
 
     /// Threads and private writable bytes of the zygote.
@@ -199,7 +217,7 @@ impl Ground {
         }
         if let Some(outer) = outer.filter(|_| self.own_uid) {
             let _ = rustix::thread::set_thread_groups(&[]);
-            switch_ids(if self.namespaces & libc::CLONE_NEWUSER == 0 { outer } else { INNER_ID }).map_err(Step::Ids.failed())?;
+            switch_ids(if self.namespaces & libc::CLONE_NEWUSER == 0 { outer } else { self.inner }).map_err(Step::Ids.failed())?;
         }
         if self.namespaces & libc::CLONE_NEWUTS != 0 {
             rustix::system::sethostname(b"cell").map_err(Step::HostName.failed())?;
@@ -264,7 +282,7 @@ impl Ground {
                 drop(ours);
                 let _ = crate::stream::recv(theirs.as_fd(), &mut [0]);
                 let switched = self.own_uid && outer.is_some();
-                let id = outer.filter(|_| self.namespaces & libc::CLONE_NEWUSER == 0).unwrap_or(INNER_ID);
+                let id = outer.filter(|_| self.namespaces & libc::CLONE_NEWUSER == 0).unwrap_or(self.inner);
                 exit(if switched && switch_ids(id).is_err() { 1 } else { 0 })
             }
             Ok(Some(pid)) => {
@@ -285,8 +303,9 @@ impl Ground {
         }
         let uid = outer.unwrap_or_else(|| rustix::process::geteuid().as_raw());
         let gid = outer.unwrap_or_else(|| rustix::process::getegid().as_raw());
-        write_at(&self.proc, &format!("{folder}/uid_map"), &format!("{INNER_ID} {uid} 1"))?;
-        write_at(&self.proc, &format!("{folder}/gid_map"), &format!("{INNER_ID} {gid} 1"))
+        let inner = self.inner;
+        write_at(&self.proc, &format!("{folder}/uid_map"), &format!("{inner} {uid} 1"))?;
+        write_at(&self.proc, &format!("{folder}/gid_map"), &format!("{inner} {gid} 1"))
     }
 
     fn read(&self, path: &str) -> io::Result<String> {
@@ -297,11 +316,12 @@ impl Ground {
     }
 }
 
-/// The two descriptors a cell may keep through its confinement.
+/// The two descriptors a cell may keep through its confinement, and for a sandbox that is a probe where its words go.
 #[derive(Clone, Copy)]
 pub(crate) struct Ends<'a> {
     pub(crate) socket: BorrowedFd<'a>,
     pub(crate) confirm: BorrowedFd<'a>,
+    pub(crate) said: Option<BorrowedFd<'a>>,
 }
 
 /// A pair of message sockets.
@@ -376,7 +396,7 @@ fn landlock_abi() -> u32 {
     u32::try_from(abi).unwrap_or(0)
 }
 
-fn switch_ids(id: u32) -> rustix::io::Result<()> {
+pub(crate) fn switch_ids(id: u32) -> rustix::io::Result<()> {
     use rustix::fs::{Gid, Uid};
     let (uid, gid) = (Uid::from_raw(id), Gid::from_raw(id));
     rustix::thread::set_thread_res_gid(gid, gid, gid)?;
@@ -439,23 +459,29 @@ fn forbid_capabilities() -> io::Result<()> {
         | libc::SECBIT_KEEP_CAPS_LOCKED
         | libc::SECBIT_NO_CAP_AMBIENT_RAISE
         | libc::SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED;
-    const CAPABILITIES_MAX: u64 = 64;
-    let prctl = |option: i32, argument: u64| {
-        // SAFETY: the two options used below take integers only.
-        if unsafe { libc::prctl(option, argument, 0, 0, 0) } == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
-    };
     if !rustix::thread::capabilities(None)?.effective.contains(rustix::thread::CapabilitySet::SETPCAP) {
         // Without user namespaces and not root: there is nothing to lose, and no_new_privs keeps it so.
         return Ok(());
     }
     prctl(libc::PR_SET_SECUREBITS, LOCKED as u64)?;
-    for capability in 0..CAPABILITIES_MAX {
-        match prctl(libc::PR_CAPBSET_DROP, capability) {
+    bound_capabilities(&[])
+}
+
+/// Takes everything but these out of the bounding set.
+pub(crate) fn bound_capabilities(kept: &[u32]) -> io::Result<()> {
+    const CAPABILITIES_MAX: u32 = 64;
+    for capability in (0..CAPABILITIES_MAX).filter(|capability| !kept.contains(capability)) {
+        match prctl(libc::PR_CAPBSET_DROP, capability.into()) {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => break,
             other => other?,
         }
     }
     Ok(())
+}
+
+fn prctl(option: i32, argument: u64) -> io::Result<()> {
+    // SAFETY: the two options used above take integers only.
+    if unsafe { libc::prctl(option, argument, 0, 0, 0) } == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Empties the other four capability sets.
@@ -466,7 +492,7 @@ fn drop_capabilities() -> rustix::io::Result<()> {
 }
 
 /// Default action for the faults the runtime handles by printing (a cell cannot print), and nothing blocked.
-fn reset_signals() -> io::Result<()> {
+pub(crate) fn reset_signals() -> io::Result<()> {
     for signal in [libc::SIGSEGV, libc::SIGBUS] {
         // SAFETY: installs the default action, no handler address is involved.
         if unsafe { libc::signal(signal, libc::SIG_DFL) } == libc::SIG_ERR {
@@ -491,7 +517,7 @@ pub(crate) fn set_blocked(signals: &[i32]) -> io::Result<libc::sigset_t> {
     if outcome == -1 { Err(io::Error::last_os_error()) } else { Ok(set) }
 }
 
-fn hung_up(fd: BorrowedFd<'_>) -> bool {
+pub(crate) fn hung_up(fd: BorrowedFd<'_>) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::empty())];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };

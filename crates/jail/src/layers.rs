@@ -36,6 +36,9 @@ impl Layers {
         close_descriptors: true,
     };
 
+    /// What is ours around a sandbox with a kernel of its own; `runsc` and the guest bring the other walls.
+    pub(crate) const AROUND: Self = Self { landlock: false, seccomp: false, rlimits: false, not_dumpable: false, ..Self::ALL };
+
     /// No wall at all.
     pub const NONE: Self = Self {
         namespaces: false,

@@ -25,6 +25,7 @@ mod probe;
 mod report;
 mod seccomp;
 
+pub mod gvisor;
 pub mod memory;
 pub mod stream;
 pub mod zygote;

@@ -150,6 +150,12 @@ impl Deref for Mapped {
     }
 }
 
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
 impl Drop for Mapped {
     fn drop(&mut self) {
         if self.bytes > 0 {

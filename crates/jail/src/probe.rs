@@ -6,7 +6,7 @@
 
 use std::{
     cell::RefCell,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
     time::{Duration, Instant},
 };
@@ -101,6 +101,8 @@ pub(crate) struct Hello {
 /// Something that can start probes.
 pub(crate) trait Subject {
     fn attempt(&self, limits: &Limits, layers: Layers, attempt: Attempt) -> Result<Cell, JailError>;
+    /// A sandbox that stands, and whose `runsc` says to `said` what it has to say.
+    fn stand(&self, limits: &Limits, said: BorrowedFd<'_>) -> Result<Cell, JailError>;
     fn layers(&self) -> Layers;
     fn hello(&self) -> Hello;
 }
@@ -156,6 +158,10 @@ impl<S: Subject> Subject for Timed<'_, S> {
         Ok(cell)
     }
 
+    fn stand(&self, limits: &Limits, said: BorrowedFd<'_>) -> Result<Cell, JailError> {
+        self.subject.stand(limits, said)
+    }
+
     fn layers(&self) -> Layers {
         self.subject.layers()
     }
@@ -177,6 +183,7 @@ impl Report {
     /// Before anything is measured nothing is believed.
     pub(crate) fn nothing(cgroup: CgroupVersion, engine_threads: u32) -> Self {
         Self {
+            gvisor: None,
             cgroup,
             memory: Enforced::No,
             cpu: Enforced::No,

@@ -65,6 +65,8 @@ pub enum Floor {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
+    /// What `runsc` says it is, where cells have gVisor's kernel between them and this one's; a probe inside has proved that it answers.
+    pub gvisor: Option<String>,
     /// Control groups in use.
     pub cgroup: CgroupVersion,
     /// What kills a cell that takes more memory than its limit.
@@ -123,6 +125,8 @@ impl Report {
     /// What `floor` asks for and the machine does not enforce.
     pub fn missing(&self, floor: Floor) -> Vec<Missing> {
         let strict = floor == Floor::Strict;
+        // A sandbox's first process needs root in its own user namespace, where it mounts: what it is walled in by is another kernel.
+        let jail = self.gvisor.is_none();
         let mut missing = Vec::new();
         let mut need = |holds: bool, what, remedy| {
             if !holds {
@@ -131,7 +135,7 @@ impl Report {
         };
         need(self.seccomp, "system call filter", "use a kernel with CONFIG_SECCOMP_FILTER, on x86_64 or aarch64");
         need(self.no_new_privileges, "no_new_privs", "use a kernel from 3.5 on and a container runtime that does not filter prctl");
-        need(self.descriptors_closed, "closing of descriptors", "use a kernel from 5.9 on, which has close_range");
+        need(!jail || self.descriptors_closed, "closing of descriptors", "use a kernel from 5.9 on, which has close_range");
         need(
             self.engine_threads == 1,
             "single-threaded zygote",
@@ -160,11 +164,11 @@ impl Report {
                     "allow user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone), or run as root",
                 );
             }
-            need(self.landlock_abi.is_some(), "landlock", "use a kernel from 5.13 on and put landlock in its lsm= list");
-            need(self.empty_root, "empty root", "allow user namespaces and pivot_root, or run as root; not from an initramfs");
+            need(!jail || self.landlock_abi.is_some(), "landlock", "use a kernel from 5.13 on and put landlock in its lsm= list");
+            need(!jail || self.empty_root, "empty root", "allow user namespaces and pivot_root, or run as root; not from an initramfs");
             need(self.own_uid, "own user id per cell", "run the service as root, so that each cell gets a user id of its own");
-            need(self.no_capabilities, "dropping of capabilities", "run as root or allow user namespaces");
-            need(self.not_dumpable, "protection of memory from others", "use a kernel whose prctl has PR_SET_DUMPABLE");
+            need(!jail || self.no_capabilities, "dropping of capabilities", "run as root or allow user namespaces");
+            need(!jail || self.not_dumpable, "protection of memory from others", "use a kernel whose prctl has PR_SET_DUMPABLE");
         } else {
             need(
                 self.memory != Enforced::No,
@@ -191,6 +195,9 @@ impl fmt::Display for Report {
         let yes = |holds: bool| if holds { "yes" } else { "NO" };
         let namespaces = if self.namespaces.is_empty() { "NONE".to_owned() } else { self.namespaces.join(" ") };
         let landlock = self.landlock_abi.map_or("NO".to_owned(), |abi| format!("yes, interface version {abi}"));
+        if let Some(version) = &self.gvisor {
+            writeln!(f, "kernel of the cells   gVisor ({version})")?;
+        }
         writeln!(f, "control groups        {}", self.cgroup)?;
         writeln!(f, "memory limit          {}", self.memory)?;
         writeln!(f, "processor limit       {}", self.cpu)?;
@@ -198,13 +205,15 @@ impl fmt::Display for Report {
         writeln!(f, "process limit         {}", self.processes)?;
         writeln!(f, "namespaces            {namespaces}")?;
         writeln!(f, "own user id           {}", yes(self.own_uid))?;
-        writeln!(f, "empty root            {}", yes(self.empty_root))?;
-        writeln!(f, "no capabilities       {}", yes(self.no_capabilities))?;
         writeln!(f, "no new privileges     {}", yes(self.no_new_privileges))?;
-        writeln!(f, "landlock              {landlock}")?;
         writeln!(f, "system call filter    {}", yes(self.seccomp))?;
-        writeln!(f, "descriptors closed    {}", yes(self.descriptors_closed))?;
-        writeln!(f, "memory unreadable     {}", yes(self.not_dumpable))?;
+        if self.gvisor.is_none() {
+            writeln!(f, "empty root            {}", yes(self.empty_root))?;
+            writeln!(f, "no capabilities       {}", yes(self.no_capabilities))?;
+            writeln!(f, "landlock              {landlock}")?;
+            writeln!(f, "descriptors closed    {}", yes(self.descriptors_closed))?;
+            writeln!(f, "memory unreadable     {}", yes(self.not_dumpable))?;
+        }
         writeln!(f, "threads of the zygote {}", self.engine_threads)?;
         write!(f, "start of a cell       {:.1} ms", self.cell_start.as_secs_f64() * 1e3)
     }

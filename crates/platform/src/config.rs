@@ -14,6 +14,8 @@ pub struct PlatformConfig {
     pub cell_program: PathBuf,
     /// `libonnxruntime.so`.
     pub engine_library: PathBuf,
+    /// gVisor's `runsc`; looked for in the usual places when absent.
+    pub runsc: Option<PathBuf>,
     /// What the jail must enforce; below it the platform does not start.
     pub floor: jail::Floor,
     /// Name of this node in queue claims.
@@ -74,6 +76,7 @@ impl PlatformConfig {
         Self {
             cell_program,
             engine_library,
+            runsc: None,
             floor,
             node: "local".to_owned(),
             cells_max: 512,

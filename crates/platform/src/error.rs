@@ -101,6 +101,17 @@ pub enum CellFailure {
     /// No cell could be started.
     #[error("no sandbox could be started")]
     NotStarted(String),
+    /// Cells of the class that the tenant must have do not start on this node, and it gets no other one.
+    #[error(
+        "this tenant's work runs in sandboxes of class `{class}` only, and none could be started on this node; the operator finds the reason in \
+         the log and with `insula check`"
+    )]
+    NoIsolation {
+        /// The class.
+        class: &'static str,
+        /// Why, for the operator.
+        reason: String,
+    },
     /// It was stopped by the service: shutdown, erasure, eviction.
     #[error("the sandbox in which this ran was stopped")]
     Stopped,
@@ -141,7 +152,7 @@ impl Error {
                 FailCode::NoModel | FailCode::Internal => "cell_failed",
             },
             Self::CellFailed(CellFailure::OutOfMemory { .. }) => "out_of_memory",
-            Self::CellFailed(CellFailure::NotStarted(_)) => "cell_unavailable",
+            Self::CellFailed(CellFailure::NotStarted(_) | CellFailure::NoIsolation { .. }) => "cell_unavailable",
             Self::CellFailed(_) => "cell_failed",
             Self::DeadlineExceeded { .. } | Self::DeadlinePassed => "deadline_exceeded",
             Self::Overloaded(_) => "overloaded",
@@ -160,7 +171,7 @@ impl Error {
     pub fn private(&self) -> Option<&str> {
         match self {
             Self::Kernel(error) => error.private(),
-            Self::CellFailed(CellFailure::NotStarted(context)) => Some(context),
+            Self::CellFailed(CellFailure::NotStarted(context) | CellFailure::NoIsolation { reason: context, .. }) => Some(context),
             _ => None,
         }
     }

@@ -27,7 +27,7 @@ mod stats;
 mod tracking;
 mod training;
 
-pub use cells::{Leg, Legs, Manner, Priority};
+pub use cells::{Leg, Legs, Manner, Priority, start_gvisor};
 pub use config::{JobStop, PlatformConfig};
 pub use dataset::{Column, Dataset, DatasetPreview, DatasetVersion, PREVIEW_ROWS_MAX, PreviewRequest, ValueCount};
 pub use deployment::{

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tenancy::act::Act;
-use tenancy::{Compute, IslandToken, Kernel, Permit};
+use tenancy::{Compute, IslandToken, IsolationClass, Kernel, Permit};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
@@ -119,6 +119,12 @@ impl Platform {
     #[must_use]
     pub fn jail_report(&self) -> &jail::Report {
         self.cells().report()
+    }
+
+    /// The same for cells under gVisor, if any have been needed.
+    #[must_use]
+    pub fn gvisor_report(&self) -> Option<jail::Report> {
+        self.cells().gvisor_report()
     }
 
     /// An erasure was ordered: do not wait for the next look.
@@ -238,6 +244,10 @@ impl Compute for Platform {
         self.0.tracking.forget(island);
         self.cells().enter_island(island);
     }
+
+    fn isolates(&self, isolation: IsolationClass) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>> {
+        Box::pin(self.cells().isolates(isolation))
+    }
 }
 
 /// The platform as the kernel holds it: which does not keep it alive.
@@ -256,5 +266,14 @@ impl Compute for Attached {
         if let Some(inner) = self.0.upgrade() {
             Platform(inner).enter(island);
         }
+    }
+
+    fn isolates(&self, isolation: IsolationClass) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>> {
+        Box::pin(async move {
+            match self.0.upgrade() {
+                Some(inner) => Platform(inner).isolates(isolation).await,
+                None => Err("the node is stopping".to_owned()),
+            }
+        })
     }
 }

@@ -97,7 +97,7 @@ pub(crate) fn blame<T>(outcome: &Result<T>) -> Option<bool> {
             let model = matches!(fail.code, FailCode::ModelFailed | FailCode::ModelRefused | FailCode::NoModel | FailCode::Internal);
             model.then_some(true)
         }
-        Err(Error::CellFailed(CellFailure::Stopped | CellFailure::NotStarted(_))) => None,
+        Err(Error::CellFailed(CellFailure::Stopped | CellFailure::NotStarted(_) | CellFailure::NoIsolation { .. })) => None,
         Err(Error::CellFailed(_) | Error::DeadlineExceeded { .. } | Error::ModelUnstable { .. }) => Some(true),
         Err(_) => None,
     }

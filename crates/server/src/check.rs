@@ -7,6 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use platform::jail::zygote::Launcher;
+use platform::tenancy::IsolationClass;
 use platform::tenancy::check_stores;
 
 use crate::config::Config;
@@ -41,6 +42,7 @@ pub fn check(config: &Config) -> Vec<Finding> {
     findings.extend(stores(config));
     if findings.iter().all(|finding| finding.ok) {
         findings.push(sandbox(config));
+        findings.push(gvisor(config));
     }
     findings
 }
@@ -215,6 +217,23 @@ fn sandbox(config: &Config) -> Finding {
             format!("the sandbox does not start: {error}"),
             "do what is named above, or set `cells.floor = \"development\"` on a machine where all tenants trust each other",
         ),
+    }
+}
+
+/// The other isolation class: missing is nothing bad, unless new tenants are to have it.
+fn gvisor(config: &Config) -> Finding {
+    match platform::start_gvisor(&config.platform()) {
+        Ok(launcher) => {
+            let report = launcher.report();
+            let version = report.gvisor.as_deref().unwrap_or_default();
+            let start = report.cell_start.as_secs_f64() * 1e3;
+            Finding::ok(format!("tenants may have `isolation` `gvisor` ({version}); such a cell starts in {start:.0} ms"))
+        }
+        Err(reason) if config.tenant_limits.isolation == IsolationClass::Gvisor => Finding::bad(
+            format!("new tenants are to run under gVisor (`tenant_limits.isolation`), and cannot: {reason}"),
+            "do what is named above",
+        ),
+        Err(reason) => Finding { remedy: Some(reason), ..Finding::ok("no tenant can have `isolation` `gvisor` on this node") },
     }
 }
 

@@ -235,6 +235,8 @@ pub struct Cells {
     pub program: PathBuf,
     /// `libonnxruntime.so`.
     pub engine_library: PathBuf,
+    /// gVisor's `runsc`, for tenants of that class; looked for when absent.
+    pub runsc: Option<PathBuf>,
     /// What the sandbox must enforce.
     pub floor: FloorWord,
     /// Most live cells.
@@ -370,6 +372,7 @@ struct RawLimits {
 struct RawCells {
     program: Option<PathBuf>,
     engine_library: Option<PathBuf>,
+    runsc: Option<PathBuf>,
     floor: Option<FloorWord>,
     cells_max: Option<usize>,
     cores: Option<usize>,
@@ -488,6 +491,7 @@ impl RawCells {
                 .or_else(|| overrides.engine_library.clone())
                 .or_else(|| overrides.program_dir.as_ref().map(|dir| dir.join("libonnxruntime.so")))
                 .unwrap_or_else(|| PathBuf::from("libonnxruntime.so")),
+            runsc: self.runsc,
             floor: self.floor.unwrap_or(FloorWord::Strict),
             cells_max: self.cells_max,
             cores: self.cores.map(|cores| at_least_one("cells.cores", Some(cores), 1)).transpose()?,

@@ -250,6 +250,7 @@ impl Config {
         let node = self.stores.node.as_ref().map(|node| node.name.clone());
         let usual = PlatformConfig::new(self.cells.program.clone(), self.cells.engine_library.clone(), floor);
         PlatformConfig {
+            runsc: self.cells.runsc.clone(),
             node: node.unwrap_or_else(|| usual.node.clone()),
             cells_max: self.cells.cells_max.unwrap_or(usual.cells_max),
             cores: self.cells.cores.unwrap_or(usual.cores),

@@ -33,6 +33,7 @@ use crate::keyring::Keyring;
 use crate::ledger::{Entry, Outcome};
 use crate::name::TenantId;
 use crate::place::Placement;
+use crate::quota::IsolationClass;
 use crate::tenant::{IslandToken, RequestId};
 
 /// What a certificate's signature is for; it cannot pass for anything else.
@@ -111,6 +112,12 @@ pub trait Compute: Send + Sync {
 
     /// The island may run again: its home came back to this node after it was stopped for another one.
     fn enter(&self, _island: IslandToken) {}
+
+    /// Whether cells of this class can run here; if not, why, and what to do about it, in the operator's words.
+    fn isolates(&self, isolation: IsolationClass) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>> {
+        let here = isolation == IsolationClass::Jail;
+        Box::pin(async move { if here { Ok(()) } else { Err("nothing runs for tenants here".to_owned()) } })
+    }
 }
 
 /// An erasure as shown. Times in Unix microseconds.

@@ -27,6 +27,7 @@ use crate::clock::{now_micros, now_seconds};
 use crate::cluster::{Cluster, Hold, Pool as LeasePool};
 use crate::control::{Control, ControlStore, CredentialKind, CredentialRow, TenantRow, TenantState, TicketRow};
 use crate::credential::{self, CredentialId, Scope};
+use crate::erasure::Compute;
 use crate::error::{Error, Result};
 use crate::freeze::Why;
 use crate::island::Island;
@@ -149,6 +150,8 @@ pub(crate) struct Inner {
     pub(crate) service: Service,
     /// With several nodes.
     pub(crate) home: Option<Home>,
+    /// What runs for tenants outside of the kernel.
+    compute: Mutex<Option<Arc<dyn Compute>>>,
     islands: Mutex<LruCache<TenantId, Arc<Island>>>,
     /// One for each tenant that somebody opens, makes or drops just now: none waits for another one.
     opening: Mutex<HashMap<TenantId, Weak<AsyncMutex<()>>>>,
@@ -223,6 +226,7 @@ impl Kernel {
             credential_key,
             service: Service::default(),
             home,
+            compute: Mutex::default(),
             islands: Mutex::new(LruCache::unbounded()),
             opening: Mutex::default(),
             ledgers: Mutex::default(),

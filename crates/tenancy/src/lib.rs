@@ -80,7 +80,7 @@ pub use operator::{CreatedTenant, OPERATOR_ACTS, Operator, TenantSpec};
 pub use permit::{Blobs, Closed, Held, MeterHandle, Permit, StoredUpload, Tx, Upload};
 pub use place::{NodeConfig, Peer, PostgresConfig, S3Config, S3Credentials, S3Tenant, Secret, StoresConfig, Tier};
 pub use policy::{Grant, Role};
-pub use quota::{Exceeded, Limits, RateLimitState, Resource};
+pub use quota::{Exceeded, IsolationClass, Limits, RateLimitState, Resource};
 pub use rows::{Got, Listed, PAGE_BYTES_MAX, Record, Rows, Snapshot};
 pub use stores::{StoreFinding, check_stores};
 pub use tenant::{Caller, IslandToken, Lease, RequestId, Scoped, Tenant};

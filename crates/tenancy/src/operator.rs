@@ -106,6 +106,7 @@ impl Operator {
     async fn create(&self, id: TenantId, spec: TenantSpec) -> Result<CreatedTenant> {
         let limits = spec.limits.unwrap_or(self.kernel.0.config.limits);
         limits.validate()?;
+        self.kernel.isolates(limits.isolation).await?;
         let tier = spec.tier.unwrap_or(self.kernel.0.stores.config.tier);
         self.kernel.0.stores.takes(tier)?;
         let _one = self.kernel.0.creating.lock().await;
@@ -233,6 +234,7 @@ impl Operator {
 
     async fn limits_set(&self, mut row: TenantRow, limits: Limits) -> Result<TenantInfo> {
         limits.validate()?;
+        self.kernel.isolates(limits.isolation).await?;
         row.limits = serde_json::to_string(&limits).map_err(Error::internal)?;
         self.kernel.0.control.tenant_set_limits(row.id, &row.limits).await?;
         self.kernel.meter(&row)?;

@@ -44,6 +44,28 @@ const JOB_SECONDS_MAX: u64 = 30 * 86_400;
 const CONCURRENCY_RETRY_SECONDS: u64 = 1;
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
 
+/// What stands between a tenant's cells and the kernel that all tenants share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IsolationClass {
+    /// Namespaces, an allow-list of system calls, Landlock, control groups.
+    #[default]
+    Jail,
+    /// A kernel of the cell's own, gVisor's, within walls like those; on nodes that have `runsc`.
+    Gvisor,
+}
+
+impl IsolationClass {
+    /// The word for it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Jail => "jail",
+            Self::Gvisor => "gvisor",
+        }
+    }
+}
+
 /// What a tenant may use. Every field has a default; an unknown field is an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -78,6 +100,8 @@ pub struct Limits {
     pub jobs_queued: u64,
     /// Longest training, in seconds.
     pub job_seconds: u64,
+    /// What its cells run in.
+    pub isolation: IsolationClass,
 }
 
 impl Default for Limits {
@@ -98,6 +122,7 @@ impl Default for Limits {
             jobs_running: 1,
             jobs_queued: 100,
             job_seconds: 3_600,
+            isolation: IsolationClass::Jail,
         }
     }
 }

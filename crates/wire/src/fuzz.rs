@@ -37,6 +37,7 @@ fn frame() -> impl Strategy<Value = Frame> {
         }),
         bytes().prop_map(|body| ToCell::InferGrpc { slot: 0, body }),
         bytes().prop_map(ToCell::Block),
+        bytes().prop_map(ToCell::Piece),
         any::<u64>().prop_map(|source_bytes| ToCell::Inspect(Inspect {
             source_bytes,
             format: Some(Format::Csv),

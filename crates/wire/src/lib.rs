@@ -23,7 +23,8 @@
 //! ```
 //!
 //! **Where large things go.** A model travels as a sealed memory file: the frame that names it ([`Load`], [`Admit`]) is sent with
-//! one file descriptor attached. A data set never travels whole: the cell *pulls* it with [`FromCell::Read`] and the service
+//! one file descriptor attached. Where the socket passes none (a cell under a kernel of its own), it comes before that frame in
+//! [`ToCell::Piece`]s. A data set never travels whole: the cell *pulls* it with [`FromCell::Read`] and the service
 //! answers with [`ToCell::Block`], so that a data set of any size is read in bounded memory and at random (Parquet keeps its
 //! index at the end).
 //!

@@ -70,6 +70,8 @@ pub enum ToCell {
     Predict(Predict),
     /// The bytes a [`FromCell::Read`] asked for; shorter only at the end of the source.
     Block(Bytes),
+    /// A piece of the model that the next message would otherwise have attached. Not answered.
+    Piece(Bytes),
 }
 
 /// What a cell says to the service. Hostile until checked.
@@ -192,6 +194,7 @@ mod kind {
     pub(super) const INFER_GRPC: u8 = 12;
 
     pub(super) const PREDICT: u8 = 20;
+    pub(super) const PIECE: u8 = 21;
 
     pub(super) const READY: u8 = 65;
     pub(super) const MODEL: u8 = 66;
@@ -254,6 +257,7 @@ impl ToCell {
             Self::Train(train) => (kind::TRAIN, 0, to_meta(train)?, none()),
             Self::Predict(predict) => (kind::PREDICT, 0, to_meta(predict)?, none()),
             Self::Block(body) => (kind::BLOCK, 0, none(), block(body)?),
+            Self::Piece(body) => (kind::PIECE, 0, none(), block(body)?),
         };
         Frame::new(kind, slot, id, meta, body)
     }
@@ -277,6 +281,7 @@ impl ToCell {
             kind::TRAIN => Self::Train(from_meta(frame)?),
             kind::PREDICT => Self::Predict(from_meta(frame)?),
             kind::BLOCK => Self::Block(block(&frame.body)?),
+            kind::PIECE => Self::Piece(block(&frame.body)?),
             other => return Err(WireError::Kind(other)),
         })
     }
@@ -303,7 +308,7 @@ impl ToCell {
         }
     }
 
-    /// Whether the frame is sent with one file descriptor attached.
+    /// Whether the frame is sent with one file descriptor attached, or behind [`ToCell::Piece`]s where none can be.
     #[must_use]
     pub fn carries_descriptor(&self) -> bool {
         matches!(self, Self::Load { .. } | Self::Admit(_) | Self::Predict(_))
@@ -412,6 +417,7 @@ mod tests {
                 batch_rows: 256,
             }),
             ToCell::Block(Bytes::from_static(b"abc")),
+            ToCell::Piece(Bytes::from_static(b"abc")),
         ] {
             assert_eq!(ToCell::parse(&message.frame(5).unwrap()).unwrap(), message);
         }
@@ -436,7 +442,8 @@ mod tests {
     fn directions_do_not_mix_and_bounds_hold() {
         assert_eq!(FromCell::parse(&ToCell::Ping.frame(0).unwrap()), Err(WireError::Kind(1)));
         assert!(FromCell::Read { offset: 0, bytes: BLOCK_BYTES_MAX + 1 }.frame(0).is_ok_and(|f| FromCell::parse(&f).is_err()));
-        assert!(ToCell::Block(Bytes::from(vec![0; BLOCK_BYTES_MAX as usize + 1])).frame(0).is_err());
+        let long = Bytes::from(vec![0; BLOCK_BYTES_MAX as usize + 1]);
+        assert!(ToCell::Block(long.clone()).frame(0).is_err() && ToCell::Piece(long).frame(0).is_err());
         let past_the_end = Inferred { json_bytes: Some(3), ..Bytes::from_static(b"{}").into() };
         assert_eq!(FromCell::parse(&FromCell::Inferred(past_the_end).frame(0).unwrap()), Err(WireError::Malformed("length of JSON")));
         let kind = FromCell::Inferred(Bytes::new().into()).frame(0).unwrap().kind;

@@ -77,9 +77,9 @@ fn requests(bytes: &[u8]) -> (Vec<(u64, ToCell)>, bool) {
     let (mut decoder, mut all) = (Decoder::new(), vec![]);
     decoder.feed(bytes);
     while let Ok(Some(frame)) = decoder.next() {
-        // No memory file comes with any of these.
+        // No memory file comes with any of these, and no model in pieces.
         match ToCell::parse(&frame) {
-            Ok(message) if !message.carries_descriptor() => all.push((frame.id, message)),
+            Ok(message) if !message.carries_descriptor() && !matches!(message, ToCell::Piece(_)) => all.push((frame.id, message)),
             _ => break,
         }
     }
@@ -95,7 +95,7 @@ fn a_service_that_says_anything_is_answered_as_far_as_it_can_be_read() {
     let done = fuzz(4_000, prop::collection::vec(word(), 0..7), |words| {
         let bytes = spoken(&words);
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let serving = std::thread::spawn(move || crate::serve::serve(engine, theirs.into()).is_ok());
+        let serving = std::thread::spawn(move || crate::serve::serve(engine, crate::link::Link::new(theirs.into())).is_ok());
         let (mut writer, mut reader) = (ours.try_clone().unwrap(), ours);
         // It may have ended already.
         let _ = writer.write_all(&bytes).and_then(|()| writer.shutdown(Shutdown::Write));

@@ -13,13 +13,30 @@ pub struct Client {
     decoder: Decoder,
     buffer: Vec<u8>,
     id: u64,
+    in_pieces: bool,
 }
 
 impl Client {
     /// Over a connected stream socket; made blocking.
     pub fn new(socket: OwnedFd) -> Self {
         rustix::io::ioctl_fionbio(&socket, false).unwrap();
-        Self { socket, decoder: Decoder::new(), buffer: vec![0; 256 << 10], id: 0 }
+        Self { socket, decoder: Decoder::new(), buffer: vec![0; 256 << 10], id: 0, in_pieces: false }
+    }
+
+    /// For a cell to which no descriptor can be sent.
+    pub fn in_pieces(socket: OwnedFd) -> Self {
+        Self { in_pieces: true, ..Self::new(socket) }
+    }
+
+    /// A model on its way: as the file that is to be attached, or sent before in pieces.
+    fn attach(&mut self, model: &[u8]) -> Option<SealedFile> {
+        if !self.in_pieces {
+            return Some(SealedFile::create(model).unwrap());
+        }
+        for piece in model.chunks(1000) {
+            self.send(&ToCell::Piece(bytes::Bytes::copy_from_slice(piece)), None).unwrap();
+        }
+        None
     }
 
     /// Sends and returns the request's id; `None` when the cell is gone.
@@ -76,13 +93,13 @@ impl Client {
     }
 
     fn load_as(&mut self, slot: u32, model: &[u8], load: Load) -> Result<ModelInfo, Fail> {
-        let message = ToCell::Load { slot, load };
-        result(self.ask(&message, Some(&SealedFile::create(model).unwrap())).expect("the cell lives"))
+        let (message, file) = (ToCell::Load { slot, load }, self.attach(model));
+        result(self.ask(&message, file.as_ref()).expect("the cell lives"))
     }
 
     pub fn admit(&mut self, model: &[u8], nodes_max: u32) -> Result<ModelInfo, Fail> {
-        let message = ToCell::Admit(Load { nodes_max, ..load(model) });
-        result(self.ask(&message, Some(&SealedFile::create(model).unwrap())).expect("the cell lives"))
+        let (message, file) = (ToCell::Admit(Load { nodes_max, ..load(model) }), self.attach(model));
+        result(self.ask(&message, file.as_ref()).expect("the cell lives"))
     }
 
     pub fn infer(&mut self, slot: u32, body: &str) -> Result<serde_json::Value, Fail> {

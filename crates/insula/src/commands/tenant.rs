@@ -2,11 +2,11 @@
 
 use clap::Subcommand;
 use reqwest::Method;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::args::Globals;
 use crate::client::Client;
-use crate::commands::{count_pair, erase, login, moving};
+use crate::commands::{erase, limit_pair, login, moving};
 use crate::failure::{Class, Failure, Result};
 use crate::output::{Field, Output};
 use crate::settings::Environment;
@@ -27,8 +27,8 @@ pub(crate) enum TenantCommand {
         #[arg(long, value_name = "MEMBER", default_value = "admin")]
         admin: String,
         /// A limit that differs from the service's default, as in requests_per_second=20; repeatable.
-        #[arg(long = "limit", value_name = "LIMIT=VALUE", value_parser = count_pair)]
-        limits: Vec<(String, u64)>,
+        #[arg(long = "limit", value_name = "LIMIT=VALUE", value_parser = limit_pair)]
+        limits: Vec<(String, Value)>,
         /// Where its rows lie, when not where the service puts new tenants.
         #[arg(long, value_name = "TIER", value_parser = TIERS)]
         storage: Option<String>,
@@ -57,9 +57,9 @@ pub(crate) enum TenantCommand {
     Limits {
         /// Its name.
         name: String,
-        /// Limits to change, as in models=50.
-        #[arg(required = true, value_name = "LIMIT=VALUE", value_parser = count_pair)]
-        limits: Vec<(String, u64)>,
+        /// Limits to change, as in models=50 or isolation=gvisor.
+        #[arg(required = true, value_name = "LIMIT=VALUE", value_parser = limit_pair)]
+        limits: Vec<(String, Value)>,
     },
     /// Move a tenant to another storage tier while it works; the place before is kept until `--finish`.
     Move(moving::MoveArgs),
@@ -155,8 +155,8 @@ pub(crate) async fn run(
     }
 }
 
-fn limits_object(limits: Vec<(String, u64)>) -> Value {
-    Value::Object(limits.into_iter().map(|(name, value)| (name, value.into())).collect::<Map<_, _>>())
+fn limits_object(limits: Vec<(String, Value)>) -> Value {
+    Value::Object(limits.into_iter().collect())
 }
 
 fn show(tenant: &Value, output: &Output) -> Result<()> {

@@ -27,6 +27,8 @@ fn a_tenant_is_held_limited_and_erased() {
     assert_eq!(service.run("clinic", &["quota"]).json()["limits"]["objects"], 1);
     service.run("operator", &["tenant", "limits", "clinic", "objekts=1"]).failed(6, "objekts");
     service.run("operator", &["tenant", "limits", "clinic", "requests_per_second=0"]).failed(6, "requests_per_second");
+    assert_eq!(before["limits"]["isolation"], "jail");
+    service.run("operator", &["tenant", "limits", "clinic", "isolation=none"]).failed(6, "gvisor");
 
     service.run("operator", &["tenant", "erase", "clinic", "--confirm", "clinik"]).failed(2, "nothing was done");
     let key = service.run("operator", &["audit", "key", "--service"]).json()["vkey"].as_str().unwrap().to_owned();

@@ -133,6 +133,11 @@ impl Cell {
         self.held.inside().group.as_ref().is_some_and(|group| group.weighs(weight))
     }
 
+    /// Its processes as the service sees them, if it has a group.
+    pub(crate) fn processes(&self) -> Vec<u32> {
+        self.held.inside().group.as_ref().map(Group::processes).unwrap_or_default()
+    }
+
     /// How often the processor quota stopped it.
     pub(crate) fn throttled(&self) -> u64 {
         self.held.inside().group.as_ref().map_or(0, Group::throttled)
@@ -151,6 +156,8 @@ pub(super) struct Held {
     pub(super) id: u64,
     pub(super) pid: Pid,
     pub(super) memory_by_rlimit: bool,
+    /// It is the first process of a sandbox: what its group counts is what it has used, and its exit code tells of the guest's end.
+    pub(super) sandbox: bool,
     pub(super) descriptors_max: u64,
     pub(super) memory_bytes_max: u64,
     pub(super) inside: Mutex<Inside>,
@@ -180,8 +187,9 @@ impl Held {
         }
         let reaped = reaped.unwrap_or_default();
         let counted = inside.group.as_ref().and_then(Group::memory_bytes);
+        let time = inside.group.as_ref().filter(|_| self.sandbox).and_then(Group::cpu_micros);
         inside.last = Usage {
-            cpu_micros: reaped.cpu_micros,
+            cpu_micros: reaped.cpu_micros.max(time.unwrap_or(0)),
             memory_bytes: 0,
             memory_peak_bytes: counted.map_or(reaped.memory_peak_bytes, |(_, peak)| peak),
         };
@@ -190,6 +198,12 @@ impl Held {
             reaped.memory_peak_bytes >= self.memory_bytes_max - self.memory_bytes_max / 8
         } else {
             inside.group.as_ref().is_some_and(Group::out_of_memory)
+        };
+        let signal = match (signal, code) {
+            (0, _) if self.sandbox && out_of_memory => libc::SIGKILL,
+            // As a shell has it.
+            (0, 129..=192) if self.sandbox => code - 128,
+            _ => signal,
         };
         let exit = if signal == 0 { Exit::Code(code) } else { Exit::Signal { signal, out_of_memory } };
         let group = inside.group.take();

@@ -16,7 +16,7 @@ use crate::{
 
 /// No message is longer.
 const MESSAGE_BYTES_MAX: usize = 64;
-/// Descriptors that travel with a request: the cell's socket and the doors of its control groups.
+/// Descriptors that travel with a request: the cell's socket, the doors of its control groups, and where a probe's `runsc` says what it has to say.
 pub(crate) const DESCRIPTORS_MAX: usize = 8;
 
 /// What the launcher asks.

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, LazyLock, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
@@ -24,8 +24,9 @@ use super::{
 };
 use crate::{
     Enforced, Floor, JailError, Layers, Limits, Report,
-    cgroup::{Doors, Groups},
+    cgroup::{Content, Doors, Groups},
     confine::{self, Failed, Rlimits},
+    gvisor,
     probe::{self, Attempt},
 };
 
@@ -58,6 +59,7 @@ struct Inner {
     args: Vec<String>,
     env: Vec<(String, String)>,
     layers: Layers,
+    content: Content,
     report: Report,
     groups: Arc<Groups>,
     uids: Arc<Uids>,
@@ -85,6 +87,17 @@ impl Launcher {
         Ok(launcher)
     }
 
+    /// As [`Launcher::start`], for cells under gVisor's kernel ([`gvisor`]). The program must call [`gvisor::serve`], and [`gvisor::enter`] inside.
+    ///
+    /// Their `cpu_seconds_max` and `descriptors_max` are not enforced from outside: a group has no such limits, and inside a fixed number of descriptors holds.
+    pub fn start_gvisor(program: &Path, args: &[&str], env: &[(String, String)], runsc: &Path, floor: Floor) -> Result<Self, JailError> {
+        let version = gvisor::version(runsc)?;
+        let mut inner = Self::inner(program, args, &gvisor::environment(env, runsc), Layers::AROUND, Content::Sandbox)?;
+        inner.report = gvisor::probe(&inner, version)?;
+        inner.report.check(floor)?;
+        Ok(Self(Arc::new(inner)))
+    }
+
     /// What [`Launcher::start`] would find, without a floor and without keeping anything: for a command that explains a machine.
     pub fn probe(program: &Path, args: &[&str], env: &[(String, String)]) -> Result<Report, JailError> {
         Ok(Self::make(program, args, env, Layers::ALL)?.0.report.clone())
@@ -101,25 +114,30 @@ impl Launcher {
     }
 
     fn make(program: &Path, args: &[&str], env: &[(String, String)], layers: Layers) -> Result<Self, JailError> {
+        let mut inner = Self::inner(program, args, env, layers, Content::Cell)?;
+        inner.report = probe::probe(&inner)?;
+        Ok(Self(Arc::new(inner)))
+    }
+
+    fn inner(program: &Path, args: &[&str], env: &[(String, String)], layers: Layers, content: Content) -> Result<Inner, JailError> {
         let args: Vec<String> = args.iter().map(ToString::to_string).collect();
-        let groups = Arc::new(if layers.cgroup { Groups::open() } else { Groups::none() });
-        let uids = Arc::new(Uids::default());
+        let groups = Arc::new(if layers.cgroup { Groups::open(content) } else { Groups::none() });
+        let uids = Arc::clone(&UIDS);
         let zygote = Zygote::start(program, &args, env, layers, &uids)?;
         let now = Instant::now();
-        let mut inner = Inner {
+        Ok(Inner {
             program: program.to_owned(),
             args,
             env: env.to_owned(),
             layers,
+            content,
             report: Report::nothing(groups.version(), zygote.threads),
             groups,
             uids,
             next_cell: AtomicU64::new(1),
             replaced: AtomicU64::new(0),
             current: Mutex::new(Current { zygote, started: now, restarts: 0, not_before: now }),
-        };
-        inner.report = probe::probe(&inner)?;
-        Ok(Self(Arc::new(inner)))
+        })
     }
 
     /// What is really enforced here.
@@ -129,7 +147,7 @@ impl Launcher {
 
     /// Forks one cell, confined before this returns. Starts a fresh zygote first if the last one died or has forked often enough.
     pub fn spawn(&self, limits: &Limits) -> Result<Cell, JailError> {
-        self.0.spawn(limits, self.0.layers, None)
+        self.0.spawn(limits, self.0.layers, None, None)
     }
 
     /// Zygotes that followed another one, because it died or had forked often enough.
@@ -145,7 +163,11 @@ impl Launcher {
 
 impl probe::Subject for Inner {
     fn attempt(&self, limits: &Limits, layers: Layers, attempt: Attempt) -> Result<Cell, JailError> {
-        self.spawn(limits, layers, Some(attempt))
+        self.spawn(limits, layers, Some(attempt), None)
+    }
+
+    fn stand(&self, limits: &Limits, said: BorrowedFd<'_>) -> Result<Cell, JailError> {
+        self.spawn(limits, self.layers, Some(Attempt::Stand), Some(said))
     }
 
     fn layers(&self) -> Layers {
@@ -159,11 +181,12 @@ impl probe::Subject for Inner {
 }
 
 impl Inner {
-    fn spawn(&self, limits: &Limits, layers: Layers, attempt: Option<Attempt>) -> Result<Cell, JailError> {
+    fn spawn(&self, limits: &Limits, layers: Layers, attempt: Option<Attempt>, said: Option<BorrowedFd<'_>>) -> Result<Cell, JailError> {
         limits.check()?;
         let zygote = self.zygote()?;
         let cell = self.next_cell.fetch_add(1, Ordering::Relaxed);
-        let memory_by_rlimit = self.report.memory != Enforced::Cgroup;
+        let sandbox = self.content == Content::Sandbox;
+        let memory_by_rlimit = !sandbox && self.report.memory != Enforced::Cgroup;
         let group = if layers.cgroup && self.layers.cgroup { Some(self.groups.create(cell, limits)?) } else { None };
         let doors = group.as_ref().map_or(Ok(Doors { born_into: None, join: Vec::new() }), |group| group.doors())?;
         let (ours, theirs) = UnixStream::pair().map_err(JailError::io("making a socket"))?;
@@ -184,8 +207,9 @@ impl Inner {
         let attach: Vec<BorrowedFd<'_>> = std::iter::once(theirs.as_fd())
             .chain(doors.born_into.iter().map(AsFd::as_fd))
             .chain(doors.join.iter().map(AsFd::as_fd))
+            .chain(said)
             .collect();
-        let wish = Wish { group, groups: Arc::clone(&self.groups), uid, memory_by_rlimit, limits: *limits };
+        let wish = Wish { group, groups: Arc::clone(&self.groups), uid, memory_by_rlimit, sandbox, limits: *limits };
         let (held, data_bytes) = zygote.spawn(&spawn, &attach, wish)?;
         Ok(Cell { held, zygote, socket: Some(ours.into()), data_bytes })
     }
@@ -251,6 +275,7 @@ struct Wish {
     groups: Arc<Groups>,
     uid: Option<Uid>,
     memory_by_rlimit: bool,
+    sandbox: bool,
     limits: Limits,
 }
 
@@ -407,6 +432,7 @@ fn spawned(table: &Mutex<Table>, cell: u64, pid: u32, data_bytes: u64) {
         id: cell,
         pid,
         memory_by_rlimit: wish.memory_by_rlimit,
+        sandbox: wish.sandbox,
         descriptors_max: wish.limits.descriptors_max.into(),
         memory_bytes_max: wish.limits.memory_bytes,
         inside: Mutex::new(Inside { group: wish.group, ..Inside::default() }),
@@ -420,6 +446,9 @@ fn spawned(table: &Mutex<Table>, cell: u64, pid: u32, data_bytes: u64) {
 fn lock(table: &Mutex<Table>) -> MutexGuard<'_, Table> {
     table.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// All launchers of this process take from one range, so that no two cells share an id, of whatever class they are.
+static UIDS: LazyLock<Arc<Uids>> = LazyLock::new(Arc::default);
 
 /// The outer user ids of this service process; each belongs to one living cell at most.
 #[derive(Debug)]

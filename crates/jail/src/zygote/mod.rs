@@ -38,4 +38,5 @@ mod serve;
 pub use cell::{Cell, Exit, Usage};
 pub(crate) use control::DESCRIPTORS_MAX;
 pub use launcher::{FORKS_PER_ZYGOTE_MAX, Launcher};
+pub(crate) use serve::keep;
 pub use serve::{control, serve};

@@ -15,6 +15,7 @@ use super::control::{Reply, Request, Spawn};
 use crate::{
     Layers,
     confine::{self, Ends, Failed, Ground, Step},
+    gvisor::Keeper,
     stream,
 };
 
@@ -45,39 +46,64 @@ pub fn control() -> io::Result<OwnedFd> {
 /// Never returns in the zygote. In each fork it confines the process, confirms it to the launcher, runs `child` with the cell's socket and exits
 /// with code 0 when that returns. Refuses to fork while the program has more than one thread.
 pub fn serve(control: OwnedFd, child: impl Fn(OwnedFd) + Copy) -> ! {
-    let code = match Zygote::prepare(control).and_then(|mut zygote| zygote.run(child)) {
+    run(control, |layers, outer| Ground::prepare(layers, outer).map(Yard::Cells), child)
+}
+
+/// As [`serve`], for sandboxes: what a fork becomes is another program.
+pub(crate) fn keep(control: OwnedFd, prepare: impl FnOnce(Layers, Option<u32>) -> Result<Keeper, Failed>) -> ! {
+    run(control, |layers, outer| prepare(layers, outer).map(Yard::Sandboxes), drop)
+}
+
+fn run(control: OwnedFd, prepare: impl FnOnce(Layers, Option<u32>) -> Result<Yard, Failed>, child: impl Fn(OwnedFd) + Copy) -> ! {
+    let code = match Zygote::prepare(control, prepare).and_then(|mut zygote| zygote.run(child)) {
         Ok(()) => 0,
         Err(_) => 1,
     };
     confine::exit(code)
 }
 
+/// What was prepared for forks, by what becomes of them.
+enum Yard {
+    Cells(Ground),
+    Sandboxes(Keeper),
+}
+
+impl Yard {
+    fn ground(&self) -> &Ground {
+        match self {
+            Self::Cells(ground) => ground,
+            Self::Sandboxes(keeper) => &keeper.ground,
+        }
+    }
+}
+
 struct Zygote {
     control: OwnedFd,
     deaths: OwnedFd,
-    ground: Ground,
+    yard: Yard,
     cells: BTreeMap<u64, Pid>,
 }
 
 impl Zygote {
     /// Reads the setup, prepares the ground and says hello.
-    fn prepare(control: OwnedFd) -> io::Result<Self> {
+    fn prepare(control: OwnedFd, prepare: impl FnOnce(Layers, Option<u32>) -> Result<Yard, Failed>) -> io::Result<Self> {
         // A terminal's interrupt is for the service, which then ends us in order.
         let _ = rustix::process::setsid();
         let Some((Request::Setup { layers, outer }, _)) = Request::recv(control.as_fd())? else {
             return Err(io::ErrorKind::InvalidData.into());
         };
-        let ground = match Ground::prepare(Layers::from_bits(layers), Some(outer).filter(|outer| *outer != 0)) {
-            Ok(ground) => ground,
+        let yard = match prepare(Layers::from_bits(layers), Some(outer).filter(|outer| *outer != 0)) {
+            Ok(yard) => yard,
             Err(failed) => {
                 Reply::Unable(failed).send(control.as_fd())?;
                 return Err(io::Error::from_raw_os_error(failed.errno));
             }
         };
         let deaths = child_deaths()?;
+        let ground = yard.ground();
         let hello = Reply::Hello { threads: ground.threads_and_data().0, landlock_abi: ground.landlock_abi, own_uid: ground.own_uid };
         hello.send(control.as_fd())?;
-        Ok(Self { control, deaths, ground, cells: BTreeMap::new() })
+        Ok(Self { control, deaths, yard, cells: BTreeMap::new() })
     }
 
     fn run(&mut self, child: impl Fn(OwnedFd) + Copy) -> io::Result<()> {
@@ -122,7 +148,7 @@ impl Zygote {
     }
 
     fn spawn(&self, spawn: &Spawn, descriptors: &[OwnedFd], child: impl Fn(OwnedFd) + Copy) -> Result<(Pid, u64), Failed> {
-        let (threads, data_bytes) = self.ground.threads_and_data();
+        let (threads, data_bytes) = self.yard.ground().threads_and_data();
         if threads != 1 {
             return Err(Failed { step: Step::Threads, errno: libc::EBUSY });
         }
@@ -131,22 +157,25 @@ impl Zygote {
         }
         let malformed = Failed { step: Step::Clone, errno: libc::EINVAL };
         let (socket, doors) = descriptors.split_first().ok_or(malformed)?;
+        let (said, doors) = match (&self.yard, spawn.attempt, doors) {
+            (Yard::Sandboxes(_), Some(_), [doors @ .., said]) => (Some(said.as_fd()), doors),
+            (_, _, doors) => (None, doors),
+        };
         let (born_into, join) = match doors.split_first() {
             Some((group, join)) if spawn.born_into => (Some(group.as_fd()), join),
             _ => (None, doors),
         };
         let pair = confine::socket_pair().map_err(|_| Failed { step: Step::Confirm, errno: libc::EMFILE })?;
         let outer = Some(spawn.outer).filter(|outer| *outer != 0);
-        let Some(pid) = self.ground.fork(born_into)? else {
+        let ground = self.yard.ground();
+        let Some(pid) = ground.fork(born_into)? else {
             drop(pair.0);
-            self.become_cell(spawn, outer, data_bytes, Ends { socket: socket.as_fd(), confirm: pair.1.as_fd() }, child)
+            self.become_cell(spawn, outer, data_bytes, Ends { socket: socket.as_fd(), confirm: pair.1.as_fd(), said }, child)
         };
         let (confirm, theirs) = pair;
         drop(theirs);
-        let outcome = self
-            .ground
-            .admit(pid, outer, join)
-            .and_then(|()| confirmed(confirm.as_fd(), Layers::from_bits(spawn.layers).close_descriptors));
+        let outcome =
+            ground.admit(pid, outer, join).and_then(|()| confirmed(confirm.as_fd(), Layers::from_bits(spawn.layers).close_descriptors));
         if let Err(failed) = outcome {
             let _ = rustix::process::kill_process(pid, Signal::KILL);
             let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
@@ -162,12 +191,12 @@ impl Zygote {
             confine::exit(EXIT_UNCONFINED);
         }
         let confirm = ends.confirm;
-        match self.ground.confine(Layers::from_bits(spawn.layers), outer, &spawn.limits, data_bytes, ends) {
-            Err(failed) => {
-                let [a, b, c, d] = failed.errno.to_le_bytes();
-                let _ = stream::send(confirm, &[failed.step as u8, a, b, c, d], None);
-                confine::exit(EXIT_UNCONFINED)
-            }
+        let ground = match &self.yard {
+            Yard::Cells(ground) => ground,
+            Yard::Sandboxes(keeper) => unconfined(confirm, keeper.become_sandbox(ends)),
+        };
+        match ground.confine(Layers::from_bits(spawn.layers), outer, &spawn.limits, data_bytes, ends) {
+            Err(failed) => unconfined(confirm, failed),
             Ok((socket, confirm)) => {
                 if stream::send(confirm.as_fd(), &[0; 5], None).is_err() {
                     confine::exit(EXIT_UNCONFINED);
@@ -203,21 +232,40 @@ impl Zygote {
     }
 }
 
+/// Says which step failed, and ends.
+fn unconfined(confirm: BorrowedFd<'_>, failed: Failed) -> ! {
+    let [a, b, c, d] = failed.errno.to_le_bytes();
+    let _ = stream::send(confirm, &[failed.step as u8, a, b, c, d], None);
+    confine::exit(EXIT_UNCONFINED)
+}
+
 /// Lets the cell go ahead and waits until it says that all walls stand, and then until it has closed this last channel as well.
 fn confirmed(confirm: BorrowedFd<'_>, closes: bool) -> Result<(), Failed> {
     stream::send(confirm, &[1], None).map_err(|_| Failed { step: Step::Confirm, errno: libc::EPIPE })?;
+    match word(confirm)? {
+        Some(0) if !closes => return Ok(()),
+        Some(0) => {}
+        _ => return Err(Failed { step: Step::Confirm, errno: libc::EPIPE }),
+    }
+    match word(confirm)? {
+        None => Ok(()),
+        Some(_) => Err(Failed { step: Step::Descriptors, errno: libc::EPROTO }),
+    }
+}
+
+/// What a fresh cell says: nothing more, that all is well, or which step failed.
+fn word(confirm: BorrowedFd<'_>) -> Result<Option<u8>, Failed> {
     let mut said = [0; 5];
-    if heard(confirm, &mut said)? != said.len() {
-        return Err(Failed { step: Step::Confirm, errno: libc::EPIPE });
+    match heard(confirm, &mut said)? {
+        0 => return Ok(None),
+        bytes if bytes != said.len() => return Err(Failed { step: Step::Confirm, errno: libc::EPROTO }),
+        _ => {}
     }
     let [step, a, b, c, d] = said;
-    if let Some(step) = Step::from_number(step) {
-        return Err(Failed { step, errno: i32::from_le_bytes([a, b, c, d]) });
+    match Step::from_number(step) {
+        Some(step) => Err(Failed { step, errno: i32::from_le_bytes([a, b, c, d]) }),
+        None => Ok(Some(step)),
     }
-    if closes && heard(confirm, &mut said)? != 0 {
-        return Err(Failed { step: Step::Descriptors, errno: libc::EPROTO });
-    }
-    Ok(())
 }
 
 /// One message, or nothing at the end, within bounded time.

@@ -24,7 +24,7 @@ use super::{
 };
 
 /// Killed by the system call filter.
-const FILTER: Outcome = Signal(libc::SIGSYS);
+pub(super) const FILTER: Outcome = Signal(libc::SIGSYS);
 /// Nothing but the filter is in the way: any number that is no error.
 const OPEN: Outcome = Answer(i64::MAX);
 
@@ -34,7 +34,7 @@ const fn refused(errno: i32) -> Outcome {
 
 /// Name, what a cell meets, what it meets behind the filter.
 #[rustfmt::skip]
-const WAYS_OUT: &[(&str, Outcome, Outcome)] = &[
+pub(super) const WAYS_OUT: &[(&str, Outcome, Outcome)] = &[
     ("fexecve", FILTER, refused(libc::ENOEXEC)),
     ("ptrace_zygote", FILTER, refused(libc::ESRCH)),
     ("process_vm_readv", FILTER, refused(libc::ESRCH)),

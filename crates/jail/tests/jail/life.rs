@@ -32,7 +32,7 @@ fn lives(pid: u32) -> bool {
 }
 
 /// This process's folders for cells in all hierarchies.
-fn groups_of(pid: u32) -> Vec<String> {
+pub(super) fn groups_of(pid: u32) -> Vec<String> {
     let mut found = Vec::new();
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let mut folders: Vec<_> =

@@ -7,10 +7,12 @@
     clippy::unwrap_used,
     clippy::panic,
     clippy::indexing_slicing,
+    clippy::print_stdout,
     reason = "a test binary; its helpers are outside `#[test]` functions"
 )]
 
 mod escape;
+mod gvisor;
 mod life;
 mod walls;
 

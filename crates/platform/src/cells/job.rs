@@ -12,7 +12,7 @@ use tokio::net::UnixStream;
 use tokio::time::Instant;
 use wire::{BLOCK_BYTES_MAX, Fail, FailCode, FromCell, ModelInfo, Predicted, Progress, Rows, ToCell, Trained};
 
-use super::socket::{Allowed, End, Inbox, Outbox};
+use super::socket::{Allowed, Attach, End, Inbox, Outbox};
 use crate::error::Error;
 
 /// Times a job may read its whole source; Parquet and a second pass need some, a cell that keeps the service busy does not get more.
@@ -125,16 +125,16 @@ struct Budget {
 impl JobLink {
     /// Sends the request. `output_bytes_max` bounds what the job may produce.
     pub(crate) fn begin(
-        stream: UnixStream,
+        (stream, attach): (UnixStream, Attach),
         request: &ToCell,
-        attach: Option<SealedFile>,
+        model: Option<SealedFile>,
         source: Option<Source>,
         time: Duration,
         output_bytes_max: u64,
     ) -> Result<Self, JobError> {
         let source_bytes = source.as_ref().map_or(0, Source::bytes);
-        let mut outbox = Outbox::default();
-        outbox.push(request, ID, attach).map_err(|error| JobError::Fail(Fail::new(FailCode::TooLarge, error.to_string())))?;
+        let mut outbox = Outbox::new(attach);
+        outbox.push(request, ID, model).map_err(|error| JobError::Fail(Fail::new(FailCode::TooLarge, error.to_string())))?;
         Ok(Self {
             stream,
             inbox: Inbox::new(RESULT_BYTES_MAX),
@@ -271,7 +271,10 @@ mod tests {
         let (ours, theirs) = Peer::pair().unwrap();
         let stream = super::super::socket::stream(ours.into()).unwrap();
         let request = ToCell::Inspect(Inspect { source_bytes: source.len() as u64, format: None, rows_max: 10, columns_max: 10 });
-        (JobLink::begin(stream, &request, None, Some(Source::Memory(Bytes::from_static(source))), time, 10).unwrap(), theirs)
+        (
+            JobLink::begin((stream, Attach::File), &request, None, Some(Source::Memory(Bytes::from_static(source))), time, 10).unwrap(),
+            theirs,
+        )
     }
 
     fn begin_training(output_bytes_max: u64) -> (JobLink, Peer) {
@@ -289,7 +292,7 @@ mod tests {
         };
         let source = Some(Source::Memory(Bytes::from_static(b"abc")));
         let time = Duration::from_secs(10);
-        (JobLink::begin(stream, &ToCell::Train(train), None, source, time, output_bytes_max).unwrap(), theirs)
+        (JobLink::begin((stream, Attach::File), &ToCell::Train(train), None, source, time, output_bytes_max).unwrap(), theirs)
     }
 
     fn frames(messages: &[FromCell]) -> Vec<u8> {

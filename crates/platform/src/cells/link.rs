@@ -22,7 +22,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
 use wire::{Fail, FailCode, Frame, FromCell, ModelInfo, ToCell};
 
-use super::socket::{Allowed, End, Inbox, Outbox, more};
+use super::socket::{Allowed, Attach, End, Inbox, Outbox, more};
 
 /// A request that will not be answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,10 +59,10 @@ struct Waiting {
 
 impl Link {
     /// Over a connected stream; answers longer than `answer_bytes_max` end the conversation. Needs a tokio runtime.
-    pub(crate) fn new(stream: UnixStream, answer_bytes_max: usize) -> Self {
+    pub(crate) fn new(stream: UnixStream, attach: Attach, answer_bytes_max: usize) -> Self {
         let shared = Arc::new(Shared {
             stream,
-            outbox: Mutex::default(),
+            outbox: Mutex::new(Outbox::new(attach)),
             backlog: Notify::new(),
             waiting: Mutex::new(Waiting { next_id: 1, requests: BTreeMap::new(), since: Instant::now(), end: None }),
         });
@@ -237,7 +237,7 @@ mod tests {
     /// A link and the cell's end of it, to be hostile with.
     fn pair() -> (Link, Peer) {
         let (ours, theirs) = Peer::pair().unwrap();
-        (Link::new(super::super::socket::stream(ours.into()).unwrap(), ANSWER_BYTES_MAX), theirs)
+        (Link::new(super::super::socket::stream(ours.into()).unwrap(), Attach::File, ANSWER_BYTES_MAX), theirs)
     }
 
     fn infer(link: &Link) -> oneshot::Receiver<Answer> {

@@ -9,6 +9,7 @@
 //! A cell has one tenant from adoption to death. How many there are is bounded by places: a cell holds one from its fork on. When none is
 //! left, the serving cell that has been idle for longest goes; when none is idle, the request is refused.
 
+mod classes;
 mod fair;
 mod job;
 mod link;
@@ -26,13 +27,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use jail::memory::SealedFile;
-use jail::zygote::Launcher;
 use parking_lot::Mutex;
-use tenancy::{BlobReader, IslandToken};
+use tenancy::{BlobReader, IslandToken, IsolationClass};
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use wire::{FailCode, FromCell, Load, ModelInfo, ToCell};
 
+pub use classes::start_gvisor;
 pub use fair::Priority;
 pub(crate) use job::{Event, JobError, JobLink, Source, line};
 pub(crate) use process::{Owner, Process};
@@ -43,6 +44,7 @@ use crate::config::PlatformConfig;
 use crate::deployment::VersionAnswers;
 use crate::error::{CellFailure, Error, Result};
 use crate::stats::{Counters, PlatformStats, bump};
+use classes::Classes;
 use pool::{Island, Lane};
 use process::{Blank, blank_limits};
 use turn::Gate;
@@ -70,7 +72,7 @@ pub(crate) struct Cells(Arc<Inner>);
 
 struct Inner {
     config: PlatformConfig,
-    launcher: Launcher,
+    classes: Arc<Classes>,
     counters: Arc<Counters>,
     places: Arc<Semaphore>,
     gate: Arc<Gate>,
@@ -88,16 +90,12 @@ struct Inner {
 impl Cells {
     /// Starts the zygote. Blocks while the engine loads.
     pub(crate) fn start(config: PlatformConfig, counters: Arc<Counters>) -> Result<Self, jail::JailError> {
-        let environment = [
-            ("ORT_DYLIB_PATH".to_owned(), config.engine_library.to_string_lossy().into_owned()),
-            ("ORT_DISABLE_TELEMETRY".to_owned(), "1".to_owned()),
-        ];
-        let launcher = Launcher::start(&config.cell_program, &["zygote"], &environment, config.floor)?;
+        let classes = Arc::new(Classes::start(&config)?);
         Ok(Self(Arc::new(Inner {
             places: Arc::new(Semaphore::new(config.cells_max)),
             gate: Gate::new(&config, Arc::clone(&counters)),
             short_jobs: Semaphore::new(config.jobs_running_max),
-            launcher,
+            classes,
             counters,
             blank: Mutex::default(),
             refill: Notify::new(),
@@ -113,7 +111,22 @@ impl Cells {
 
     /// What the jail really enforces.
     pub(crate) fn report(&self) -> &jail::Report {
-        self.0.launcher.report()
+        self.0.classes.jail().report()
+    }
+
+    /// What holds for cells under gVisor, if they have been needed.
+    pub(crate) fn gvisor_report(&self) -> Option<jail::Report> {
+        self.0.classes.gvisor_report()
+    }
+
+    /// Whether cells of this class can run here; if not, why, and what to do about it.
+    pub(crate) async fn isolates(&self, isolation: IsolationClass) -> Result<(), String> {
+        if isolation == IsolationClass::Jail {
+            return Ok(());
+        }
+        let classes = Arc::clone(&self.0.classes);
+        let started = tokio::task::spawn_blocking(move || classes.gvisor().map(drop)).await;
+        started.map_err(|error| error.to_string())?
     }
 
     pub(crate) fn config(&self) -> &PlatformConfig {
@@ -132,18 +145,19 @@ impl Cells {
         }
     }
 
-    /// A cell for this tenant: a blank one if there is, else a fresh fork.
+    /// A cell for this tenant: a blank one if there is, else a fresh fork. Blank ones are jailed; a tenant of another class gets a fresh one.
     pub(crate) async fn cell(&self, owner: &Owner) -> Result<(Process, UnixStream)> {
         self.starts_for(owner)?;
-        loop {
-            let Some(blank) = self.0.blank.lock().pop_front() else { break };
+        let isolation = owner.limits.isolation;
+        let blank = || if isolation == IsolationClass::Jail { self.0.blank.lock().pop_front() } else { None };
+        while let Some(blank) = blank() {
             self.0.refill.notify_one();
             // One that died in the pool is passed over.
             if let Ok(adopted) = blank.adopt(owner, Arc::clone(&self.0.counters)) {
                 return Ok(adopted);
             }
         }
-        let fresh = self.fork(self.place().await?, owner.limits()).await?;
+        let fresh = self.fork(self.place().await?, isolation, owner.limits()).await?;
         fresh.adopt(owner, Arc::clone(&self.0.counters)).map_err(Error::CellFailed)
     }
 
@@ -152,16 +166,19 @@ impl Cells {
         self.starts_for(owner)?;
         let place = Arc::clone(&self.0.places).try_acquire_owned();
         let place = place.map_err(|_| Error::Overloaded("all places for sandboxes are taken"))?;
-        self.fork(place, owner.limits()).await?.adopt(owner, Arc::clone(&self.0.counters)).map_err(Error::CellFailed)
+        self.fork(place, owner.limits.isolation, owner.limits())
+            .await?
+            .adopt(owner, Arc::clone(&self.0.counters))
+            .map_err(Error::CellFailed)
     }
 
-    async fn fork(&self, place: OwnedSemaphorePermit, limits: jail::Limits) -> Result<Blank> {
-        let launcher = self.0.launcher.clone();
-        let forked = tokio::task::spawn_blocking(move || launcher.spawn(&limits)).await;
-        let not_started = |error: &dyn std::fmt::Display| Error::CellFailed(CellFailure::NotStarted(error.to_string()));
-        let cell = forked.map_err(|error| not_started(&error))?.map_err(|error| not_started(&error))?;
+    async fn fork(&self, place: OwnedSemaphorePermit, isolation: IsolationClass, limits: jail::Limits) -> Result<Blank> {
+        let classes = Arc::clone(&self.0.classes);
+        let forked = tokio::task::spawn_blocking(move || classes.spawn(isolation, &limits)).await;
+        let forked = forked.unwrap_or_else(|error| Err(CellFailure::NotStarted(error.to_string())));
+        let cell = forked.map_err(Error::CellFailed)?;
         bump(&self.0.counters.started);
-        Ok(Blank::new(cell, place))
+        Ok(Blank::new(cell, isolation, place))
     }
 
     /// A place among all cells, if need be that of the serving cell that has been idle for longest.
@@ -247,7 +264,7 @@ impl Cells {
         while !self.0.closed.load(Ordering::Acquire) {
             while self.0.blank.lock().len() < self.0.config.pool_blank {
                 let Ok(place) = Arc::clone(&self.0.places).try_acquire_owned() else { break };
-                match self.fork(place, blank_limits()).await {
+                match self.fork(place, IsolationClass::Jail, blank_limits()).await {
                     Ok(blank) => self.0.blank.lock().push_back(blank),
                     Err(error) => {
                         tracing::warn!(private = error.private(), "a blank cell could not be started");
@@ -332,7 +349,7 @@ impl Cells {
             cells_blank: blank,
             cells_serving: serving,
             cells_working: working,
-            zygotes_replaced: self.0.launcher.zygotes_replaced(),
+            zygotes_replaced: self.0.classes.zygotes_replaced(),
             ..self.0.counters.snapshot()
         }
     }
@@ -412,7 +429,7 @@ impl Cells {
             ToCell::Predict(_) => self.0.config.upload_bytes_max,
             _ => self.0.config.model_bytes_max,
         };
-        let link = JobLink::begin(stream, request, attach, source, time, output_bytes_max);
+        let link = JobLink::begin((stream, process.attach()), request, attach, source, time, output_bytes_max);
         match link {
             Ok(link) => Ok(Job { link, process, time }),
             Err(JobError::Fail(fail)) => Err(Error::Input(fail)),

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 use parking_lot::Mutex;
 use tenancy::act::Predict;
-use tenancy::{BlobId, BlobReader, Permit};
+use tenancy::{BlobId, BlobReader, IsolationClass, Permit};
 use tokio::sync::Semaphore;
 use wire::{Batching, Fail, FailCode, FromCell, Inferred, Load, ToCell};
 
@@ -384,12 +384,17 @@ impl Island {
         key.batching.filter(|_| self.unjoined_until.lock().is_none_or(|until| until < Instant::now()))
     }
 
-    /// The island's cell, if it lives.
-    fn living(&self) -> Option<InUse> {
+    /// The island's cell, if it lives and is of the class that its tenant must have now. One of another class ends with what it works on.
+    fn living(&self, isolation: IsolationClass) -> Option<InUse> {
         let mut serving = self.serving.lock();
         let cell = serving.as_ref()?;
         if cell.link.ended().is_some() {
             self.remember(cell);
+            self.gone(&mut serving);
+            return None;
+        }
+        if cell.process.isolation() != isolation {
+            cell.process.evicted();
             self.gone(&mut serving);
             return None;
         }
@@ -619,12 +624,12 @@ impl Cells {
 
     /// The island's serving cell; started if there is none, by one of those who need it.
     async fn serving_cell(&self, island: &Island, owner: &Owner) -> Result<(InUse, bool)> {
-        if let Some(cell) = island.living() {
+        if let Some(cell) = island.living(owner.limits.isolation) {
             self.adjust(island, &cell.0, owner);
             return Ok((cell, false));
         }
         let _starting = island.starting.lock().await;
-        if let Some(cell) = island.living() {
+        if let Some(cell) = island.living(owner.limits.isolation) {
             return Ok((cell, true));
         }
         let granted = Granted::to(self, island, owner);
@@ -637,7 +642,7 @@ impl Cells {
         };
         let slots_max = NonZeroUsize::new(self.config().models_per_cell_max).unwrap_or(NonZeroUsize::MIN);
         let serving = Arc::new(Serving {
-            link: Link::new(stream, self.config().answer_bytes_max),
+            link: Link::new(stream, process.attach(), self.config().answer_bytes_max),
             process,
             slots: Mutex::new(Slots { loaded: LruCache::new(slots_max) }),
             loading: tokio::sync::Mutex::default(),

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use jail::zygote::{Cell, Exit};
 use parking_lot::Mutex;
-use tenancy::{IslandToken, Limits, MeterHandle};
+use tenancy::{IslandToken, IsolationClass, Limits, MeterHandle};
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::fair::Portion;
-use super::socket::{End, stream};
+use super::socket::{Attach, End, stream};
 use crate::error::CellFailure;
 use crate::stats::{Counters, bump};
 
@@ -87,12 +87,13 @@ pub(crate) fn blank_limits() -> jail::Limits {
 /// A live cell without a tenant.
 pub(crate) struct Blank {
     cell: Cell,
+    isolation: IsolationClass,
     place: OwnedSemaphorePermit,
 }
 
 impl Blank {
-    pub(crate) fn new(cell: Cell, place: OwnedSemaphorePermit) -> Self {
-        Self { cell, place }
+    pub(crate) fn new(cell: Cell, isolation: IsolationClass, place: OwnedSemaphorePermit) -> Self {
+        Self { cell, isolation, place }
     }
 
     /// Gives the cell to a tenant, for good.
@@ -107,6 +108,7 @@ impl Blank {
         });
         let process = Process {
             cell: self.cell,
+            isolation: self.isolation,
             exit,
             meter: owner.meter.clone(),
             billed_micros: AtomicU64::new(0),
@@ -124,6 +126,7 @@ impl Blank {
 /// A tenant's cell. Dropping it kills it.
 pub(crate) struct Process {
     cell: Cell,
+    isolation: IsolationClass,
     exit: watch::Receiver<Option<Exit>>,
     meter: MeterHandle,
     billed_micros: AtomicU64,
@@ -144,6 +147,19 @@ impl Process {
         let held = std::mem::replace(&mut *self.billed_at.lock(), Instant::now()).elapsed();
         self.meter.count_held(usage.memory_bytes, held);
         usage.memory_bytes
+    }
+
+    /// The class that it was started in.
+    pub(crate) fn isolation(&self) -> IsolationClass {
+        self.isolation
+    }
+
+    /// How a model gets into it.
+    pub(crate) fn attach(&self) -> Attach {
+        match self.isolation {
+            IsolationClass::Jail => Attach::File,
+            IsolationClass::Gvisor => Attach::Pieces,
+        }
     }
 
     /// Memory it may have, in bytes.

@@ -10,7 +10,7 @@ use jail::memory::SealedFile;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
-use wire::{Decoder, Frame, FromCell, HEADER_BYTES, ToCell, WireError};
+use wire::{BLOCK_BYTES_MAX, Decoder, Frame, FromCell, HEADER_BYTES, ToCell, WireError};
 
 /// Bytes taken from a socket at once.
 const READ_BYTES: usize = 64 << 10;
@@ -50,9 +50,20 @@ pub(crate) fn stream(socket: OwnedFd) -> io::Result<UnixStream> {
     UnixStream::from_std(stream)
 }
 
+/// How a model gets into a cell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Attach {
+    /// As a memory file with its frame.
+    File,
+    /// As bytes before it: a kernel of its own is between.
+    Pieces,
+}
+
 /// Frames on their way out.
-#[derive(Default)]
-pub(crate) struct Outbox(VecDeque<Outgoing>);
+pub(crate) struct Outbox {
+    waiting: VecDeque<Outgoing>,
+    attach: Attach,
+}
 
 struct Outgoing {
     head: Bytes,
@@ -61,20 +72,47 @@ struct Outgoing {
 }
 
 impl Outbox {
+    pub(crate) fn new(attach: Attach) -> Self {
+        Self { waiting: VecDeque::new(), attach }
+    }
+
     /// Adds a frame behind those that wait.
     pub(crate) fn push(&mut self, message: &ToCell, id: u64, attach: Option<SealedFile>) -> Result<(), WireError> {
+        // First of all: a frame that is refused must leave nothing behind.
         let frame = message.frame(id)?;
+        let attach = match attach {
+            Some(file) if self.attach == Attach::Pieces => {
+                self.push_pieces(&file, id)?;
+                None
+            }
+            attach => attach,
+        };
+        self.push_frame(frame, attach);
+        Ok(())
+    }
+
+    /// The model's bytes as frames, each of which refers to the one mapping.
+    fn push_pieces(&mut self, file: &SealedFile, id: u64) -> Result<(), WireError> {
+        let mapped = file.map().map_err(|_| WireError::Malformed("memory file"))?;
+        let mut rest = Bytes::from_owner(mapped);
+        while !rest.is_empty() {
+            let piece = rest.split_to(rest.len().min(BLOCK_BYTES_MAX as usize));
+            self.push_frame(ToCell::Piece(piece).frame(id)?, None);
+        }
+        Ok(())
+    }
+
+    fn push_frame(&mut self, frame: Frame, attach: Option<SealedFile>) {
         let mut head = Vec::with_capacity(HEADER_BYTES + frame.meta.len());
         head.extend_from_slice(&frame.header());
         head.extend_from_slice(&frame.meta);
-        self.0.push_back(Outgoing { head: head.into(), body: frame.body, attach });
-        Ok(())
+        self.waiting.push_back(Outgoing { head: head.into(), body: frame.body, attach });
     }
 
     /// Sends what the socket takes now, within bounds; `true` when nothing is left.
     pub(crate) fn flush(&mut self, stream: &UnixStream) -> io::Result<bool> {
         let mut moved = 0;
-        while let Some(next) = self.0.front_mut() {
+        while let Some(next) = self.waiting.front_mut() {
             if moved >= UNBROKEN_BYTES_MAX {
                 return Ok(false);
             }
@@ -87,7 +125,7 @@ impl Outbox {
                 Err(error) => return Err(error),
             }
             if next.head.is_empty() && next.body.is_empty() {
-                self.0.pop_front();
+                self.waiting.pop_front();
             }
         }
         Ok(true)

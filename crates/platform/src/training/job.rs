@@ -83,7 +83,7 @@ impl From<Error> for Stop {
     fn from(error: Error) -> Self {
         match &error {
             Error::CellFailed(CellFailure::Stopped) => Self::Closing,
-            Error::CellFailed(CellFailure::NotStarted(_)) | Error::Overloaded(_) => Self::Later,
+            Error::CellFailed(CellFailure::NotStarted(_) | CellFailure::NoIsolation { .. }) | Error::Overloaded(_) => Self::Later,
             Error::Kernel(tenancy::Error::Unavailable(_) | tenancy::Error::TenantState(_)) => Self::Later,
             _ => Self::Failed(error),
         }

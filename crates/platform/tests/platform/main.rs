@@ -15,6 +15,7 @@
 mod batching;
 mod cells;
 mod crash;
+mod isolation;
 mod main_job;
 mod models;
 mod prediction;

@@ -378,6 +378,8 @@ pub(crate) struct LimitsDto {
     jobs_queued: u64,
     /// Longest training, in seconds.
     job_seconds: u64,
+    /// What stands between the tenant's sandboxes and the kernel that all share: `jail`, or `gvisor` on nodes that have it.
+    isolation: &'static str,
 }
 
 impl From<Limits> for LimitsDto {
@@ -398,6 +400,7 @@ impl From<Limits> for LimitsDto {
             jobs_running: limits.jobs_running,
             jobs_queued: limits.jobs_queued,
             job_seconds: limits.job_seconds,
+            isolation: limits.isolation.name(),
         }
     }
 }

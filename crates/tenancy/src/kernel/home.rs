@@ -16,6 +16,7 @@ mod tests;
 use super::*;
 use crate::cluster::{Cluster, Hold, RENEW_EVERY, SERVICE};
 use crate::erasure::Compute;
+use crate::quota::IsolationClass;
 use crate::rows::db::TAKEN_OVER;
 use crate::tenant::IslandToken;
 
@@ -32,21 +33,12 @@ pub(crate) struct Home {
     keeper_stop: Arc<Notify>,
     /// One round of the leader's duties at a time.
     duties: Arc<AsyncMutex<()>>,
-    /// What runs for tenants outside of the kernel.
-    compute: Mutex<Option<Arc<dyn Compute>>>,
     _folder: Option<std::fs::File>,
 }
 
 impl Home {
     pub(super) fn new(cluster: Cluster, folder: Option<std::fs::File>) -> Self {
-        Self {
-            cluster,
-            keeper: Mutex::default(),
-            keeper_stop: Arc::default(),
-            duties: Arc::default(),
-            compute: Mutex::default(),
-            _folder: folder,
-        }
+        Self { cluster, keeper: Mutex::default(), keeper_stop: Arc::default(), duties: Arc::default(), _folder: folder }
     }
 }
 
@@ -107,16 +99,27 @@ impl Inner {
     }
 
     fn compute(&self) -> Option<Arc<dyn Compute>> {
-        self.home.as_ref().and_then(|home| home.compute.lock().clone())
+        self.compute.lock().clone()
     }
 }
 
 impl Kernel {
-    /// What runs for tenants outside of the kernel, to be stopped when a tenant's home moves to another node.
+    /// What runs for tenants outside of the kernel: to be stopped when a tenant's home moves to another node, and asked what it can run.
     pub fn compute_attach(&self, compute: Arc<dyn Compute>) {
-        if let Some(home) = &self.0.home {
-            *home.compute.lock() = Some(compute);
-        }
+        *self.0.compute.lock() = Some(compute);
+    }
+
+    /// Refuses limits that this node cannot hold: a tenant that is promised a class of isolation gets no other one.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with the reason and its remedy.
+    pub(crate) async fn isolates(&self, isolation: IsolationClass) -> Result<()> {
+        let can = match self.0.compute() {
+            Some(compute) => compute.isolates(isolation).await,
+            None if isolation == IsolationClass::Jail => Ok(()),
+            None => Err("nothing runs for tenants here".to_owned()),
+        };
+        can.map_err(|reason| Error::Invalid(format!("`isolation` cannot be `{}` on this node: {reason}", isolation.name())))
     }
 
     /// This node is home to the tenant, or becomes it. None where there is one node.

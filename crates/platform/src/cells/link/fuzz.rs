@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use wire::{BODY_BYTES_MAX, Fail, FailCode, Frame, FromCell, HEADER_BYTES, Inferred, META_BYTES_MAX, Progress, Run, ToCell};
 
-use super::super::socket::stream;
+use super::super::socket::{Attach, stream};
 use super::{Answer, End, Link};
 
 const ANSWER_BYTES_MAX: usize = 2048;
@@ -156,7 +156,7 @@ fn expected(mut bytes: &[u8], asked: usize) -> (Vec<FromCell>, Option<bool>) {
 /// What became of the requests when the cell said all this in these pieces, and then left.
 async fn outcome(asked: usize, bytes: &[u8], cuts: &[Index]) -> Vec<Answer> {
     let (ours, mut peer) = Peer::pair().unwrap();
-    let link = Link::new(stream(ours.into()).unwrap(), ANSWER_BYTES_MAX);
+    let link = Link::new(stream(ours.into()).unwrap(), Attach::File, ANSWER_BYTES_MAX);
     let question = ToCell::Infer { slot: 1, body: Bytes::from_static(b"{}") };
     let asks: Vec<_> = (0..asked).map(|_| link.ask(&question, None)).collect();
     // It hears all before it speaks: a cell cannot answer what it was not asked.

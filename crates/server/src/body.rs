@@ -113,12 +113,14 @@ impl BodyMark {
                 let length = frame.data_ref().map_or(0, |piece| u64::try_from(piece.len()).unwrap_or(u64::MAX));
                 (bytes, owed) = (bytes + length, owed + length);
                 if purse.is_due(owed) {
-                    self.bulk.pay(&purse, std::mem::take(&mut owed)).await;
+                    self.bulk.pay(&purse, owed).await;
+                    owed = 0;
                 }
             }
         };
         // Whether it came or not: the answer is the same.
         let _ = timeout(REFUSED_TIME_MAX, coming).await;
+        purse.leave(owed);
     }
 }
 
@@ -176,7 +178,9 @@ impl RequestBody {
     pub(crate) async fn piece(&mut self, bytes_max: u64) -> Result<Option<Bytes>> {
         if let Some(purse) = self.purse.as_ref().filter(|purse| purse.is_due(self.owed)) {
             let begun = Instant::now();
-            self.mark.bulk.pay(purse, std::mem::take(&mut self.owed)).await;
+            self.mark.bulk.pay(purse, self.owed).await;
+            // Who is cut while it waits still owes it.
+            self.owed = 0;
             // It is not the sender who was slow.
             self.started += begun.elapsed();
         }

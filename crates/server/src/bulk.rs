@@ -49,6 +49,8 @@ const ROOM_NODE: usize = 512;
 const ROOM_TENANT: usize = 128;
 /// Bytes of a unit of room.
 const ROOM_BYTES: u64 = 1 << 20;
+/// Longest wait for room.
+const ROOM_WAIT_MAX: Duration = Duration::from_secs(20);
 /// Purses that are remembered before those that nobody uses are forgotten.
 const PURSES_MAX: usize = 1024;
 
@@ -64,6 +66,7 @@ pub(crate) struct Bulk<T = IslandToken> {
     /// Held by who reads; until when it is paid for.
     turn: tokio::sync::Mutex<Instant>,
     room: Arc<Semaphore>,
+    room_wait: Duration,
     purses: Mutex<HashMap<T, Arc<Purse<T>>>>,
     /// Of what no tenant answers for.
     nobody: Arc<Purse<T>>,
@@ -107,6 +110,7 @@ impl<T: Copy + Eq + Hash> Bulk<T> {
             stretch_nanos: STRETCH_BYTES.saturating_mul(1_000_000_000) / pace.max(1),
             turn: tokio::sync::Mutex::new(Instant::now()),
             room: Arc::new(Semaphore::new(ROOM_NODE)),
+            room_wait: ROOM_WAIT_MAX,
             purses: Mutex::default(),
             nobody: Purse::new(None),
             last: Mutex::default(),
@@ -128,7 +132,7 @@ impl<T: Copy + Eq + Hash> Bulk<T> {
         let Some(owner) = owner else { return Arc::clone(&self.nobody) };
         let mut purses = self.purses.lock();
         if purses.len() >= PURSES_MAX {
-            purses.retain(|_, purse| Arc::strong_count(purse) > 1);
+            purses.retain(|_, purse| Arc::strong_count(purse) > 1 || purse.room.available_permits() < ROOM_TENANT);
         }
         Arc::clone(purses.entry(owner).or_insert_with(|| Purse::new(Some(owner))))
     }
@@ -156,14 +160,18 @@ impl<T: Copy + Eq + Hash> Bulk<T> {
         }
     }
 
-    /// Room for a body of so many bytes. Waits for it.
+    /// Room for a body of so many bytes. Waits for it, not for long: whoever has it may be slow.
     pub(crate) async fn room(&self, purse: &Purse<T>, bytes: u64) -> Result<Room> {
         let units = usize::try_from(bytes.div_ceil(ROOM_BYTES)).unwrap_or(usize::MAX).min(ROOM_TENANT);
         let units = u32::try_from(units).map_err(Fail::internal)?;
         // Its own first: who waits for that keeps nothing of the node's.
-        let own = Arc::clone(&purse.room).acquire_many_owned(units).await.map_err(Fail::internal)?;
-        let nodes = Arc::clone(&self.room).acquire_many_owned(units).await.map_err(Fail::internal)?;
-        Ok(Room([own, nodes]))
+        let room = async {
+            let own = Arc::clone(&purse.room).acquire_many_owned(units).await.map_err(Fail::internal)?;
+            let nodes = Arc::clone(&self.room).acquire_many_owned(units).await.map_err(Fail::internal)?;
+            Ok(Room([own, nodes]))
+        };
+        let full = || Fail::new("overloaded", "too many large bodies are coming in: try again").retry_after(1);
+        tokio::time::timeout(self.room_wait, room).await.unwrap_or_else(|_| Err(full()))
     }
 }
 

@@ -63,7 +63,7 @@ const USAGE_EVERY_SYNCS: u32 = 600;
 /// Credentials held in memory.
 const CREDENTIALS_MAX: NonZeroUsize = NonZeroUsize::new(65_536).expect("not zero");
 /// How long a request waits for somebody else who opens or closes its tenant.
-const OPENING_WAIT_MAX: Duration = Duration::from_secs(10);
+pub(crate) const OPENING_WAIT_MAX: Duration = Duration::from_secs(10);
 /// How long a request waits until the tenants are closed that went for its own.
 const EVICTION_WAIT_MAX: Duration = Duration::from_secs(1);
 /// Tickets looked at for one claim.

@@ -9,7 +9,7 @@ use crate::credential::{CredentialId, Scope};
 use crate::erasure::{self, ErasureInfo, remove_folder};
 use crate::error::{Error, Result};
 use crate::freeze::Why;
-use crate::kernel::{FIRST_KEY_DAYS, Kernel, TenantUsage};
+use crate::kernel::{FIRST_KEY_DAYS, Kernel, OPENING_WAIT_MAX, TenantUsage};
 use crate::keyring::Keyring;
 use crate::ledger::Outcome;
 use crate::manage::{IssuedKey, KeyInfo, LedgerView, TenantInfo, expiry_fits};
@@ -236,6 +236,9 @@ impl Operator {
         limits.validate()?;
         self.kernel.isolates(limits.isolation).await?;
         row.limits = serde_json::to_string(&limits).map_err(Error::internal)?;
+        // Who is just opening the tenant has read the limits from before, and would set them again.
+        let opening = tokio::time::timeout(OPENING_WAIT_MAX, self.kernel.opening(row.id).lock_owned()).await;
+        let _opening = opening.map_err(|_| Error::Unavailable("the tenant is being opened or closed: try again"))?;
         self.kernel.0.control.tenant_set_limits(row.id, &row.limits).await?;
         self.kernel.meter(&row)?;
         info(&row)

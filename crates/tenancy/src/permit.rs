@@ -549,6 +549,7 @@ pub(crate) async fn commit_all(island: &Island, mut rows: rows::Tx<'_>, parts: V
     for entry in bytes {
         rows.outbox_add(entry);
     }
+    rows.write_out().await?;
     let committing = island.committing(rows.generation(), failed).await?;
     // From here on the entries are the commit's business: whoever finds out whether it happened writes the ones or the others.
     parts.iter().for_each(|part| part.permit.written.store(true, Ordering::Release));

@@ -516,9 +516,9 @@ impl Tx<'_> {
         }
         let (places, unknown): (Vec<usize>, Vec<String>) = unknown.into_iter().unzip();
         let result = records::jsons(self.txn.enter()?, &self.home.codec, R::KIND, &unknown).await;
-        let mut found = self.txn.leave(result)?;
+        let found = self.txn.leave(result)?;
         for (at, key) in places.into_iter().zip(&unknown) {
-            let record = self.learn(key, found.remove(key))?;
+            let record = self.learn(key, found.get(key).cloned())?;
             if let Some(place) = records.get_mut(at) {
                 *place = record;
             }
@@ -733,12 +733,15 @@ impl Tx<'_> {
 
     /// What was done since the savepoint stays.
     pub(crate) async fn keep(&mut self) -> Result<()> {
+        self.txn.whole()?;
         self.staged.keep();
         if self.part.take().is_some_and(|part| part.told) { self.release().await } else { Ok(()) }
     }
 
     /// What was done since the savepoint has not happened.
     pub(crate) async fn take_back(&mut self) -> Result<()> {
+        // What broke it off would be found by the commit, when others rely on it.
+        self.txn.whole()?;
         self.staged.take_back();
         let Some(part) = self.part.take() else { return Ok(()) };
         self.attached.truncate(part.attached);
@@ -756,12 +759,17 @@ impl Tx<'_> {
         self.txn.leave(result)
     }
 
-    /// Commits, with a ledger entry in the same transaction. Durable on return; returns the new generation.
-    pub(crate) async fn commit_with(mut self, entry: Option<Vec<u8>>) -> Result<u64> {
+    /// Tells the database all that it does not know yet. A failure is one of this transaction alone, as long as nobody waits for its commit.
+    pub(crate) async fn write_out(&mut self) -> Result<()> {
         self.flush().await?;
         let entries = std::mem::take(&mut self.entries);
         let result = records::outbox_insert(self.txn.enter()?, &self.home.codec, &entries).await;
-        self.txn.leave(result)?;
+        self.txn.leave(result)
+    }
+
+    /// Commits, with a ledger entry in the same transaction. Durable on return; returns the new generation.
+    pub(crate) async fn commit_with(mut self, entry: Option<Vec<u8>>) -> Result<u64> {
+        self.write_out().await?;
         let entry = entry.map(|entry| self.home.codec.entry(self.generation(), &entry)).transpose()?;
         let objects = !self.attached.is_empty() || !self.detached.is_empty();
         if objects {

@@ -2,9 +2,10 @@
 //! then the marks are searched everywhere but at home: in all that the other tenant and the operator can read, in the logs, the
 //! metrics, every file, and what the system shows of the processes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::SystemTime;
 
 use base64::Engine;
@@ -12,6 +13,7 @@ use base64::engine::general_purpose::STANDARD_NO_PAD;
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use crate::oip;
 use crate::world::{Body, Service, family};
 
 /// Largest file of a temporary folder that is searched, in bytes.
@@ -155,7 +157,23 @@ async fn readable(service: &Service, key: &str, of: &Part) -> Vec<(String, Vec<u
         }
     }
     assert!(found.len() > 60, "the document lists {} ways to read", found.len());
+    found.extend(called(service, key, of));
     found
+}
+
+/// What all methods over gRPC answer about the deployment of `of`.
+fn called(service: &Service, key: &str, of: &Part) -> Vec<(String, Vec<u8>)> {
+    let Some(python) = oip::python() else { return Vec::new() };
+    let address = service.url.strip_prefix("https://").unwrap();
+    let mut command = Command::new(python);
+    command.arg(format!("{}/tests/insula/canary_grpc.py", env!("CARGO_MANIFEST_DIR"))).args([address, service.cacert.to_str().unwrap()]);
+    command.args([of.deployment(), tensors(&of.what.name).to_string()]).env("INSULA_TOKEN", key);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let told: BTreeMap<String, String> = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(told.len() > 15, "Triton's protocol has more methods than {told:?}");
+    let bytes = |hex: &str| (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect();
+    told.into_iter().map(|(method, hex)| (format!("grpc {method}"), bytes(&hex))).collect()
 }
 
 async fn play(service: &Service, tenant: &str) -> Part {
@@ -433,6 +451,11 @@ fn at_home(part: &Part, own: &[(String, Vec<u8>)]) {
         format!("/v1/members/{}", part.member()),
     ] {
         assert!(found.contains(&place), "{place} does not hold the mark of its own tenant");
+    }
+    if own.iter().any(|(place, _)| place.starts_with("grpc ")) {
+        for method in ["ModelMetadata", "ModelConfig", "ModelStatistics", "RepositoryIndex", "ModelInfer", "ModelStreamInfer"] {
+            assert!(found.contains(&format!("grpc {method}")), "{method} does not hold the mark of its own tenant");
+        }
     }
     let who = found_in(&part.who, own);
     for place in ["/v1/whoami", "/v1/tenant", "/v1/members", "/v1/ledger"] {

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::world::Service;
 
 /// A Python with the clients; `None`, said aloud, where there is none and nobody demands it.
-fn python() -> Option<PathBuf> {
+pub(crate) fn python() -> Option<PathBuf> {
     let python = std::env::var_os("INSULA_PY").map(PathBuf::from);
     if python.is_none() {
         assert!(std::env::var_os("INSULA_REQUIRE").is_none(), "INSULA_PY is demanded");

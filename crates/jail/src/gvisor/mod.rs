@@ -30,6 +30,7 @@ use std::{
     ffi::OsStr,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::{Duration, Instant},
 };
 
 pub use guest::enter;
@@ -43,6 +44,8 @@ use crate::JailError;
 const RUNSC: &str = "INSULA_RUNSC";
 /// Tells a guest that it is a probe.
 const PROBE: &str = "INSULA_PROBE";
+/// Time in which `runsc` has to say what it is.
+const VERSION_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Where `runsc` lies besides the places of `PATH`.
 const USUAL_PLACES: [&str; 3] = ["/usr/local/bin", "/usr/bin", "/opt/gvisor"];
 
@@ -57,8 +60,19 @@ pub fn find(path: Option<&OsStr>) -> Option<PathBuf> {
 /// What `runsc` says it is.
 pub(crate) fn version(runsc: &Path) -> Result<String, JailError> {
     let failed = |reason: String| JailError::Start { program: runsc.to_owned(), reason };
-    let output =
-        Command::new(runsc).arg("--version").env_clear().stdin(Stdio::null()).output().map_err(|error| failed(error.to_string()))?;
+    let mut command = Command::new(runsc);
+    command.arg("--version").env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().map_err(|error| failed(error.to_string()))?;
+    let begun = Instant::now();
+    while child.try_wait().map_err(|error| failed(error.to_string()))?.is_none() {
+        if begun.elapsed() > VERSION_WAIT_MAX {
+            // Dead or not: it is not waited for.
+            let _ = child.kill().and_then(|()| child.wait());
+            return Err(failed("it does not say its version in time".to_owned()));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let output = child.wait_with_output().map_err(|error| failed(error.to_string()))?;
     let text = String::from_utf8_lossy(&output.stdout);
     let line = text.lines().next().filter(|_| output.status.success()).ok_or_else(|| failed("it does not say its version".to_owned()))?;
     Ok(line.chars().filter(|letter| !letter.is_control()).take(80).collect())

@@ -14,6 +14,8 @@ use tenancy::IsolationClass;
 use crate::config::PlatformConfig;
 use crate::error::CellFailure;
 
+/// Whoever needs it while another one starts it waits so long.
+const STARTING_WAIT_MAX: Duration = Duration::from_secs(10);
 /// For so long a failure is remembered before the launcher is tried again.
 const FAILED_FOR: Duration = Duration::from_secs(5);
 
@@ -50,7 +52,8 @@ impl Classes {
 
     /// The launcher for gVisor, started if it is not; or why there is none and what to do.
     pub(super) fn gvisor(&self) -> Result<Launcher, String> {
-        let mut gvisor = self.gvisor.lock();
+        let waited = self.gvisor.try_lock_for(STARTING_WAIT_MAX);
+        let mut gvisor = waited.ok_or("cells under gVisor are only just being made possible here: try again")?;
         match &*gvisor {
             Gvisor::Started(launcher) => return Ok(launcher.clone()),
             Gvisor::Failed { reason, at } if at.elapsed() < FAILED_FOR => return Err(reason.clone()),
@@ -66,16 +69,17 @@ impl Classes {
 
     /// What holds around and inside of cells under gVisor, if they have been needed.
     pub(super) fn gvisor_report(&self) -> Option<jail::Report> {
-        match &*self.gvisor.lock() {
-            Gvisor::Started(launcher) => Some(launcher.report().clone()),
-            Gvisor::Failed { .. } | Gvisor::Untried => None,
+        match self.gvisor.try_lock().as_deref() {
+            Some(Gvisor::Started(launcher)) => Some(launcher.report().clone()),
+            Some(Gvisor::Failed { .. } | Gvisor::Untried) | None => None,
         }
     }
 
     pub(super) fn zygotes_replaced(&self) -> u64 {
-        let gvisor = match &*self.gvisor.lock() {
-            Gvisor::Started(launcher) => launcher.zygotes_replaced(),
-            Gvisor::Failed { .. } | Gvisor::Untried => 0,
+        // Not waited for: whoever starts it has it for long, and none was replaced then.
+        let gvisor = match self.gvisor.try_lock().as_deref() {
+            Some(Gvisor::Started(launcher)) => launcher.zygotes_replaced(),
+            Some(Gvisor::Failed { .. } | Gvisor::Untried) | None => 0,
         };
         self.jail.zygotes_replaced() + gvisor
     }

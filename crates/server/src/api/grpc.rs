@@ -189,7 +189,9 @@ impl<A: Act, H: for<'p> Handle<'p, Permit<A>, Call, Bytes>> Messages<A, H> {
         if !self.incoming.begin().await? {
             return Ok(None);
         }
-        let message = self.incoming.message().await?;
+        // Its sender may be silent between two messages, and not within one.
+        let limit = self.ask.service.limits.request_timeout;
+        let message = timeout(limit, self.incoming.message()).await.unwrap_or_else(|_| Err(late(limit)))?;
         let received = message.bytes().len();
         let trace = self.ask.trace.as_ref().and_then(|stream| stream.message());
         let manner = self.wish.manner(self.deadline.map(|(at, _)| at), trace.as_ref());
@@ -200,7 +202,6 @@ impl<A: Act, H: for<'p> Handle<'p, Permit<A>, Call, Bytes>> Messages<A, H> {
         let answered = match tenant.allow::<A>(&name) {
             Err(error) => Err(error.into()),
             Ok(permit) => {
-                let limit = self.ask.service.limits.request_timeout;
                 let work = async {
                     let call = Call { service: self.ask.service.clone(), heading: heading?, message, manner };
                     self.handler.call(&permit, call).await

@@ -129,3 +129,19 @@ async fn room_is_bounded_for_each_and_for_all() {
     drop(held);
     assert_eq!(bulk.room.available_permits(), ROOM_NODE);
 }
+
+#[tokio::test]
+async fn room_that_nobody_gives_back_is_not_waited_for_for_ever_nor_forgotten() {
+    let mut bulk = bulk();
+    Arc::get_mut(&mut bulk).unwrap().room_wait = STRETCH;
+    let held = bulk.room(&bulk.purse(Some("one")), ROOM_TENANT as u64 * ROOM_BYTES).await.unwrap();
+    let refused = |room: Result<Room>| room.is_err_and(|fail| fail.code() == "overloaded");
+    assert!(refused(bulk.room(&bulk.purse(Some("one")), ROOM_BYTES).await));
+    assert!(bulk.room(&bulk.purse(Some("two")), ROOM_BYTES).await.is_ok(), "another tenant has room");
+    for other in 0..=PURSES_MAX {
+        bulk.purse(Some(format!("{other}").leak()));
+    }
+    assert!(refused(bulk.room(&bulk.purse(Some("one")), ROOM_BYTES).await), "its purse was forgotten with its room");
+    drop(held);
+    assert!(bulk.room(&bulk.purse(Some("one")), ROOM_BYTES).await.is_ok());
+}

@@ -137,7 +137,11 @@ impl Cells {
         let islands = self.0.islands.lock();
         let lanes = [Lane::Live].into_iter().chain((1..CELLS_PER_TENANT_MAX).map(Lane::Replica)).filter(|lane| *lane != island.lane);
         let others = lanes.filter_map(|lane| Some(islands.get(&(owner.island, lane))?.memory_bytes.load(Ordering::Acquire)));
-        let granted = owner.limits.memory_bytes.min(owner.memory_bytes.saturating_sub(others.sum()));
+        let granted = match owner.memory_bytes.checked_sub(others.sum()) {
+            Some(left) => owner.limits.memory_bytes.min(left),
+            // The tenant's limit was lowered: the others give back when they are next asked, or idle.
+            None => owner.limits.memory_bytes,
+        };
         island.memory_bytes.store(granted, Ordering::Release);
         granted
     }

@@ -212,6 +212,16 @@ async fn counters_never_fall_below_zero(place: &Place) {
     let mut tx = store.tx().await.unwrap();
     assert!(matches!(tx.usage_add("bytes", -4).await, Err(Error::Internal(_))));
     assert!(tx.commit_with(None).await.is_err(), "a transaction with a failed step cannot commit");
+    // Nor does a part of one that is taken back, whether the database heard of it or not: the others would rely on it.
+    for asked in [false, true] {
+        let mut tx = store.tx().await.unwrap();
+        tx.savepoint();
+        if asked {
+            assert_eq!(tx.usage("bytes").await.unwrap(), 3);
+        }
+        assert!(matches!(tx.usage_add("bytes", -4).await, Err(Error::Internal(_))));
+        assert!(tx.take_back().await.is_err());
+    }
     assert_eq!(store.rows().usage("bytes").await.unwrap(), 3);
     assert_eq!(store.rows().usage("other").await.unwrap(), 0);
 }

@@ -6,8 +6,8 @@
 
 use std::fmt::Write;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -292,7 +292,7 @@ fn tenants_text(tenants: &[TenantUsage], text: &mut Text) {
 }
 
 /// Counters per route; the last place is for what was never routed.
-struct Series(Vec<Counters>);
+struct Series(Vec<OnceLock<Box<Counters>>>);
 
 #[derive(Default)]
 struct Counters {
@@ -303,11 +303,13 @@ struct Counters {
 
 impl Series {
     fn new(operations: usize) -> Self {
-        Self((0..=operations).map(|_| Counters::default()).collect())
+        // Most tenants use few of them, and all are remembered for a while: what was never asked for takes no more than its place.
+        Self((0..=operations).map(|_| OnceLock::new()).collect())
     }
 
     fn count(&self, seen: &Seen) {
         let Some(counters) = seen.operation.map_or(self.0.last(), |at| self.0.get(at)) else { return };
+        let counters = counters.get_or_init(Box::default);
         let micros = u64::try_from(seen.took.as_micros()).unwrap_or(u64::MAX);
         let bucket = BOUNDS_MICROS.iter().position(|bound| micros <= *bound).unwrap_or(BOUNDS_MICROS.len());
         if let (Some(class), Some(bucket)) = (counters.classes.get(status_class(seen.status)), counters.buckets.get(bucket)) {
@@ -318,7 +320,9 @@ impl Series {
     }
 
     fn write(&self, operations: &[&'static str], text: &mut Text) {
-        let names = || operations.iter().copied().chain(["unrouted"]).zip(&self.0).filter(|(_, counters)| counters.any());
+        let all = self.0.iter().map(OnceLock::get);
+        let names =
+            || operations.iter().copied().chain(["unrouted"]).zip(all.clone()).filter_map(|(name, counters)| Some((name, counters?)));
         text.head("insula_requests_total", "counter", "requests answered");
         for (name, counters) in names() {
             for (class, counter) in CLASSES.iter().zip(&counters.classes).filter(|(_, counter)| get(counter) > 0) {
@@ -337,12 +341,6 @@ impl Series {
             text.line("insula_request_seconds_sum", &[("operation", name)], Seconds(get(&counters.micros)));
             text.line("insula_request_seconds_count", &[("operation", name)], count);
         }
-    }
-}
-
-impl Counters {
-    fn any(&self) -> bool {
-        self.classes.iter().any(|counter| get(counter) > 0)
     }
 }
 

@@ -38,7 +38,7 @@ def asked(method):
         return prediction()
     request = kind()
     for field in method.input_type.fields:
-        single = field.label != field.LABEL_REPEATED and field.type == field.TYPE_STRING
+        single = not field.is_repeated and field.type == field.TYPE_STRING
         if single and "version" not in field.name:
             setattr(request, field.name, GATE)
     return request

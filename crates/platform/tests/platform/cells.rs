@@ -254,7 +254,13 @@ async fn cells_of_one_tenant_stay_within_its_memory_also_when_one_of_them_needs_
     let busy = futures_util::future::join_all((0..8).map(|n| world.predict(&key, "counts", ask_counts(LONG / 16 + n))));
     let late = async {
         until("a second cell", async || (world.platform.stats().cells_serving == 2).then_some(())).await;
-        world.predict(&key, "heavy", ask_times(3.0)).await
+        loop {
+            // On a busy machine those of the second cell may take longer than they are waited for: then again, as a client would.
+            match world.predict(&key, "heavy", ask_times(3.0)).await {
+                Err(Error::Overloaded(_)) => {}
+                answer => break answer,
+            }
+        }
     };
     let (permit, mut most) = (world.allow::<Predict>(&key, "counts").await, 0);
     let (answers, late) = {

@@ -207,11 +207,9 @@ async fn together(island: &Island, writes: &mut [Box<dyn Write>], permits: &[Arc
         let part = tx.part();
         if stays {
             tx.keep().await?;
+            parts.push(part);
         } else {
             tx.take_back().await?;
-        }
-        if stays {
-            parts.push(part);
         }
     }
     if parts.is_empty() { Ok(()) } else { commit_all(island, tx.into_rows(), parts).await }

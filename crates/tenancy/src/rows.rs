@@ -572,30 +572,30 @@ impl Tx<'_> {
     /// [`Error::Conflict`] if the key is taken; the transaction may go on.
     pub async fn insert<R: Record>(&mut self, record: &R) -> Result<()> {
         let (key, content) = records::encode(record)?;
-        let free = match self.staged.json(R::KIND, &key) {
-            Some(known) => known.is_none(),
-            None => {
-                let home = self.home;
-                let result = records::content_insert(self.changing().await?, &home.codec, R::KIND, &key, &content).await;
-                let free = self.txn.leave(result)?;
-                if free {
-                    self.staged.learn(R::KIND, &key, Some(content));
-                    return Ok(());
-                }
-                false
-            }
-        };
-        if !free {
-            return Err(Error::Conflict(format!("the {} `{key}` exists already", R::KIND)));
+        let known = self.staged.json(R::KIND, &key).map(|json| json.is_some());
+        if known == Some(false) {
+            return self.stage(R::KIND, key, content).await;
         }
-        self.put(record).await
+        if known.is_none() {
+            let home = self.home;
+            let result = records::content_insert(self.changing().await?, &home.codec, R::KIND, &key, &content).await;
+            if self.txn.leave(result)? {
+                self.staged.learn(R::KIND, &key, Some(content));
+                return Ok(());
+            }
+        }
+        Err(Error::Conflict(format!("the {} `{key}` exists already", R::KIND)))
     }
 
     /// Adds or replaces a record.
     pub async fn put<R: Record>(&mut self, record: &R) -> Result<()> {
-        self.txn.whole()?;
         let (key, content) = records::encode(record)?;
-        self.staged.put(R::KIND, key, content);
+        self.stage(R::KIND, key, content).await
+    }
+
+    async fn stage(&mut self, kind: &'static str, key: String, content: Content) -> Result<()> {
+        self.txn.whole()?;
+        self.staged.put(kind, key, content);
         if self.staged.is_full() { self.flush().await } else { Ok(()) }
     }
 

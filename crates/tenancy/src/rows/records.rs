@@ -104,7 +104,8 @@ pub(super) async fn put_due(mut db: Sql<'_>, codec: &Codec, kind: &str, due: &[D
             batch.iter().map(|due| codec.value(kind, &due.key, Content::clone(&due.content))).collect::<Result<_>>()?;
         let mut params: Vec<Param<'_>> = vec![kind.into()];
         params.extend(batch.iter().zip(&values).flat_map(|(due, value)| [Param::from(&due.key), Param::from(value)]));
-        let upsert = statement(&BATCHES.upsert, &db, batch.len())?;
+        let [on_sqlite, on_postgres] = &BATCHES.upsert;
+        let upsert = statement(if matches!(db, Sql::Sqlite(_)) { on_sqlite } else { on_postgres }, batch.len())?;
         // Most records are found by their key alone: the answer saves them a statement.
         let had_fields = if batch.iter().all(|due| due.stored_fields.is_some()) {
             db.execute(&upsert.silent, &params).await?;
@@ -159,9 +160,7 @@ fn batches<T>(mut all: &[T]) -> impl Iterator<Item = &[T]> {
 }
 
 /// The statement for a piece of this length.
-fn statement<'s, T>(statements: &'s [Vec<T>; 2], db: &Sql<'_>, length: usize) -> Result<&'s T> {
-    let [on_sqlite, on_postgres] = statements;
-    let statements = if matches!(db, Sql::Sqlite(_)) { on_sqlite } else { on_postgres };
+fn statement<T>(statements: &[T], length: usize) -> Result<&T> {
     let at = length.checked_ilog2().and_then(|power| statements.get(power as usize));
     at.ok_or_else(|| Error::internal("a batch without a statement"))
 }
@@ -174,7 +173,7 @@ struct Batches {
     /// For 1, 2, 4, … records; on SQLite and on PostgreSQL, which wants to be told which constraint it is about.
     upsert: [Vec<Upsert>; 2],
     /// Entries of the outbox, the same way.
-    outbox: [Vec<String>; 2],
+    outbox: Vec<String>,
 }
 
 /// Adds or replaces records.
@@ -204,7 +203,7 @@ static BATCHES: LazyLock<Batches> = LazyLock::new(|| {
         delete: format!("DELETE FROM record WHERE kind = $1 AND key IN ({keys})"),
         delete_fields: format!("DELETE FROM field WHERE kind = $1 AND key IN ({keys})"),
         upsert: ["", "ON CONSTRAINT record_pkey"].map(|constraint| lengths().map(|records| upsert(records, constraint)).collect()),
-        outbox: [(); 2].map(|()| lengths().map(entries).collect()),
+        outbox: lengths().map(entries).collect(),
     }
 });
 
@@ -484,7 +483,7 @@ pub(super) async fn outbox_insert(mut db: Sql<'_>, codec: &Codec, entries: &[(u6
         let stored = batch.iter().map(|(generation, entry)| Ok((as_i64(*generation)?, codec.entry(*generation, entry)?)));
         let stored: Vec<(i64, Vec<u8>)> = stored.collect::<Result<_>>()?;
         let params: Vec<Param<'_>> = stored.iter().flat_map(|(generation, entry)| [Param::from(*generation), Param::from(entry)]).collect();
-        db.execute(statement(&BATCHES.outbox, &db, batch.len())?, &params).await?;
+        db.execute(statement(&BATCHES.outbox, batch.len())?, &params).await?;
     }
     Ok(())
 }

@@ -30,6 +30,10 @@ use args::{Cli, Command};
 use failure::{Class, Failure, Result};
 use output::Output;
 
+/// A prediction allocates some dozens of small things on one thread and frees them on another.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     // Two providers are compiled in through dependencies; without a choice TLS would panic at its first use.
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {

@@ -24,6 +24,7 @@ mod layers;
 mod probe;
 mod report;
 mod seccomp;
+mod turns;
 
 pub mod gvisor;
 pub mod memory;
@@ -34,6 +35,7 @@ pub use error::{JailError, Missing};
 #[doc(hidden)]
 pub use layers::Layers;
 pub use report::{CgroupVersion, Enforced, Floor, Report};
+pub use turns::{Turns, take_turns};
 
 /// What one cell may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

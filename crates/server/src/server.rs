@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use platform::jail::Floor;
+use platform::jail::{Floor, Turns};
 use platform::tenancy::{FirstStart, Kernel, KernelConfig};
 use platform::{Platform, PlatformConfig};
 use tokio::net::TcpListener;
@@ -16,7 +16,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::bulk::{Bulk, pace_of};
 use crate::check::check_files;
@@ -79,6 +81,10 @@ pub struct Started {
 pub fn serve(config: Config, started: impl FnOnce(&Started)) -> Result<(), StartError> {
     log_to_stderr(&config.log)?;
     platform::jail::harden_self().map_err(StartError::new)?;
+    // Requests of one tenant do not wait for the work of another one's cell.
+    if let Err(error) = platform::jail::take_turns(Turns::Short) {
+        tracing::warn!("cells may keep requests waiting for a core: {error}");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(StartError::new)?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).map_err(StartError::new)?;
@@ -267,19 +273,23 @@ impl Config {
 }
 
 /// Libraries that would write headers, and with them credentials, when asked for more than this.
-const QUIET: [&str; 5] = ["h2=info", "hyper=info", "hyper_util=info", "rustls=info", "sqlx=warn"];
+const QUIET: [(&str, LevelFilter); 5] = [
+    ("h2", LevelFilter::INFO),
+    ("hyper", LevelFilter::INFO),
+    ("hyper_util", LevelFilter::INFO),
+    ("rustls", LevelFilter::INFO),
+    ("sqlx", LevelFilter::WARN),
+];
 
 /// Structured lines on standard error; standard output is the command line's.
 fn log_to_stderr(log: &Log) -> Result<(), StartError> {
-    let wrong = |error: &dyn fmt::Display| StartError::new(format!("`log.level` is `{}`: {error}", log.level));
-    let mut filter = EnvFilter::try_new(&log.level).map_err(|error| wrong(&error))?;
-    for directive in QUIET {
-        filter = filter.add_directive(directive.parse().map_err(|error| wrong(&error))?);
-    }
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let wrong = |error| StartError::new(format!("`log.level` is `{}`: {error}", log.level));
+    let filter = log.level.parse::<Targets>().map_err(wrong)?.with_targets(QUIET);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let filtered = tracing_subscriber::registry().with(filter);
     let installed = match log.format {
-        LogFormat::Text => lines.try_init(),
-        LogFormat::Json => lines.json().try_init(),
+        LogFormat::Text => filtered.with(lines).try_init(),
+        LogFormat::Json => filtered.with(lines.json()).try_init(),
     };
     installed.map_err(StartError::new)
 }

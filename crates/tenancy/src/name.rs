@@ -112,7 +112,9 @@ impl fmt::Debug for TenantId {
 /// Lower-case hex.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     const DIGITS: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
-    bytes.iter().flat_map(|b| [b >> 4, b & 15]).filter_map(|nibble| DIGITS.get(usize::from(nibble))).collect()
+    let mut text = String::with_capacity(bytes.len() * 2);
+    text.extend(bytes.iter().flat_map(|b| [b >> 4, b & 15]).filter_map(|nibble| DIGITS.get(usize::from(nibble))));
+    text
 }
 
 /// Exactly `N` bytes from lower-case hex.

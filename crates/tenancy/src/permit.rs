@@ -316,7 +316,7 @@ impl PermitInner {
         let mut value = value.to_string();
         value.truncate(value.floor_char_boundary(DETAIL_BYTES_MAX));
         let mut detail = self.detail.lock();
-        let json_bytes = |key: &str, value: &str| serde_json::json!([key, value]).to_string().len();
+        let json_bytes = |key: &str, value: &str| json_bytes_max(key) + json_bytes_max(value);
         let taken: usize = detail.iter().filter(|(known, _)| *known != key).map(|(key, value)| json_bytes(key, value)).sum();
         if (detail.len() < DETAILS_MAX || detail.contains_key(key)) && taken + json_bytes(key, &value) <= DETAILS_JSON_BYTES_MAX {
             detail.insert(key.to_owned(), value);
@@ -386,6 +386,17 @@ impl Drop for PermitInner {
         // Nobody is left to tell: a ledger that failed refuses every later act by itself.
         let _ = self.close(Outcome::Failed, Some("abandoned"));
     }
+}
+
+/// What a text takes as a string of JSON, in bytes; rather too many.
+fn json_bytes_max(text: &str) -> usize {
+    let escaped = |byte: u8| match byte {
+        b'"' | b'\\' => 2,
+        0..0x20 => 6,
+        _ => 1,
+    };
+    // Its quotes, and a comma or a colon.
+    text.bytes().map(escaped).sum::<usize>() + 3
 }
 
 /// A transaction of one writing act. Reads see its own writes. Dropped without [`Tx::commit`], it never happened.

@@ -177,7 +177,8 @@ impl Attacking {
     }
 }
 
-/// An attack that goes on until its time is over. Its client gives way to everybody (`nice`): what it costs to send is not the service's.
+/// An attack that goes on until its time is over. Its client only has what nobody else wants of the cores (`SCHED_IDLE`): what it costs to send
+/// is not the service's.
 pub(super) struct Attack {
     child: Child,
     output: BufReader<ChildStdout>,
@@ -195,8 +196,8 @@ pub(super) struct Attacked {
 impl Attack {
     pub(super) fn start(program: &Path, (url, ca): (&str, &Path), ask: &Ask, how: Attacking, seconds: f64) -> Result<Self> {
         let failed = |error: std::io::Error| format!("cannot start the attacker: {error}");
-        let mut command = Command::new("nice");
-        command.args(["-n", "19"]).arg(program).arg(url).arg(ca).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut command = Command::new("chrt");
+        command.args(["--idle", "0"]).arg(program).arg(url).arg(ca).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().map_err(failed)?;
         let (mut input, output) = child.stdin.take().zip(child.stdout.take()).ok_or("the attacker has no pipes")?;
         let told = json!({

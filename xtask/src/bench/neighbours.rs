@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
 use std::thread;
 use std::time::Duration;
 
@@ -39,6 +39,8 @@ const LARGE_MEMORY_BYTES: u64 = 1 << 30;
 const LEAD_SECONDS: f64 = 0.5;
 /// A service that was attacked comes to rest.
 const REST: Duration = Duration::from_millis(700);
+/// Processes of the control: one for each core of the machine that the goals are for.
+const SPINNING: usize = 2;
 const KEPT_GOAL: &str = "≥ 95";
 const GROWTH_GOAL: &str = "≤ 20";
 
@@ -62,6 +64,9 @@ pub(super) fn measure(options: &Options, programs: &Programs, folder: &Path, rep
     equals(options, &mut service, &operator, &model, &data, report)?;
     let ask = Ask::send("POST", "/v2/models/linear/infer", &victim, data.request());
     report.section("A victim at one connection beside an attacker (small model; attackers' clients run at the lowest priority)");
+    for _ in 0..options.rounds {
+        control(options, &mut service, &ask, report)?;
+    }
     for bad in attackers(programs, folder, &mut service, &operator, &model, &data)? {
         for _ in 0..options.rounds {
             pair(options, programs, &mut service, &ask, &bad, report)?;
@@ -170,28 +175,62 @@ fn attackers(programs: &Programs, folder: &Path, service: &mut Service, operator
     ])
 }
 
+/// The victim beside processes that have nothing to do with the service: what the place and the way of measuring do by themselves.
+fn control(options: &Options, service: &mut Service, ask: &Ask, report: &mut Report) -> Result<()> {
+    let spinning = || {
+        let mut command = Command::new("chrt");
+        command.args(["--idle", "0", "sh", "-c", "while :; do :; done"]);
+        command.spawn().map(Spinning).map_err(|error| format!("cannot start a process that spins: {error}"))
+    };
+    let begin = |_: &mut Service| (0..SPINNING).map(|_| spinning()).collect::<Result<Vec<_>>>();
+    let name = "no attack: two processes of another's at the lowest priority that only spin";
+    beside(options, service, ask, (name, false), begin, report).map(|_| ())
+}
+
+struct Spinning(Child);
+
+impl Drop for Spinning {
+    fn drop(&mut self) {
+        let _ = self.0.kill().and_then(|()| self.0.wait());
+    }
+}
+
 /// The victim alone, and beside the attack.
 fn pair(options: &Options, programs: &Programs, service: &mut Service, ask: &Ask, bad: &Bad, report: &mut Report) -> Result<()> {
     let name = bad.name;
-    let asks = std::slice::from_ref(ask);
-    let seconds = options.neighbour_seconds;
-    thread::sleep(REST);
-    let alone = service.client.run(asks, Load::lasting(seconds, 1))?;
-    let attack = service.attack(programs, &bad.ask, bad.how, seconds + 2.0 * LEAD_SECONDS)?;
-    thread::sleep(Duration::from_secs_f64(LEAD_SECONDS));
-    let beside = service.client.run(asks, Load::lasting(seconds, 1))?;
-    let attacked = attack.end()?;
-    let (kept_goal, growth_goal) = if bad.goals { (KEPT_GOAL, GROWTH_GOAL) } else { ("", "") };
-    report.add(&format!("{name}: the victim's throughput kept"), "%", kept_goal, beside.rate() / alone.rate() * 1e2);
-    report.add(&format!("{name}: its p99 grows by"), "%", growth_goal, (beside.micros_at(0.99) / alone.micros_at(0.99) - 1.0) * 1e2);
-    report.add(&format!("{name}: its p50 grows by"), "%", "", (beside.micros_at(0.5) / alone.micros_at(0.5) - 1.0) * 1e2);
-    report.add(&format!("{name}: its p99 alone"), "µs", "", alone.micros_at(0.99));
+    let seconds = options.neighbour_seconds + 2.0 * LEAD_SECONDS;
+    let begin = |service: &mut Service| service.attack(programs, &bad.ask, bad.how, seconds);
+    let attacked = beside(options, service, ask, (name, bad.goals), begin, report)?.end()?;
     let answered: u64 = attacked.statuses.values().sum();
     let good = attacked.statuses.get("200").copied().unwrap_or_default();
     report.add(&format!("{name}: attacker's requests answered"), "/s", "", answered as f64 / attacked.seconds);
     report.add(&format!("{name}: of these with success"), "%", "", if answered == 0 { 0.0 } else { good as f64 * 1e2 / answered as f64 });
     println!("    answers by status: {:?}, connections that broke: {}", attacked.statuses, attacked.broken);
     Ok(())
+}
+
+/// The victim alone, and beside what is begun then, which goes on.
+fn beside<T>(
+    options: &Options,
+    service: &mut Service,
+    ask: &Ask,
+    (name, goals): (&str, bool),
+    begin: impl FnOnce(&mut Service) -> Result<T>,
+    report: &mut Report,
+) -> Result<T> {
+    let asks = std::slice::from_ref(ask);
+    let seconds = options.neighbour_seconds;
+    thread::sleep(REST);
+    let alone = service.client.run(asks, Load::lasting(seconds, 1))?;
+    let begun = begin(service)?;
+    thread::sleep(Duration::from_secs_f64(LEAD_SECONDS));
+    let beside = service.client.run(asks, Load::lasting(seconds, 1))?;
+    let (kept_goal, growth_goal) = if goals { (KEPT_GOAL, GROWTH_GOAL) } else { ("", "") };
+    report.add(&format!("{name}: the victim's throughput kept"), "%", kept_goal, beside.rate() / alone.rate() * 1e2);
+    report.add(&format!("{name}: its p99 grows by"), "%", growth_goal, (beside.micros_at(0.99) / alone.micros_at(0.99) - 1.0) * 1e2);
+    report.add(&format!("{name}: its p50 grows by"), "%", "", (beside.micros_at(0.5) / alone.micros_at(0.5) - 1.0) * 1e2);
+    report.add(&format!("{name}: its p99 alone"), "µs", "", alone.micros_at(0.99));
+    Ok(begun)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::{
 use rustix::process::{Pid, Resource, Rlimit, Signal};
 
 use super::launcher::Zygote;
-use crate::{JailError, Limits, cgroup::Group};
+use crate::{JailError, Limits, Turns, cgroup::Group};
 
 /// How a cell ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +54,19 @@ impl Cell {
     /// Process id, as the service sees it.
     pub fn pid(&self) -> u32 {
         self.held.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// Sets for how long the cell wants a core at a time. Under gVisor it is its kernel that wants the core, and nothing is set.
+    ///
+    /// # Errors
+    /// The cell is dead, or this process may not.
+    pub fn set_turns(&self, turns: Turns) -> Result<(), JailError> {
+        let inside = self.held.inside();
+        if inside.exit.is_some() {
+            return Err(JailError::Gone("the cell is dead"));
+        }
+        // The lock is held, so its id cannot have become another process's.
+        crate::turns::set(self.held.pid.as_raw_nonzero().get(), turns).map_err(JailError::io("setting a cell's turns"))
     }
 
     /// Changes the limits of a living cell: a pooled one gets its tenant's when it is handed out.

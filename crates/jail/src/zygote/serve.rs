@@ -16,7 +16,7 @@ use crate::{
     Layers,
     confine::{self, Ends, Failed, Ground, Step},
     gvisor::Keeper,
-    stream,
+    stream, turns,
 };
 
 /// How long a fresh cell may take to confine itself before it is killed.
@@ -55,6 +55,8 @@ pub(crate) fn keep(control: OwnedFd, prepare: impl FnOnce(Layers, Option<u32>) -
 }
 
 fn run(control: OwnedFd, prepare: impl FnOnce(Layers, Option<u32>) -> Result<Yard, Failed>, child: impl Fn(OwnedFd) + Copy) -> ! {
+    // The service's turns are short; what a cell's are is seen from its requests. Where they cannot be set, they were not shortened either.
+    let _ = turns::set(0, turns::Turns::Usual);
     let code = match Zygote::prepare(control, prepare).and_then(|mut zygote| zygote.run(child)) {
         Ok(()) => 0,
         Err(_) => 1,

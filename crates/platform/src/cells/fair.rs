@@ -15,7 +15,8 @@
 //! goes before all who have been waiting, unless it is [`Rules::lead`] ahead of them already. So who asks now and then waits at most for the
 //! request that runs: how many requests may lie in one cell depends on how long they take ([`Rules::ahead`]), so that many short ones keep
 //! the cell busy and a long one is alone in it. And what takes longer than [`Rules::slice`], one request or all that were let in together,
-//! does not keep its core from others: they are let in beside it ([`Fair::poke`]), and the kernel shares the core.
+//! does not keep its core from others: they are let in beside it, at once if its tenant's requests are known to take so long, else when it
+//! has ([`Fair::poke`]), and the kernel shares the core.
 //!
 //! Work that nobody waits for goes only where a core is free and nobody wants it, and then keeps it from nobody ([`Fair::spare`]).
 //!
@@ -325,11 +326,11 @@ impl<W> Fair<W> {
         flow.in_flight < usize::try_from(fit).unwrap_or(usize::MAX).max(flow.joined).clamp(1, self.rules.in_flight_max)
     }
 
-    /// Whether a core is free, or held by a request for too long.
+    /// Whether a core is free, or held by a request that takes too long, as is known by now or from those before it.
     fn has_core(&self, now: u64) -> bool {
         let slice = nanos(self.rules.slice);
         let flows = self.running.iter().filter_map(|id| self.flows.get(id.0)?.as_ref());
-        flows.filter(|flow| now.saturating_sub(flow.since) < slice).count() < self.rules.cores
+        flows.filter(|flow| flow.service < slice && now.saturating_sub(flow.since) < slice).count() < self.rules.cores
     }
 
     fn may_go_on(&self, flow: &Flow<W>, waiting: Tag, now: u64) -> bool {

@@ -44,7 +44,10 @@ pub(crate) struct Link {
 
 struct Shared {
     stream: UnixStream,
-    outbox: Mutex<Outbox>,
+    /// What was asked and nobody has begun to send. Never locked for longer than it takes to add to it.
+    asked: Mutex<Outbox>,
+    /// What is being sent. A cell that is woken by it may have the core at once, so nobody waits for this lock.
+    sending: Mutex<Outbox>,
     backlog: Notify,
     waiting: Mutex<Waiting>,
 }
@@ -62,7 +65,8 @@ impl Link {
     pub(crate) fn new(stream: UnixStream, attach: Attach, answer_bytes_max: usize) -> Self {
         let shared = Arc::new(Shared {
             stream,
-            outbox: Mutex::new(Outbox::new(attach)),
+            asked: Mutex::new(Outbox::new(attach)),
+            sending: Mutex::new(Outbox::new(attach)),
             backlog: Notify::new(),
             waiting: Mutex::new(Waiting { next_id: 1, requests: BTreeMap::new(), since: Instant::now(), end: None }),
         });
@@ -73,8 +77,15 @@ impl Link {
 
     /// Sends a request; the receiver gets its answer. Dropping the receiver drops the answer, not the request.
     pub(crate) fn ask(&self, message: &ToCell, attach: Option<SealedFile>) -> oneshot::Receiver<Answer> {
+        let receiver = self.prepare(message, attach);
+        self.send();
+        receiver
+    }
+
+    /// As [`Link::ask`], and leaves at the next [`Link::send`]: for whoever holds a lock that others want.
+    pub(crate) fn prepare(&self, message: &ToCell, attach: Option<SealedFile>) -> oneshot::Receiver<Answer> {
         let (sender, receiver) = oneshot::channel();
-        let mut outbox = self.shared.outbox.lock();
+        let mut asked = self.shared.asked.lock();
         let id = {
             let mut waiting = self.shared.waiting.lock();
             if let Some(end) = waiting.end.clone() {
@@ -89,21 +100,22 @@ impl Link {
             waiting.requests.insert(id, sender);
             id
         };
-        match outbox.push(message, id, attach) {
-            // Tried at once, which is the usual case and saves a task switch; the writer takes over when the socket is full.
-            Ok(()) => match outbox.flush(&self.shared.stream) {
-                Ok(true) => {}
-                Ok(false) => self.shared.backlog.notify_one(),
-                Err(_) => self.shared.takes_no_more(),
-            },
-            Err(error) => {
-                let fail = Fail::new(FailCode::TooLarge, error.to_string());
-                if let Some(sender) = self.shared.waiting.lock().requests.remove(&id) {
-                    let _ = sender.send(Ok((FromCell::Fail(fail), Instant::now())));
-                }
+        if let Err(error) = asked.push(message, id, attach) {
+            let fail = Fail::new(FailCode::TooLarge, error.to_string());
+            if let Some(sender) = self.shared.waiting.lock().requests.remove(&id) {
+                let _ = sender.send(Ok((FromCell::Fail(fail), Instant::now())));
             }
         }
         receiver
+    }
+
+    /// Sends what was prepared. Tried at once, which is the usual case and saves a task switch; the writer takes over when the socket is full.
+    pub(crate) fn send(&self) {
+        match self.shared.send() {
+            Ok(true) => {}
+            Ok(false) => self.shared.backlog.notify_one(),
+            Err(_) => self.shared.takes_no_more(),
+        }
     }
 
     /// How long the oldest request in flight has been the oldest.
@@ -185,8 +197,7 @@ impl Shared {
         loop {
             self.backlog.notified().await;
             loop {
-                let flushed = self.outbox.lock().flush(&self.stream);
-                match flushed {
+                match self.send() {
                     Ok(true) => break,
                     Ok(false) => {
                         if more(&self.stream).await.is_err() {
@@ -195,6 +206,21 @@ impl Shared {
                     }
                     Err(_) => return self.takes_no_more(),
                 }
+            }
+        }
+    }
+
+    /// Sends what the socket takes now; `true` when nothing is left, or when somebody is at it, who looks again afterwards.
+    fn send(&self) -> std::io::Result<bool> {
+        loop {
+            let Some(mut sending) = self.sending.try_lock() else { return Ok(true) };
+            sending.append(&mut self.asked.lock());
+            if !sending.flush(&self.stream)? {
+                return Ok(false);
+            }
+            drop(sending);
+            if self.asked.lock().is_empty() {
+                return Ok(true);
             }
         }
     }

@@ -10,6 +10,7 @@
 //! What shadows do happens in a lane of its own: another cell, which starts only where nobody has to make room for it, takes few copies at
 //! a time, and is the first to go.
 
+mod breakers;
 mod replicas;
 mod routes;
 
@@ -35,18 +36,16 @@ use crate::error::{CellFailure, Error, Result};
 use crate::predict::{Protocol, Question};
 use crate::rollout::{self, Broken};
 use crate::stats::bump;
+use breakers::{BACK_OFF_MAX, Breakers};
 use replicas::Granted;
 use routes::{Counted, Resolved, Routes};
 
 /// Deployments of one tenant whose meaning is remembered.
 const RESOLVED_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
-/// Models of one tenant whose crashes are remembered.
-const BREAKERS_MAX: NonZeroUsize = NonZeroUsize::new(64).unwrap();
-/// Crashes in a row after which a model is left alone.
-const CRASHES_MAX: u32 = 3;
-/// How long at first; doubles with each further crash.
-const BACK_OFF_MIN: Duration = Duration::from_secs(1);
-const BACK_OFF_MAX: Duration = Duration::from_secs(60);
+/// By how much the remembered time of a request fades with each: an eighth.
+const TAKES_FADE: u64 = 8;
+/// Cells whose requests take no longer have short turns on a core.
+const SHORT_MAX: Duration = Duration::from_millis(1);
 /// Share of a tenant's memory that loaded models may take: the rest is for running them.
 const MODELS_MEMORY_SHARE_PERCENT: u64 = 60;
 /// What a model that was never loaded is expected to take: this many times its file.
@@ -94,8 +93,9 @@ pub(super) struct Island {
     memory_bytes: AtomicU64,
     /// It gets no more requests: its cell is to go.
     leaves: AtomicBool,
-    breakers: Mutex<LruCache<SlotKey, Breaker>>,
-    any_breaker: AtomicBool,
+    breakers: Breakers,
+    /// How long a request lies in its cell with nothing before it, in nanoseconds; fades.
+    takes: AtomicU64,
     unjoined_until: Mutex<Option<Instant>>,
     used: Mutex<Instant>,
 }
@@ -109,11 +109,6 @@ struct SlotKey {
     batching: Option<Batching>,
 }
 
-struct Breaker {
-    crashes: u32,
-    closed_until: Instant,
-}
-
 /// A serving cell.
 pub(super) struct Serving {
     link: Link,
@@ -124,7 +119,7 @@ pub(super) struct Serving {
     used: Mutex<Instant>,
 }
 
-/// What is loaded. Every message that names a slot is sent under this lock, so that the cell sees them in the order in which slots changed hands.
+/// What is loaded. Every message that names a slot is prepared under this lock, so that the cell sees them in the order in which slots changed hands.
 struct Slots {
     loaded: LruCache<SlotKey, Slot>,
 }
@@ -168,7 +163,15 @@ impl Serving {
             Protocol::InferenceGrpc => ToCell::InferGrpc { slot, body },
             Protocol::Scoring => ToCell::Score { slot, body },
         };
-        Some(self.link.ask(&request, None))
+        let answer = self.link.prepare(&request, None);
+        // A cell that is woken may have this core at once, and others want the lock meanwhile.
+        drop(slots);
+        self.link.send();
+        Some(answer)
+    }
+
+    fn has_loaded(&self, key: &SlotKey) -> bool {
+        self.slots.lock().loaded.contains(key)
     }
 
     /// Whether requests to a loaded model are joined.
@@ -243,16 +246,26 @@ impl Island {
             copies: Arc::new(Semaphore::new(SHADOW_IN_FLIGHT_MAX)),
             memory_bytes: AtomicU64::new(0),
             leaves: AtomicBool::new(false),
-            breakers: Mutex::new(LruCache::new(BREAKERS_MAX)),
-            any_breaker: AtomicBool::new(false),
+            breakers: Breakers::default(),
+            takes: AtomicU64::new(0),
             unjoined_until: Mutex::default(),
             used: Mutex::new(Instant::now()),
         }
     }
 
+    /// A request was in its cell for so long, with nothing before it; returns for how long they are there by now.
+    fn took(&self, time: Duration) -> Duration {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        // One that is lost to another thread at the same moment is made up for by the next.
+        let before = self.takes.load(Ordering::Relaxed);
+        let now = before - before / TAKES_FADE + nanos / TAKES_FADE;
+        self.takes.store(now, Ordering::Relaxed);
+        Duration::from_nanos(now)
+    }
+
     /// Whether its cell could answer at once.
     fn is_warm(&self, key: &SlotKey) -> bool {
-        self.serving.lock().as_ref().is_some_and(|cell| cell.link.ended().is_none() && cell.slots.lock().loaded.contains(key))
+        self.serving.lock().as_ref().is_some_and(|cell| cell.link.ended().is_none() && cell.has_loaded(key))
     }
 
     /// How many requests to this model its cell works on at once.
@@ -317,7 +330,7 @@ impl Island {
     }
 
     fn has_loaded(&self, key: &SlotKey) -> bool {
-        self.serving.lock().as_ref().is_some_and(|cell| cell.slots.lock().loaded.contains(key))
+        self.serving.lock().as_ref().is_some_and(|cell| cell.has_loaded(key))
     }
 
     pub(super) fn is_serving(&self) -> bool {
@@ -336,40 +349,6 @@ impl Island {
     /// Whether nothing of it is worth keeping.
     pub(super) fn is_forgettable(&self, idle_timeout: Duration) -> bool {
         !self.is_serving() && self.used.lock().elapsed() > idle_timeout.max(BACK_OFF_MAX)
-    }
-
-    /// Refuses a model that is left alone.
-    fn breaker_check(&self, key: &SlotKey) -> Result<()> {
-        if !self.any_breaker.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        let mut breakers = self.breakers.lock();
-        let Some(breaker) = breakers.get(key) else { return Ok(()) };
-        let left = breaker.closed_until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Ok(());
-        }
-        let retry_after_seconds = left.as_secs() + 1;
-        Err(Error::ModelUnstable { model: key.deployment.to_string(), failures: breaker.crashes, retry_after_seconds })
-    }
-
-    fn breaker_crashed(&self, key: &SlotKey) {
-        let mut breakers = self.breakers.lock();
-        let breaker = breakers.get_or_insert_mut(key.clone(), || Breaker { crashes: 0, closed_until: Instant::now() });
-        breaker.crashes = breaker.crashes.saturating_add(1);
-        if let Some(over) = breaker.crashes.checked_sub(CRASHES_MAX) {
-            let back_off = BACK_OFF_MIN.saturating_mul(1 << over.min(10)).min(BACK_OFF_MAX);
-            breaker.closed_until = Instant::now() + back_off;
-        }
-        self.any_breaker.store(true, Ordering::Release);
-    }
-
-    fn breaker_worked(&self, key: &SlotKey) {
-        if self.any_breaker.load(Ordering::Acquire) {
-            let mut breakers = self.breakers.lock();
-            breakers.pop(key);
-            self.any_breaker.store(!breakers.is_empty(), Ordering::Release);
-        }
     }
 
     /// What a dead cell teaches, before another one starts: if it joined requests, who was at fault is found by joining none.
@@ -476,7 +455,7 @@ impl Cells {
         }
         *broken = routes.untold();
         if let Some(shadow) = &routes.shadow {
-            self.shadow(permit, owner, shadow, asked).await;
+            Box::pin(self.shadow(permit, owner, shadow, asked)).await;
         }
         permit.detail("model_sha256", &resolved.sha256);
         permit.detail("model_version", &resolved.version);
@@ -522,7 +501,7 @@ impl Cells {
         open: impl Future<Output = Result<BlobReader>> + Send,
         way: &mut Way,
     ) -> Result<Inferred, Miss> {
-        island.breaker_check(&resolved.key)?;
+        island.breakers.check(&resolved.key)?;
         let _here = Here::at(island);
         let joined = island.joins(&resolved.key);
         let mut turn = island.seat.turn(owner, &asked.manner, joined);
@@ -545,6 +524,7 @@ impl Cells {
         let answer = match answer {
             Ok(Some(Ok((message, begun)))) => {
                 way.waited += begun.saturating_duration_since(sent);
+                cell.0.process.take_turns(island.took(begun.elapsed()) < SHORT_MAX);
                 asked.manner.note("engine", begun);
                 Ok(message)
             }
@@ -555,14 +535,14 @@ impl Cells {
                 if cell.0.link.stuck_for().is_some_and(|stuck| stuck >= timeout) {
                     cell.0.link.end(End::Deadline);
                     cell.0.process.failure(&End::Deadline).await;
-                    island.breaker_crashed(&resolved.key);
+                    island.breakers.crashed(&resolved.key);
                 }
                 return Err(Miss::Final(Error::DeadlineExceeded { seconds: timeout.as_secs() }));
             }
         };
         match answer {
             Ok(FromCell::Inferred(inferred)) => {
-                island.breaker_worked(&resolved.key);
+                island.breakers.worked(&resolved.key);
                 Ok(inferred)
             }
             Ok(FromCell::Fail(fail)) if fail.code == FailCode::NoModel => {
@@ -592,6 +572,24 @@ impl Cells {
         asked: &Question,
         open: impl Future<Output = Result<BlobReader>> + Send,
     ) -> Result<InUse, Miss> {
+        if let Some(cell) = island.living(owner.limits.isolation)
+            && cell.0.has_loaded(&resolved.key)
+        {
+            self.adjust(island, &cell.0, owner);
+            return Ok(cell);
+        }
+        // Long, and seldom: it does not make every prediction's future as long.
+        Box::pin(self.made_ready(island, owner, resolved, asked, open)).await
+    }
+
+    async fn made_ready(
+        &self,
+        island: &Island,
+        owner: &Owner,
+        resolved: &Resolved,
+        asked: &Question,
+        open: impl Future<Output = Result<BlobReader>> + Send,
+    ) -> Result<InUse, Miss> {
         let begun = Instant::now();
         let (cell, fresh_cell) = self.serving_cell(island, owner).await?;
         let fresh_slot = self.loaded(island, &cell.0, open, resolved).await?;
@@ -611,7 +609,7 @@ impl Cells {
         }
         let failure = cell.process.failure(&lost.end).await;
         if failure != CellFailure::Stopped {
-            island.breaker_crashed(key);
+            island.breakers.crashed(key);
         }
         if cell.joins(key) && matches!(failure, CellFailure::Died(_) | CellFailure::OutOfMemory { .. }) && lost.end != End::Deadline {
             return Miss::Again;
@@ -662,12 +660,12 @@ impl Cells {
         open: impl Future<Output = Result<BlobReader>> + Send,
         resolved: &Resolved,
     ) -> Result<bool, Miss> {
-        if cell.slots.lock().loaded.contains(&resolved.key) {
+        if cell.has_loaded(&resolved.key) {
             return Ok(false);
         }
         let arrived = Instant::now();
         let mut last_failure = cell.loading.lock().await;
-        if cell.slots.lock().loaded.contains(&resolved.key) {
+        if cell.has_loaded(&resolved.key) {
             return Ok(true);
         }
         if let Some(failure) = last_failure.as_ref().filter(|failure| failure.key == resolved.key && failure.at >= arrived) {
@@ -705,7 +703,7 @@ impl Cells {
             Err(_) => {
                 cell.link.end(End::Deadline);
                 cell.process.failure(&End::Deadline).await;
-                island.breaker_crashed(&resolved.key);
+                island.breakers.crashed(&resolved.key);
                 Err(Miss::Final(Error::DeadlineExceeded { seconds: timeout.as_secs() }))
             }
         }
@@ -761,29 +759,5 @@ impl Drop for Loading<'_> {
         if !self.done {
             drop(self.cell.link.ask(&ToCell::Unload { slot: self.number }, None));
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn key() -> SlotKey {
-        SlotKey { deployment: "d".into(), version: 1, blob: BlobId::try_from("00".repeat(16)).unwrap(), batching: None }
-    }
-
-    #[test]
-    fn a_model_that_keeps_crashing_is_left_alone_until_it_works() {
-        let config = crate::config::PlatformConfig::new("cell".into(), "engine".into(), jail::Floor::Development);
-        let island = Island::new(&Gate::new(&config, Arc::default()), Lane::Live);
-        for _ in 1..CRASHES_MAX {
-            island.breaker_crashed(&key());
-            assert!(island.breaker_check(&key()).is_ok());
-        }
-        island.breaker_crashed(&key());
-        let error = island.breaker_check(&key()).unwrap_err();
-        assert!(matches!(error, Error::ModelUnstable { failures: CRASHES_MAX, retry_after_seconds: 1..=2, .. }), "{error}");
-        island.breaker_worked(&key());
-        assert!(island.breaker_check(&key()).is_ok());
     }
 }

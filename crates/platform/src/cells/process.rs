@@ -115,6 +115,7 @@ impl Blank {
             billed_at: Mutex::new(Instant::now()),
             limits: Mutex::new(owner.limits()),
             counters,
+            short: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             failed: AtomicBool::new(false),
             _place: self.place,
@@ -133,6 +134,8 @@ pub(crate) struct Process {
     billed_at: Mutex<Instant>,
     limits: Mutex<jail::Limits>,
     counters: Arc<Counters>,
+    /// Its turns on a core are short.
+    short: AtomicBool,
     stopped: AtomicBool,
     failed: AtomicBool,
     _place: OwnedSemaphorePermit,
@@ -177,6 +180,16 @@ impl Process {
                 tracing::warn!(pid = self.pid(), "a cell keeps its old limits: {error}");
             }
             *limits = wanted;
+        }
+    }
+
+    /// Has short turns on a core as long as its requests are short.
+    pub(crate) fn take_turns(&self, short: bool) {
+        if self.isolation == IsolationClass::Jail && self.short.swap(short, Ordering::AcqRel) != short {
+            let turns = if short { jail::Turns::Short } else { jail::Turns::Usual };
+            if let Err(error) = self.cell.set_turns(turns) {
+                tracing::debug!(pid = self.pid(), "a cell's turns on a core stay as they were: {error}");
+            }
         }
     }
 

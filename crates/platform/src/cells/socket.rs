@@ -109,6 +109,15 @@ impl Outbox {
         self.waiting.push_back(Outgoing { head: head.into(), body: frame.body, attach });
     }
 
+    /// Adds what waits in another one.
+    pub(crate) fn append(&mut self, other: &mut Self) {
+        self.waiting.append(&mut other.waiting);
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
     /// Sends what the socket takes now, within bounds; `true` when nothing is left.
     pub(crate) fn flush(&mut self, stream: &UnixStream) -> io::Result<bool> {
         let mut moved = 0;

@@ -19,8 +19,10 @@ use crate::stats::{Counters, bump};
 const QUANTUM: Duration = Duration::from_millis(1);
 /// For how long the requests that lie in a cell keep it busy: many times what a round trip to it takes, so that it never idles.
 const AHEAD: Duration = Duration::from_millis(2);
-/// For how long one request keeps its core from others: longer ones are the kernel's business.
-const SLICE: Duration = Duration::from_millis(20);
+/// For how long one request keeps its core from others: longer ones are the kernel's business, which can take them off it.
+const SLICE: Duration = Duration::from_millis(1);
+/// How often whoever waits looks, at last, whether somebody has had a core for too long.
+const LOOK_EVERY_MAX: Duration = Duration::from_millis(20);
 /// How far somebody from rest may be ahead and still go first.
 const LEAD: Duration = Duration::from_millis(50);
 /// How much of a share that one cell cannot use is remembered.
@@ -189,12 +191,14 @@ impl Seat {
         };
         let mut waiting = Waiting { gate: &self.gate, id, ticket, told: false };
         let Some(mut told) = receiver else { return Err(Error::CellFailed(CellFailure::Stopped)) };
+        let mut look_after = SLICE;
         let told = loop {
             // Whoever has its core for too long by now is not waited for.
             self.gate.poke();
-            if let Ok(told) = tokio::time::timeout(manner.left(SLICE)?, &mut told).await {
+            if let Ok(told) = tokio::time::timeout(manner.left(look_after)?, &mut told).await {
                 break told;
             }
+            look_after = (look_after * 2).min(LOOK_EVERY_MAX);
         };
         waiting.told = told.is_ok();
         told.map(|()| held()).map_err(|_| Error::CellFailed(CellFailure::Stopped))

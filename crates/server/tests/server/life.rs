@@ -8,6 +8,9 @@ use futures_util::stream;
 use reqwest::Method;
 use serde_json::json;
 use tokio::sync::mpsc;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::harness::{Insula, answer, rows};
 
@@ -154,8 +157,9 @@ impl std::io::Write for Lines {
 async fn logs_hold_no_content_and_no_secret() {
     let lines = Lines::default();
     let writer = lines.clone();
-    let filter = tracing_subscriber::EnvFilter::new("server=trace,platform=trace,tenancy=trace");
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(move || writer.clone()).init();
+    let filter: Targets = "server=trace,platform=trace,tenancy=trace".parse().unwrap();
+    let layer = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(move || writer.clone());
+    tracing_subscriber::registry().with(filter).with(layer).init();
     let insula = Insula::start().await;
     let admin = insula.tenant("alpha").await;
     let key = insula.post("/v1/keys", &admin, json!({"name": "app", "member": "ada"})).await.expect(201).json();

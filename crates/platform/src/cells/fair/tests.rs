@@ -304,6 +304,19 @@ fn an_endless_request_keeps_its_core_from_others_for_a_slice() {
 }
 
 #[test]
+fn requests_known_to_be_long_keep_no_core_from_others() {
+    let mut fair: Fair<&str> = Fair::new(Rules { cores: 1, slice: Duration::from_millis(1), ..RULES });
+    let (heavy, light) = (fair.join(), fair.join());
+    let ms = |ms: u64| ms * 1_000_000;
+    assert_eq!(fair.enter(heavy, ONE, Priority::Normal, 0, || "heavy"), Entry::Go);
+    assert!(matches!(fair.enter(heavy, ONE, Priority::Normal, 0, || "heavy too"), Entry::Wait(_)));
+    assert_eq!(fair.leave(heavy, ms(10)), ["heavy too"]);
+    assert_eq!(fair.enter(light, ONE, Priority::Normal, ms(10), || "light"), Entry::Go, "the kernel takes the other one off its core");
+    assert!(matches!(fair.enter(heavy, ONE, Priority::Normal, ms(10), || "heavy again"), Entry::Wait(_)), "a cell has one core");
+    assert!(fair.leave(light, ms(11)).is_empty());
+}
+
+#[test]
 fn short_requests_buy_no_core_for_long_ones() {
     let mut fair: Fair<&str> = Fair::new(Rules { cores: 1, slice: Duration::from_millis(20), ..RULES });
     let (flood, victim) = (fair.join(), fair.join());

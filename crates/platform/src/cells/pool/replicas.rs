@@ -23,6 +23,8 @@ use crate::error::{Error, Result};
 const CELLS_PER_TENANT_MAX: u32 = 16;
 /// Requests in a lane at which somebody waits there.
 const WAITING_FROM: usize = 2;
+/// A wait that is worth another cell. Shorter ones cost less than two cells that take turns on a core.
+const WAIT_MIN: Duration = Duration::from_millis(1);
 /// How long a model that needs more than a share waits for the other cells to answer what they have, and how often it looks.
 const LEAVING_TIME_MAX: Duration = Duration::from_secs(5);
 const LEAVING_LOOK: Duration = Duration::from_millis(5);
@@ -37,6 +39,8 @@ fn cells_max(cpu_percent: u32, cores: usize) -> u32 {
 struct Seen {
     /// Requests that wait there or are worked on.
     here: usize,
+    /// How long one of them takes.
+    takes: Duration,
     /// Memory of the models that its cell has loaded, in bytes.
     memory_bytes: u64,
 }
@@ -56,7 +60,8 @@ fn choose(seen: &[Seen], cells_max: u32, memory_bytes: u64, expected_bytes: u64)
     let more = seen.len() as u64 + 1;
     let budget = models_budget(memory_bytes / more);
     let fits = expected_bytes <= budget && seen.iter().all(|seen| seen.memory_bytes <= budget);
-    if least.here >= WAITING_FROM && more <= cells_max.into() && fits { Choice::New } else { Choice::Known(place) }
+    let waits = least.here >= WAITING_FROM && least.takes.saturating_mul(u32::try_from(least.here).unwrap_or(u32::MAX)) >= WAIT_MIN;
+    if waits && more <= cells_max.into() && fits { Choice::New } else { Choice::Known(place) }
 }
 
 impl Cells {
@@ -193,7 +198,8 @@ impl Island {
         let cell = self.serving.lock().clone();
         let loaded =
             |cell: &super::Serving| cell.slots.lock().loaded.iter().fold(0u64, |sum, (_, slot)| sum.saturating_add(slot.resident_bytes));
-        Seen { here: self.here(), memory_bytes: cell.map_or(0, |cell| loaded(&cell)) }
+        let takes = Duration::from_nanos(self.takes.load(Ordering::Relaxed));
+        Seen { here: self.here(), takes, memory_bytes: cell.map_or(0, |cell| loaded(&cell)) }
     }
 }
 
@@ -204,7 +210,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn seen(here: usize, mib: u64) -> Seen {
-        Seen { here, memory_bytes: mib * MIB }
+        Seen { here, takes: WAIT_MIN / 2, memory_bytes: mib * MIB }
     }
 
     #[test]
@@ -223,6 +229,8 @@ mod tests {
         assert_eq!(choose(&[seen(2, 10), seen(2, 10)]), Choice::New);
         assert_eq!(choose(&[seen(9, 10), seen(7, 10), seen(8, 10)]), Choice::Known(1), "there are no more cores");
         assert_eq!(choose(&[seen(0, 10), seen(0, 10)]), Choice::Known(0), "without a crowd the others idle, and go");
+        let short = Seen { takes: WAIT_MIN / 100, ..seen(50, 10) };
+        assert_eq!(choose(&[short]), Choice::Known(0), "they are answered before another cell would have begun");
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //! |---|---|
 //! | [`config`](Config) | strict file → validated value |
 //! | [`check`] | refuses unsafe configurations, each with a remedy |
-//! | `tls`, `accept`, `watch`, `body` | the door: certificates, deadlines, caps |
+//! | `tls`, `doorman`, `connection`, `watch`, `body` | the door: certificates, caps, handshakes, deadlines |
 //! | `guard` | what is refused before routing |
 //! | `forward` | a request goes on to the node that is its tenant's home |
 //! | `api` | the one way to register an address: credential, permit, handler, ledger, answer |
@@ -21,12 +21,13 @@
 //!
 //! What is deliberately missing: a plaintext port, SQL, keys, and any registration of an address without a decision.
 
-mod accept;
 mod api;
 mod body;
 mod bulk;
 mod check;
 mod config;
+mod connection;
+mod doorman;
 mod egress;
 mod error;
 mod forward;

@@ -42,7 +42,7 @@ pub(crate) struct Service {
     pub(crate) kernel: Kernel,
     pub(crate) platform: Platform,
     pub(crate) api: Api,
-    pub(crate) metrics: Metrics,
+    pub(crate) metrics: Arc<Metrics>,
     /// To other nodes, when there are several.
     pub(crate) forwarder: Option<Forwarder>,
     /// To where tenants want to be told.

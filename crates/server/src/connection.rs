@@ -69,7 +69,7 @@ async fn connection(
     }
     let Guest { stream, peer, seat: _seat } = guest;
     let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    let watch = Arc::new(Watch::new(!http2));
+    let watch = Arc::new(Watch::new(!http2, stream.get_ref().0.drops()));
     let io = TokioIo::new(Watched::new(stream, watch.clone()));
     let answer = {
         let (service, watch) = (service.clone(), watch.clone());

@@ -37,6 +37,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::config::ConnectionLimits;
+use crate::drip::Collecting;
 use crate::metrics::Metrics;
 
 /// Name of the thread; the kernel shows 15 bytes.
@@ -52,7 +53,7 @@ const GUESTS_WAITING_MAX: usize = 64;
 
 /// A connection whose handshake is done.
 pub(crate) struct Guest {
-    pub(crate) stream: TlsStream<TcpStream>,
+    pub(crate) stream: TlsStream<Collecting<TcpStream>>,
     pub(crate) peer: SocketAddr,
     pub(crate) seat: Seat,
 }
@@ -61,8 +62,8 @@ impl Guest {
     /// From here on the runtime that asks watches the socket, and no longer the doorman's.
     pub(crate) fn come_in(&mut self) -> io::Result<()> {
         let socket = self.stream.get_mut().0;
-        let same = std::net::TcpStream::from(socket.as_fd().try_clone_to_owned()?);
-        *socket = TcpStream::from_std(same)?;
+        let same = std::net::TcpStream::from(socket.get_ref().as_fd().try_clone_to_owned()?);
+        *socket = Collecting::new(TcpStream::from_std(same)?);
         Ok(())
     }
 }
@@ -153,11 +154,11 @@ impl Door {
         }
     }
 
-    async fn shake(&self, tcp: TcpStream, seat: &Seat) -> io::Result<TlsStream<TcpStream>> {
+    async fn shake(&self, tcp: TcpStream, seat: &Seat) -> io::Result<TlsStream<Collecting<TcpStream>>> {
         tcp.set_nodelay(true)?;
         // Who says nothing is nobody's turn.
         tcp.readable().await?;
-        let mut shaking = pin!(self.tls.accept(tcp));
+        let mut shaking = pin!(self.tls.accept(Collecting::new(tcp)));
         loop {
             {
                 let _among_its_own = seat.turn.lock().await;

@@ -10,7 +10,7 @@
 //! |---|---|
 //! | [`config`](Config) | strict file → validated value |
 //! | [`check`] | refuses unsafe configurations, each with a remedy |
-//! | `tls`, `doorman`, `connection`, `watch`, `body` | the door: certificates, caps, handshakes, deadlines |
+//! | `tls`, `doorman`, `connection`, `watch`, `drip`, `body` | the door: certificates, caps, handshakes, deadlines |
 //! | `guard` | what is refused before routing |
 //! | `forward` | a request goes on to the node that is its tenant's home |
 //! | `api` | the one way to register an address: credential, permit, handler, ledger, answer |
@@ -28,6 +28,7 @@ mod check;
 mod config;
 mod connection;
 mod doorman;
+mod drip;
 mod egress;
 mod error;
 mod forward;

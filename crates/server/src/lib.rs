@@ -15,7 +15,7 @@
 //! | `forward` | a request goes on to the node that is its tenant's home |
 //! | `api` | the one way to register an address: credential, permit, handler, ledger, answer |
 //! | `route`, `public`, `grpc`, `mlflow` | the addresses, by protocol |
-//! | `error` | errors to HTTP, and in `grpc` to gRPC |
+//! | `error`, `refusal` | errors to HTTP, and in `grpc` to gRPC; how fast |
 //! | `manner`, `traces` | how a prediction is to be treated, and how its way is told to a collector |
 //! | `openapi`, `metrics`, `service` | the document, the counters, one request from head to answer |
 //!
@@ -39,6 +39,7 @@ mod metrics;
 mod mlflow;
 mod openapi;
 mod public;
+mod refusal;
 mod route;
 mod server;
 mod service;

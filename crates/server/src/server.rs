@@ -27,6 +27,7 @@ use crate::egress::{Egress, EgressConfig};
 use crate::forward::Forwarder;
 use crate::metrics::Metrics;
 use crate::mlflow::webhooks::Trainings;
+use crate::refusal::Refusals;
 use crate::service::Service;
 use crate::tls::{Certificates, NodeCertificate, server_config};
 use crate::traces::{Tracer, TracesConfig};
@@ -157,6 +158,7 @@ impl Server {
             tracer: config.traces.clone().map(|traces| tracer(traces, &config)).transpose().map_err(StartError::new)?,
             limits: Arc::new(config.requests.clone()),
             bulk: Bulk::new(config.requests.large_bytes_per_second.unwrap_or_else(|| pace_of(cores))),
+            refusals: Refusals::new(config.requests.refusals_per_second),
             upload_bytes_max,
             model_bytes_max,
             ready: AtomicBool::new(true),

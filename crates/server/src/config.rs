@@ -560,6 +560,7 @@ mod tests {
             ("[tls]\ncertificate = 'a'\nkye = 'b'", "kye"),
             ("[limits]\nconnection_max = 5", "connection_max"),
             ("[limits]\nconnections_max = 0", "`limits.connections_max` is 0"),
+            ("[limits]\nrefusals_per_second = 0", "`limits.refusals_per_second` is 0"),
             ("[limits]\nidle_timeout_seconds = -1.0", "`limits.idle_timeout_seconds` is -1"),
             ("[cells]\nfloor = 'lax'", "lax"),
             ("[tenant_limits]\nrequest_per_second = 5", "request_per_second"),

@@ -121,40 +121,39 @@ async fn a_rate_is_said_held_and_one_tenants_own() {
     insula.get("/v1/whoami", &other).await.expect(200);
 }
 
-/// Of 30 at once the first 10 are said at once, and those that are most of a second behind wait for that.
+/// Of 30 at once one is said at once, and the others wait their second.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_is_refused_too_often_waits_for_it_and_nobody_else() {
-    let insula = Arc::new(Insula::start_with("[limits]\nrefusals_per_second = 10").await);
+    let insula = Arc::new(Insula::start_with("[limits]\nrefusals_per_second = 1").await);
     let (admin, other) = (insula.tenant("alpha").await, insula.tenant("beta").await);
     let limits = json!({"requests_per_second": 1, "requests_burst": 1});
     insula.put("/v1/tenants/alpha/limits", &insula.operator, limits).await.expect(200);
+    let delayed = async || {
+        let metrics = insula.get("/metrics", &insula.operator).await.expect(200).body;
+        metrics.lines().find_map(|line| line.strip_prefix("insula_refusals_delayed_total ")?.parse::<u64>().ok()).unwrap()
+    };
     for (token, refusal) in [(Some(admin.clone()), 429), (None, 401)] {
-        let (insula_too, begun) = (insula.clone(), Instant::now());
+        let (insula_too, begun, before) = (insula.clone(), Instant::now(), delayed().await);
         let flood = tokio::spawn(async move {
             let calls = (0..30).map(|_| insula_too.call(Method::GET, "/v1/whoami", token.as_deref(), None));
             let answers = futures_util::future::join_all(calls).await;
             answers.iter().filter(|answer| answer.status.as_u16() == refusal).count()
         });
-        let mut others = 0;
         while !flood.is_finished() {
             insula.get("/v1/whoami", &other).await.expect(200);
             insula.call(Method::GET, "/healthz", None, None).await.expect(200);
-            others += 1;
         }
         let (refused, took) = (flood.await.unwrap(), begun.elapsed());
-        assert!(refused >= 28, "{refused} of 30 are refused: {refusal}");
-        assert!(took >= Duration::from_millis(800), "{refusal} after {took:?}");
-        assert!(others >= 5, "others go on meanwhile: {others} in {took:?}");
+        assert!(refused >= 20, "{refused} of 30 are refused: {refusal}");
+        assert!(took >= Duration::from_millis(900), "{refusal} after {took:?}");
+        assert!(delayed().await >= before + 15, "{refusal}: {before} to {}", delayed().await);
     }
-    let metrics = insula.get("/metrics", &insula.operator).await.expect(200).body;
-    let delayed = metrics.lines().find_map(|line| line.strip_prefix("insula_refusals_delayed_total ")?.parse::<u64>().ok());
-    assert!(delayed.is_some_and(|delayed| delayed >= 30), "{delayed:?}");
     // Who comes again when it was told to waits no more.
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let before = delayed().await;
     insula.get("/v1/whoami", &admin).await.expect(200);
-    let begun = Instant::now();
-    insula.get("/v1/whoami", &admin).await.expect(429);
-    assert!(begun.elapsed() < Duration::from_millis(800), "{:?}", begun.elapsed());
+    insula.get("/v1/whoami", &admin).await;
+    assert_eq!(delayed().await, before);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -212,6 +212,8 @@ pub struct RequestLimits {
     pub predict_bytes_max: u64,
     /// What is read of all large bodies together while several tenants are at work, in bytes a second; 16 MiB for each core when absent.
     pub large_bytes_per_second: Option<u64>,
+    /// Refusals that are said at once, a second and tenant, or address without a credential.
+    pub refusals_per_second: u32,
 }
 
 impl Default for RequestLimits {
@@ -224,6 +226,7 @@ impl Default for RequestLimits {
             json_bytes_max: 1 << 20,
             predict_bytes_max: 32 << 20,
             large_bytes_per_second: None,
+            refusals_per_second: 50,
         }
     }
 }
@@ -364,6 +367,7 @@ struct RawLimits {
     json_bytes_max: Option<u64>,
     predict_bytes_max: Option<u64>,
     large_bytes_per_second: Option<u64>,
+    refusals_per_second: Option<u32>,
     tenants_open_max: Option<usize>,
 }
 
@@ -473,6 +477,7 @@ impl RawLimits {
                 .large_bytes_per_second
                 .map(|bytes| at_least_one("limits.large_bytes_per_second", Some(bytes), 1))
                 .transpose()?,
+            refusals_per_second: at_least_one("limits.refusals_per_second", self.refusals_per_second, usual.refusals_per_second)?,
             ..usual
         })
     }
@@ -555,6 +560,7 @@ mod tests {
             ("[tls]\ncertificate = 'a'\nkye = 'b'", "kye"),
             ("[limits]\nconnection_max = 5", "connection_max"),
             ("[limits]\nconnections_max = 0", "`limits.connections_max` is 0"),
+            ("[limits]\nrefusals_per_second = 0", "`limits.refusals_per_second` is 0"),
             ("[limits]\nidle_timeout_seconds = -1.0", "`limits.idle_timeout_seconds` is -1"),
             ("[cells]\nfloor = 'lax'", "lax"),
             ("[tenant_limits]\nrequest_per_second = 5", "request_per_second"),

@@ -154,6 +154,15 @@ impl Fail {
         self.code
     }
 
+    /// Whether it refuses a tenant's request that has hardly begun: by rate, by concurrency, by the tenant's state, or because the model
+    /// was stopped. Nothing but the answer was done.
+    pub(crate) fn came_quickly(&self) -> bool {
+        match self.code {
+            "quota_exceeded" => self.retry_after_seconds.is_some(),
+            code => matches!(code, "model_unstable" | "tenant_state"),
+        }
+    }
+
     /// What the client is told.
     pub(crate) fn detail(&self) -> &str {
         &self.detail
@@ -167,7 +176,8 @@ impl Fail {
     /// Logged once, here: the code and what the client does not see. The detail is for the client alone, because it may
     /// repeat a value or a name out of the request.
     pub(crate) fn log(&self) {
-        if self.status().is_server_error() {
+        // A model that was stopped is its tenant's trouble, told as often as it is asked.
+        if self.status().is_server_error() && !self.came_quickly() {
             tracing::error!(code = self.code, private = self.private.as_deref(), "failed");
         } else {
             tracing::debug!(code = self.code, "refused");

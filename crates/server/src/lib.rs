@@ -10,23 +10,25 @@
 //! |---|---|
 //! | [`config`](Config) | strict file → validated value |
 //! | [`check`] | refuses unsafe configurations, each with a remedy |
-//! | `tls`, `accept`, `watch`, `body` | the door: certificates, deadlines, caps |
+//! | `tls`, `doorman`, `connection`, `watch`, `drip`, `body` | the door: certificates, caps, handshakes, deadlines |
 //! | `guard` | what is refused before routing |
 //! | `forward` | a request goes on to the node that is its tenant's home |
 //! | `api` | the one way to register an address: credential, permit, handler, ledger, answer |
 //! | `route`, `public`, `grpc`, `mlflow` | the addresses, by protocol |
-//! | `error` | errors to HTTP, and in `grpc` to gRPC |
+//! | `error`, `refusal` | errors to HTTP, and in `grpc` to gRPC; how fast |
 //! | `manner`, `traces` | how a prediction is to be treated, and how its way is told to a collector |
 //! | `openapi`, `metrics`, `service` | the document, the counters, one request from head to answer |
 //!
 //! What is deliberately missing: a plaintext port, SQL, keys, and any registration of an address without a decision.
 
-mod accept;
 mod api;
 mod body;
 mod bulk;
 mod check;
 mod config;
+mod connection;
+mod doorman;
+mod drip;
 mod egress;
 mod error;
 mod forward;
@@ -37,6 +39,7 @@ mod metrics;
 mod mlflow;
 mod openapi;
 mod public;
+mod refusal;
 mod route;
 mod server;
 mod service;

@@ -48,6 +48,7 @@ pub(crate) struct Metrics {
     cut: [(&'static str, AtomicU64); 5],
     panics: AtomicU64,
     forwarded: AtomicU64,
+    refusals_delayed: AtomicU64,
 }
 
 impl Metrics {
@@ -64,11 +65,16 @@ impl Metrics {
             cut: ["handshake", "first byte", "header", "idle", "write"].map(|why| (why, AtomicU64::new(0))),
             panics: AtomicU64::new(0),
             forwarded: AtomicU64::new(0),
+            refusals_delayed: AtomicU64::new(0),
         }
     }
 
     pub(crate) fn forwarded(&self) {
         bump(&self.forwarded, 1);
+    }
+
+    pub(crate) fn refusal_delayed(&self) {
+        bump(&self.refusals_delayed, 1);
     }
 
     pub(crate) fn connection_opened(&self) {
@@ -118,6 +124,7 @@ impl Metrics {
         }
         text.one("insula_panics_total", "counter", "handlers that panicked", get(&self.panics));
         text.one("insula_forwarded_total", "counter", "requests sent on to the tenant's home node", get(&self.forwarded));
+        text.one("insula_refusals_delayed_total", "counter", "refusals that waited for their turn", get(&self.refusals_delayed));
         text.one("insula_tenants_open", "gauge", "tenants held open", islands_open as u64);
         self.all.write(&self.operations, &mut text);
         platform_text(stats, &mut text);

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use platform::jail::{Floor, Turns};
 use platform::tenancy::{FirstStart, Kernel, KernelConfig};
@@ -23,14 +24,16 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::bulk::{Bulk, pace_of};
 use crate::check::check_files;
 use crate::config::{Config, FloorWord, Log, LogFormat};
+use crate::doorman::Doorman;
 use crate::egress::{Egress, EgressConfig};
 use crate::forward::Forwarder;
 use crate::metrics::Metrics;
 use crate::mlflow::webhooks::Trainings;
+use crate::refusal::Refusals;
 use crate::service::Service;
 use crate::tls::{Certificates, NodeCertificate, server_config};
 use crate::traces::{Tracer, TracesConfig};
-use crate::{accept, openapi, route};
+use crate::{connection, openapi, route};
 
 /// Why the service did not start, or did not end well.
 #[derive(Debug)]
@@ -114,7 +117,8 @@ pub struct Server {
     started: Started,
     service: Arc<Service>,
     stop: watch::Sender<bool>,
-    accepting: JoinHandle<()>,
+    doorman: thread::JoinHandle<()>,
+    serving: JoinHandle<()>,
     certificates: JoinHandle<()>,
 }
 
@@ -150,7 +154,7 @@ impl Server {
         let api = route::all();
         let document = openapi::document(api.routes());
         let service = Arc::new(Service {
-            metrics: Metrics::new(api.routes().iter().map(|route| route.info.operation).collect()),
+            metrics: Arc::new(Metrics::new(api.routes().iter().map(|route| route.info.operation).collect())),
             openapi: serde_json::to_vec_pretty(&document).map_err(StartError::new)?.into(),
             kernel,
             platform,
@@ -160,16 +164,21 @@ impl Server {
             tracer: config.traces.clone().map(|traces| tracer(traces, &config)).transpose().map_err(StartError::new)?,
             limits: Arc::new(config.requests.clone()),
             bulk: Bulk::new(config.requests.large_bytes_per_second.unwrap_or_else(|| pace_of(cores))),
+            refusals: Refusals::new(config.requests.refusals_per_second),
             upload_bytes_max,
             model_bytes_max,
             ready: AtomicBool::new(true),
         });
         let tls = TlsAcceptor::from(Arc::new(server_config(certificates.clone()).map_err(StartError::new)?));
+        let (limits, metrics) = (Arc::new(config.connections), service.metrics.clone());
         let (stop, stopped) = watch::channel(false);
+        let doorman = Doorman { tls, limits: limits.clone(), metrics, stop: stopped.clone() };
+        let (doorman, guests) = doorman.open(listener).map_err(StartError::new)?;
         let started = told(url, address, &certificates, first);
         tracing::info!(%address, "listening");
         Ok(Self {
-            accepting: tokio::spawn(accept::accept_loop(listener, tls, service.clone(), config.connections, stopped)),
+            doorman,
+            serving: tokio::spawn(connection::serve(guests, service.clone(), limits, stopped)),
             certificates: tokio::spawn(certificates.keep_fresh()),
             started,
             service,
@@ -190,7 +199,9 @@ impl Server {
     pub async fn stop(self) -> Result<(), StartError> {
         self.service.ready.store(false, Ordering::Release);
         let _ = self.stop.send(true);
-        self.accepting.await.map_err(StartError::new)?;
+        self.serving.await.map_err(StartError::new)?;
+        let doorman = tokio::task::spawn_blocking(|| self.doorman.join());
+        doorman.await.map_err(StartError::new)?.map_err(|_| StartError::new("the door did not close well"))?;
         self.certificates.abort();
         if let Some(tracer) = &self.service.tracer {
             tracer.stop().await;

@@ -17,6 +17,7 @@ use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use platform::Platform;
 use platform::tenancy::{Kernel, Peer, RequestId};
+use tokio::time::sleep;
 use tracing::Instrument;
 
 use crate::api::{Answer, Api, Ask, Outcome, TenantMark, parameters};
@@ -30,6 +31,7 @@ use crate::guard;
 use crate::metrics::{Metrics, Seen};
 use crate::mlflow;
 use crate::mlflow::webhooks::Teller;
+use crate::refusal::{Asker, Refusals};
 use crate::traces::{Begun, Ended, TRACERESPONSE, Tracer};
 use crate::watch::Work;
 
@@ -42,7 +44,7 @@ pub(crate) struct Service {
     pub(crate) kernel: Kernel,
     pub(crate) platform: Platform,
     pub(crate) api: Api,
-    pub(crate) metrics: Metrics,
+    pub(crate) metrics: Arc<Metrics>,
     /// To other nodes, when there are several.
     pub(crate) forwarder: Option<Forwarder>,
     /// To where tenants want to be told.
@@ -52,6 +54,8 @@ pub(crate) struct Service {
     pub(crate) limits: Arc<RequestLimits>,
     /// Large bodies take turns.
     pub(crate) bulk: Arc<Bulk>,
+    /// Those who are refused too often wait for it.
+    pub(crate) refusals: Refusals,
     /// The OpenAPI document.
     pub(crate) openapi: Bytes,
     /// Largest upload of a data set, and of a model, in bytes.
@@ -101,6 +105,9 @@ impl Service {
             self.metrics.panicked();
             (Outcome { answer: Err(Fail::internal("a handler panicked")), tenant: None }, 0)
         });
+        if let Err(fail) = &outcome.answer {
+            self.keep_pace(Asker::of(outcome.tenant.as_ref().map(|tenant| tenant.island), peer), fail).await;
+        }
         let _entered = span.entered();
         // What gRPC calls a failure is a success of HTTP.
         let failed = outcome.answer.as_ref().err().map(Fail::status);
@@ -133,6 +140,14 @@ impl Service {
         log(&seen);
         response.body_mut().hold(work);
         response
+    }
+
+    /// Waits until this refusal may be said.
+    pub(crate) async fn keep_pace(&self, asker: Asker, fail: &Fail) {
+        if let Some(wait) = self.refusals.wait(asker, fail) {
+            self.metrics.refusal_delayed();
+            sleep(wait).await;
+        }
     }
 
     async fn handle(

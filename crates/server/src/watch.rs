@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::config::ConnectionLimits;
+use crate::drip::Drops;
 
 /// State of one connection. Times are milliseconds since `born`, 0 is "not now".
 pub(crate) struct Watch {
@@ -27,11 +28,12 @@ pub(crate) struct Watch {
     head_since: AtomicU64,
     write_blocked_since: AtomicU64,
     head: Option<Mutex<HeadReader>>,
+    drops: Drops,
 }
 
 impl Watch {
     /// `reads_heads`: whether the connection speaks HTTP/1.
-    pub(crate) fn new(reads_heads: bool) -> Self {
+    pub(crate) fn new(reads_heads: bool, drops: Drops) -> Self {
         Self {
             born: Instant::now(),
             in_flight: AtomicUsize::new(0),
@@ -40,6 +42,7 @@ impl Watch {
             head_since: AtomicU64::new(0),
             write_blocked_since: AtomicU64::new(0),
             head: reads_heads.then(|| Mutex::new(HeadReader::default())),
+            drops,
         }
     }
 
@@ -48,6 +51,7 @@ impl Watch {
         self.in_flight.fetch_add(1, Ordering::AcqRel);
         self.served.store(true, Ordering::Release);
         self.head_since.store(0, Ordering::Release);
+        self.drops.forget();
         Work(self.clone())
     }
 
@@ -262,9 +266,19 @@ mod tests {
     }
 
     #[test]
+    fn small_reads_that_became_a_request_are_forgotten() {
+        let drops = Drops::default();
+        let watch = Arc::new(Watch::new(false, drops.clone()));
+        while drops.fall().is_none() {}
+        assert!(drops.fall().is_some());
+        let _work = watch.begin();
+        assert!(drops.fall().is_none());
+    }
+
+    #[test]
     fn deadlines_follow_the_state() {
         let limits = ConnectionLimits { header_timeout: Duration::ZERO, ..ConnectionLimits::default() };
-        let watch = Arc::new(Watch::new(true));
+        let watch = Arc::new(Watch::new(true, Drops::default()));
         assert_eq!(watch.overdue(&limits), None);
         watch.read(b"GET / HT");
         std::thread::sleep(Duration::from_millis(5));

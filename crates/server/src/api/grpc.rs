@@ -28,6 +28,7 @@ use crate::grpc::heading::Heading;
 use crate::grpc::{message, status};
 use crate::manner::Wish;
 use crate::openapi::Doc;
+use crate::refusal::Asker;
 use crate::service::Service;
 use crate::traces::{Begun, Ended};
 
@@ -215,6 +216,7 @@ impl<A: Act, H: for<'p> Handle<'p, Permit<A>, Call, Bytes>> Messages<A, H> {
             Ok((answer, _proof)) => framing::frames(&message::stream_head(answer.len()), answer),
             Err(fail) => {
                 fail.log();
+                self.ask.service.keep_pace(Asker::Tenant(tenant.island()), &fail).await;
                 framing::frames(&[], message::stream_error(fail.detail(), id.as_deref()).into())
             }
         };

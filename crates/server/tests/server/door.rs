@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
@@ -182,6 +183,32 @@ async fn caps_hold_and_are_given_back() {
         }
     }
     assert!(again.is_some(), "a place is free again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_drips_arrives_whole_on_both_protocols() {
+    let insula = Insula::start().await;
+    let admin = insula.tenant("alpha").await;
+    let body = |name: &str| json!({"name": name, "member": "ada"}).to_string();
+    let mut stream = connect(&insula, BOTH).await;
+    let (head, one) = ("POST /v1/keys HTTP/1.1\r\nHost: a\r\nContent-Type: application/json", body("one"));
+    for byte in format!("{head}\r\nAuthorization: Bearer {admin}\r\nContent-Length: {}\r\n\r\n{one}", one.len()).bytes() {
+        stream.write_all(&[byte]).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(4)).await;
+    }
+    let answer = one_answer(&mut stream).await;
+    assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
+    // And the connection is as good as before.
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    assert!(one_answer(&mut stream).await.starts_with("HTTP/1.1 200"));
+
+    let bytes = futures_util::stream::iter(body("two").into_bytes()).then(|byte| async move {
+        tokio::time::sleep(Duration::from_millis(4)).await;
+        Ok::<_, std::io::Error>(vec![byte])
+    });
+    let request = insula.client.post(format!("{}/v1/keys", insula.url)).bearer_auth(&admin).header("content-type", "application/json");
+    let sent = request.body(reqwest::Body::wrap_stream(bytes)).send().await.unwrap();
+    assert_eq!((sent.version(), sent.status().as_u16()), (reqwest::Version::HTTP_2, 201));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,7 @@
 //! Start, use and stop: tokens, rate limits, metrics, and what survives.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -122,6 +122,41 @@ async fn a_rate_is_said_held_and_one_tenants_own() {
     assert_eq!(refused.code(), "quota_exceeded");
     assert!(refused.header("retry-after").is_some_and(|value| value.parse::<u64>().is_ok_and(|seconds| seconds >= 1)), "{refused:?}");
     insula.get("/v1/whoami", &other).await.expect(200);
+}
+
+/// Of 30 at once one is said at once, and the others wait their second.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_refused_too_often_waits_for_it_and_nobody_else() {
+    let insula = Arc::new(Insula::start_with("[limits]\nrefusals_per_second = 1").await);
+    let (admin, other) = (insula.tenant("alpha").await, insula.tenant("beta").await);
+    let limits = json!({"requests_per_second": 1, "requests_burst": 1});
+    insula.put("/v1/tenants/alpha/limits", &insula.operator, limits).await.expect(200);
+    let delayed = async || {
+        let metrics = insula.get("/metrics", &insula.operator).await.expect(200).body;
+        metrics.lines().find_map(|line| line.strip_prefix("insula_refusals_delayed_total ")?.parse::<u64>().ok()).unwrap()
+    };
+    for (token, refusal) in [(Some(admin.clone()), 429), (None, 401)] {
+        let (insula_too, begun, before) = (insula.clone(), Instant::now(), delayed().await);
+        let flood = tokio::spawn(async move {
+            let calls = (0..30).map(|_| insula_too.call(Method::GET, "/v1/whoami", token.as_deref(), None));
+            let answers = futures_util::future::join_all(calls).await;
+            answers.iter().filter(|answer| answer.status.as_u16() == refusal).count()
+        });
+        while !flood.is_finished() {
+            insula.get("/v1/whoami", &other).await.expect(200);
+            insula.call(Method::GET, "/healthz", None, None).await.expect(200);
+        }
+        let (refused, took) = (flood.await.unwrap(), begun.elapsed());
+        assert!(refused >= 20, "{refused} of 30 are refused: {refusal}");
+        assert!(took >= Duration::from_millis(900), "{refusal} after {took:?}");
+        assert!(delayed().await >= before + 15, "{refusal}: {before} to {}", delayed().await);
+    }
+    // Who comes again when it was told to waits no more.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let before = delayed().await;
+    insula.get("/v1/whoami", &admin).await.expect(200);
+    insula.get("/v1/whoami", &admin).await;
+    assert_eq!(delayed().await, before);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -48,7 +48,8 @@ struct World {
 
 impl World {
     async fn new() -> Self {
-        let insula = Insula::start().await;
+        // More is refused here in a second than to anybody who means well.
+        let insula = Insula::start_with("[limits]\nrefusals_per_second = 100000").await;
         let (admin, other) = (insula.tenant("alpha").await, insula.tenant("beta").await);
         let viewer = insula.member(&admin, "vera", "viewer").await;
         let invoker = insula.member(&admin, "ivan", "invoker").await;

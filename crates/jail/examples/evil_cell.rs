@@ -47,11 +47,15 @@ fn open() {
     }
 }
 
-/// A service of its own, for the test to kill: prints the ids of its zygote and its cell, then sleeps.
+/// A service of its own, for the test to kill: prints the ids of its zygote and its cell, then sleeps. Under gVisor when it is told where `runsc` is.
 fn service() {
-    let limits = Limits { memory_bytes: 32 << 20, cpu_percent: 100, cpu_weight: 1, cpu_seconds_max: None, descriptors_max: 16 };
+    let limits = Limits { memory_bytes: 256 << 20, cpu_percent: 100, cpu_weight: 1, cpu_seconds_max: None, descriptors_max: 16 };
     let program = std::env::current_exe().unwrap_or_default();
-    let Ok(launcher) = zygote::Launcher::start(&program, &[], &[], Floor::Development) else { return };
+    let launcher = match std::env::args_os().nth(2) {
+        None => zygote::Launcher::start(&program, &[], &[], Floor::Development),
+        Some(runsc) => zygote::Launcher::start_gvisor(&program, &["keeper"], &[], runsc.as_ref(), Floor::Development),
+    };
+    let Ok(launcher) = launcher else { return };
     let Ok(cell) = launcher.spawn(&limits) else { return };
     println!("{} {}", launcher.pid(), cell.pid());
     std::thread::park();

@@ -46,6 +46,9 @@ enum Controller {
     Cpuacct,
 }
 
+/// All of them.
+const ALL: [Controller; 4] = [Controller::Memory, Controller::Cpu, Controller::Pids, Controller::Cpuacct];
+
 /// What lives in the groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Content {
@@ -60,7 +63,7 @@ impl Content {
     fn controllers(self) -> &'static [Controller] {
         match self {
             Self::Cell => &[Controller::Memory, Controller::Cpu, Controller::Pids],
-            Self::Sandbox => &[Controller::Memory, Controller::Cpu, Controller::Pids, Controller::Cpuacct],
+            Self::Sandbox => &ALL,
         }
     }
 
@@ -105,12 +108,13 @@ impl Groups {
     pub(crate) fn open(content: Content) -> Self {
         let pid = std::process::id();
         let name = format!("{PREFIX}{pid}-{}-{}", start_time(pid).unwrap_or(0), LAUNCHERS.fetch_add(1, Ordering::Relaxed));
-        let wanted = content.controllers();
-        let found = detect(wanted, &read(MOUNTINFO), &read("/proc/self/cgroup"), &|folder| read(folder.join("cgroup.controllers")));
+        let found = detect(&ALL, &read(MOUNTINFO), &read("/proc/self/cgroup"), &|folder| read(folder.join("cgroup.controllers")));
         let mut hierarchies = Vec::new();
-        for hierarchy in found {
+        for mut hierarchy in found {
+            // Also where this content has no groups: a predecessor had the other one as well, and we may never have.
             remove_predecessors(&hierarchy.own);
-            if prepare(&hierarchy, &name).is_ok() {
+            hierarchy.controllers.retain(|controller| content.controllers().contains(controller));
+            if !hierarchy.controllers.is_empty() && prepare(&hierarchy, &name).is_ok() {
                 hierarchies.push(hierarchy);
             }
         }

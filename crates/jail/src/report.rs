@@ -135,12 +135,14 @@ impl Report {
         };
         need(self.seccomp, "system call filter", "use a kernel with CONFIG_SECCOMP_FILTER, on x86_64 or aarch64");
         need(self.no_new_privileges, "no_new_privs", "use a kernel from 3.5 on and a container runtime that does not filter prctl");
-        need(!jail || self.descriptors_closed, "closing of descriptors", "use a kernel from 5.9 on, which has close_range");
         need(
             self.engine_threads == 1,
             "single-threaded zygote",
             "keep the engine from starting threads before it serves (for ONNX Runtime set ORT_DISABLE_TELEMETRY=1)",
         );
+        if jail {
+            need(self.descriptors_closed, "closing of descriptors", "use a kernel from 5.9 on, which has close_range");
+        }
         if strict {
             need(
                 self.memory == Enforced::Cgroup,
@@ -164,11 +166,13 @@ impl Report {
                     "allow user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone), or run as root",
                 );
             }
-            need(!jail || self.landlock_abi.is_some(), "landlock", "use a kernel from 5.13 on and put landlock in its lsm= list");
-            need(!jail || self.empty_root, "empty root", "allow user namespaces and pivot_root, or run as root; not from an initramfs");
             need(self.own_uid, "own user id per cell", "run the service as root, so that each cell gets a user id of its own");
-            need(!jail || self.no_capabilities, "dropping of capabilities", "run as root or allow user namespaces");
-            need(!jail || self.not_dumpable, "protection of memory from others", "use a kernel whose prctl has PR_SET_DUMPABLE");
+            if jail {
+                need(self.landlock_abi.is_some(), "landlock", "use a kernel from 5.13 on and put landlock in its lsm= list");
+                need(self.empty_root, "empty root", "allow user namespaces and pivot_root, or run as root; not from an initramfs");
+                need(self.no_capabilities, "dropping of capabilities", "run as root or allow user namespaces");
+                need(self.not_dumpable, "protection of memory from others", "use a kernel whose prctl has PR_SET_DUMPABLE");
+            }
         } else {
             need(
                 self.memory != Enforced::No,

@@ -45,7 +45,7 @@ pub use predict::{Protocol, Question};
 pub use prediction::{Prediction, PredictionLineage, PredictionRequest};
 pub use rollout::RollbackRules;
 pub use statistics::{Counted, Counts};
-pub use stats::{BATCH_BOUNDS_ROWS, Batches, COLD_START_BOUNDS_MS, PlatformStats, Times};
+pub use stats::{BATCH_BOUNDS_ROWS, Batches, ByClass, COLD_START_BOUNDS_MS, PlatformStats, Times};
 pub use tracking::trace::{
     Assessment, AssessmentUpdate, SPAN_BYTES_MAX, SPANS_BYTES_MAX, SPANS_MAX, Span, TRACES_PER_REQUEST_MAX, Trace, TraceDeletion,
     TraceSearch, TraceState, Verdict,

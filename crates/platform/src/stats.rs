@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use tenancy::IsolationClass;
 use wire::Run;
 
 use crate::page::Timestamp;
@@ -31,21 +32,53 @@ pub struct Batches {
     pub rows: u64,
 }
 
+/// How many of each isolation class.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ByClass {
+    /// Jailed.
+    pub jail: u64,
+    /// Under gVisor.
+    pub gvisor: u64,
+}
+
+impl ByClass {
+    /// All together.
+    #[must_use]
+    pub fn total(self) -> u64 {
+        self.jail + self.gvisor
+    }
+
+    /// With the word for each.
+    #[must_use]
+    pub fn each(self) -> [(&'static str, u64); 2] {
+        [(IsolationClass::Jail.name(), self.jail), (IsolationClass::Gvisor.name(), self.gvisor)]
+    }
+}
+
+impl FromIterator<IsolationClass> for ByClass {
+    fn from_iter<I: IntoIterator<Item = IsolationClass>>(classes: I) -> Self {
+        classes.into_iter().fold(Self::default(), |counted, class| match class {
+            IsolationClass::Jail => Self { jail: counted.jail + 1, ..counted },
+            IsolationClass::Gvisor => Self { gvisor: counted.gvisor + 1, ..counted },
+        })
+    }
+}
+
 /// A snapshot.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PlatformStats {
     /// Live cells of all kinds.
     pub cells_live: u64,
-    /// Of those, blank and ready.
+    /// Of those, blank and ready; jailed.
     pub cells_blank: u64,
     /// Of those, serving predictions.
-    pub cells_serving: u64,
+    pub cells_serving: ByClass,
     /// Of those, working on a job.
-    pub cells_working: u64,
+    pub cells_working: ByClass,
     /// Memory of all cells as last measured, in bytes.
     pub cells_memory_bytes: u64,
     /// Cells started since the start of the service.
-    pub cells_started: u64,
+    pub cells_started: ByClass,
     /// Cells that crashed, or were stopped because they were stuck.
     pub cells_failed: u64,
     /// Cells that ended at their memory limit.
@@ -95,7 +128,8 @@ pub struct PlatformStats {
 /// The live counters.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
-    pub(crate) started: AtomicU64,
+    pub(crate) started_jail: AtomicU64,
+    pub(crate) started_gvisor: AtomicU64,
     pub(crate) failed: AtomicU64,
     pub(crate) out_of_memory: AtomicU64,
     pub(crate) hostile: AtomicU64,
@@ -186,7 +220,7 @@ impl Counters {
         let cold_start_times = self.cold_starts.snapshot();
         PlatformStats {
             cells_memory_bytes: get(&self.memory_bytes),
-            cells_started: get(&self.started),
+            cells_started: ByClass { jail: get(&self.started_jail), gvisor: get(&self.started_gvisor) },
             cells_failed: get(&self.failed),
             cells_out_of_memory: get(&self.out_of_memory),
             cells_hostile: get(&self.hostile),

@@ -35,6 +35,7 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use crate::body::{AnswerBody, RequestBody};
+use crate::bulk::Payer;
 use crate::error::{Fail, Result};
 use crate::forward::Forwarded;
 use crate::guard::percent_decoded;
@@ -470,9 +471,10 @@ async fn identify_here(ask: &Ask) -> Result<Identity> {
 
 /// From here on it is known who answers for the body.
 fn answering(ask: &Ask, identity: Identity) -> Identity {
-    if let Identity::Tenant(caller) = &identity {
-        ask.body.belongs_to(caller.island());
-    }
+    ask.body.belongs_to(match &identity {
+        Identity::Tenant(caller) => Payer::Tenant(caller.island()),
+        Identity::Operator(_) => Payer::Operators,
+    });
     identity
 }
 

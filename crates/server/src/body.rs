@@ -14,10 +14,10 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use parking_lot::Mutex;
-use platform::tenancy::{Collecting, Digested, IslandToken};
+use platform::tenancy::{Collecting, Digested};
 use tokio::time::timeout;
 
-use crate::bulk::{Bulk, FREE_BYTES, LARGE_BYTES, Purse};
+use crate::bulk::{Bulk, FREE_BYTES, LARGE_BYTES, Payer, Purse};
 use crate::config::RequestLimits;
 use crate::error::{Fail, Result};
 use crate::watch::Work;
@@ -50,8 +50,8 @@ pub(crate) struct RequestBody {
 /// What is known of a body after its reader took it.
 pub(crate) struct BodyMark {
     bulk: Arc<Bulk>,
-    /// The tenant that has to answer for it.
-    owner: OnceLock<IslandToken>,
+    /// Who has to answer for it.
+    owner: OnceLock<Payer>,
     /// What went wrong inside a stream whose reader knows only `io::Error`.
     fault: Mutex<Option<Fail>>,
     read: AtomicU64,
@@ -73,6 +73,11 @@ impl BodyMark {
     fn new(bulk: Arc<Bulk>) -> Self {
         let (fault, rest, whole) = (Mutex::default(), Mutex::default(), Mutex::default());
         Self { bulk, owner: OnceLock::new(), fault, read: AtomicU64::new(0), rest, whole }
+    }
+
+    /// Who has to answer for it, if that is known.
+    pub(crate) fn owner(&self) -> Option<Payer> {
+        self.owner.get().copied()
     }
 
     /// The fault, once.
@@ -104,7 +109,7 @@ impl BodyMark {
         if (waits && self.read() == 0) || rest.size_hint().lower() > REFUSED_BYTES_MAX {
             return;
         }
-        let purse = self.bulk.purse(self.owner.get().copied());
+        let purse = self.bulk.purse(self.owner());
         let (mut bytes, mut owed) = (0, 0);
         let coming = async {
             while let Some(Ok(frame)) = rest.frame().await
@@ -144,11 +149,14 @@ impl RequestBody {
         Self { incoming: Some(incoming), limits, started: Instant::now(), patient: false, mark, purse: None, owed: 0, free: FREE_BYTES }
     }
 
-    /// The tenant that has to answer for it, as soon as that is known.
-    pub(crate) fn belongs_to(&self, tenant: IslandToken) {
-        self.mark.bulk.came(tenant);
+    /// Who has to answer for it, as soon as that is known.
+    pub(crate) fn belongs_to(&self, owner: Payer) {
+        // Operators are no company: a tenant beside them is alone.
+        if let Payer::Tenant(_) = owner {
+            self.mark.bulk.came(owner);
+        }
         // Of a stream it was known before.
-        let _ = self.mark.owner.set(tenant);
+        let _ = self.mark.owner.set(owner);
     }
 
     /// What stays known of it.
@@ -207,7 +215,7 @@ impl RequestBody {
             }
             if read > self.free {
                 self.owed = self.owed.saturating_add(length.min(read - self.free));
-                self.purse.get_or_insert_with(|| self.mark.bulk.purse(self.mark.owner.get().copied()));
+                self.purse.get_or_insert_with(|| self.mark.bulk.purse(self.mark.owner()));
             }
             return Ok(Some(piece));
         }
@@ -218,7 +226,7 @@ impl RequestBody {
         let length = |bytes: usize| u64::try_from(bytes).unwrap_or(u64::MAX);
         if length(collected.len()) <= LARGE_BYTES && length(collected.len() + piece.len()) > LARGE_BYTES {
             let begun = Instant::now();
-            let purse = self.mark.bulk.purse(self.mark.owner.get().copied());
+            let purse = self.mark.bulk.purse(self.mark.owner());
             collected.keep(self.mark.bulk.room(&purse, most).await?);
             self.started += begun.elapsed();
             let missing = most.saturating_sub(length(collected.len()));

@@ -12,8 +12,8 @@
 //! a pace (`limits.large_bytes_per_second`; [`pace_of`] the cores when that is not set), a small part of what the cores could do; in turn a stretch of each tenant that has any, however many
 //! connections it has. A slow sender holds up nobody: a turn is only waited out between two stretches, never while the sender is waited for.
 //!
-//! A tenant that is alone on the node reads as fast as its bytes come ([`COMPANY_TIME`]). What no tenant has to answer for (bodies
-//! that are refused, that go on to another node, or that an operator sends) has one turn together, as if it were one tenant's.
+//! A tenant that is alone on the node reads as fast as its bytes come ([`COMPANY_TIME`]). What nobody answers for (bodies that came
+//! without a credential) has one turn together, as if it were one tenant's; so have the operators, who do not wait behind strangers.
 //!
 //! A body that is held whole has its [`Room`] before it grows large: of the node, and of the tenant.
 //!
@@ -59,8 +59,16 @@ pub(crate) fn pace_of(cores: usize) -> u64 {
     PACE_BYTES.saturating_mul(u64::try_from(cores).unwrap_or(u64::MAX))
 }
 
-/// The large bodies of a node; `T` is a tenant.
-pub(crate) struct Bulk<T = IslandToken> {
+/// Who answers for a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Payer {
+    Tenant(IslandToken),
+    /// All of them together.
+    Operators,
+}
+
+/// The large bodies of a node; `T` is who answers for one.
+pub(crate) struct Bulk<T = Payer> {
     /// Nanoseconds that a stretch costs.
     stretch_nanos: u64,
     /// Held by who reads; until when it is paid for.
@@ -68,14 +76,14 @@ pub(crate) struct Bulk<T = IslandToken> {
     room: Arc<Semaphore>,
     room_wait: Duration,
     purses: Mutex<HashMap<T, Arc<Purse<T>>>>,
-    /// Of what no tenant answers for.
+    /// Of what nobody answers for.
     nobody: Arc<Purse<T>>,
     /// The two tenants that came last, the last one first.
     last: Mutex<[Option<(T, Instant)>; 2]>,
 }
 
 /// One tenant's part of it.
-pub(crate) struct Purse<T = IslandToken> {
+pub(crate) struct Purse<T = Payer> {
     owner: Option<T>,
     turn: tokio::sync::Mutex<()>,
     room: Arc<Semaphore>,

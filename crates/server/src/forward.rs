@@ -44,6 +44,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::api::Reply;
 use crate::body::{Again, AnswerBody, BodyMark};
+use crate::bulk::Payer;
 use crate::config::RequestLimits;
 use crate::error::{Fail, Result};
 use crate::grpc;
@@ -53,8 +54,10 @@ use crate::tls::{NODE_NAME, TlsError, node_client_config};
 /// Set on a request that has come from another node; its value is that node's name.
 pub(crate) const FORWARDED: HeaderName = HeaderName::from_static("insula-forwarded");
 
-/// Requests on their way to one peer at once.
+/// Requests on their way to one peer at once, and those of one tenant among them: its home has the tenant's own limit, but a home that is slow
+/// or hangs would let it take every seat of this node first.
 const REQUESTS_PER_PEER_MAX: usize = 512;
+const REQUESTS_PER_TENANT_MAX: usize = 128;
 /// Connections to one peer that are kept for the next request.
 const IDLE_PER_PEER_MAX: usize = 64;
 /// How long one is kept; shorter than a door keeps it.
@@ -148,7 +151,7 @@ impl Forwarder {
         let head = if streams { STREAM_HEAD_TIMEOUT } else { limits.request_timeout.saturating_add(WAY_TIME) };
         tracing::debug!(peer = peer.name, "forwarded");
         // A body that broke off is the client's doing, whatever became of the connection.
-        way.ask(request, head).await.map_err(|fail| mark.take_fault().unwrap_or(fail))
+        way.ask(request, mark.owner(), head).await.map_err(|fail| mark.take_fault().unwrap_or(fail))
     }
 
     fn way(&self, peer: &Peer) -> Result<Arc<Way>> {
@@ -183,6 +186,8 @@ struct Way {
 
 struct WayState {
     asked: Instant,
+    /// Seats that are taken, by whose request sits there.
+    taken: HashMap<Option<Payer>, usize>,
     idle: Vec<(Instant, SendRequest<SentBody>)>,
 }
 
@@ -198,7 +203,7 @@ impl Way {
             authority: HeaderValue::from_str(authority.as_str()).map_err(|error| wrong(&error))?,
             tls: TlsConnector::from(Arc::new(node_client_config(&peer.certificate_sha256).map_err(Fail::internal)?)),
             seats: Arc::new(Semaphore::new(REQUESTS_PER_PEER_MAX)),
-            state: Mutex::new(WayState { asked: Instant::now(), idle: Vec::new() }),
+            state: Mutex::new(WayState { asked: Instant::now(), taken: HashMap::new(), idle: Vec::new() }),
         })
     }
 
@@ -222,11 +227,22 @@ impl Way {
         request
     }
 
+    /// A seat for a request that this one answers for.
+    fn seat(self: &Arc<Self>, owner: Option<Payer>) -> Result<Seat> {
+        let full = || Fail::new("overloaded", "too much is on its way to the tenant's node: try again").retry_after(1);
+        let permit = self.seats.clone().try_acquire_owned().map_err(|_| full())?;
+        let mut state = self.state.lock();
+        let taken = state.taken.entry(owner).or_default();
+        if *taken >= REQUESTS_PER_TENANT_MAX {
+            return Err(full());
+        }
+        *taken += 1;
+        Ok(Seat { way: self.clone(), owner, _permit: permit })
+    }
+
     /// Sends it over a kept connection, or a new one.
-    async fn ask(self: &Arc<Self>, mut request: Request<SentBody>, head: Duration) -> Result<Forwarded> {
-        let Ok(seat) = self.seats.clone().try_acquire_owned() else {
-            return Err(Fail::new("overloaded", "too much is on its way to the tenant's node: try again").retry_after(1));
-        };
+    async fn ask(self: &Arc<Self>, mut request: Request<SentBody>, owner: Option<Payer>, head: Duration) -> Result<Forwarded> {
+        let seat = self.seat(owner)?;
         loop {
             let (kept, mut sender) = match self.kept() {
                 Some(sender) => (true, sender),
@@ -291,12 +307,7 @@ impl Way {
     }
 
     /// The peer's answer as ours. The connection comes back when the last byte is here.
-    fn answer(
-        self: &Arc<Self>,
-        answer: Response<Incoming>,
-        sender: SendRequest<SentBody>,
-        seat: OwnedSemaphorePermit,
-    ) -> Response<AnswerBody> {
+    fn answer(self: &Arc<Self>, answer: Response<Incoming>, sender: SendRequest<SentBody>, seat: Seat) -> Response<AnswerBody> {
         let (mut parts, incoming) = answer.into_parts();
         strip(&mut parts.headers);
         parts.headers.remove(CONTENT_LENGTH);
@@ -326,7 +337,26 @@ struct Coming {
     way: Arc<Way>,
     incoming: Incoming,
     sender: SendRequest<SentBody>,
-    _seat: OwnedSemaphorePermit,
+    _seat: Seat,
+}
+
+/// A request's place on the way; free when dropped.
+struct Seat {
+    way: Arc<Way>,
+    owner: Option<Payer>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut state = self.way.state.lock();
+        if let Some(taken) = state.taken.get_mut(&self.owner) {
+            *taken -= 1;
+            if *taken == 0 {
+                state.taken.remove(&self.owner);
+            }
+        }
+    }
 }
 
 impl Coming {

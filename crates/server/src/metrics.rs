@@ -202,11 +202,17 @@ fn answers_text(answers: &[VersionAnswers], text: &mut Text) {
 
 fn platform_text(stats: &PlatformStats, text: &mut Text) {
     text.head("insula_cells", "gauge", "sandboxes alive");
-    for (kind, count) in [("blank", stats.cells_blank), ("serving", stats.cells_serving), ("working", stats.cells_working)] {
-        text.line("insula_cells", &[("kind", kind)], count);
+    text.line("insula_cells", &[("kind", "blank"), ("class", "jail")], stats.cells_blank);
+    for (kind, cells) in [("serving", stats.cells_serving), ("working", stats.cells_working)] {
+        for (class, count) in cells.each() {
+            text.line("insula_cells", &[("kind", kind), ("class", class)], count);
+        }
     }
     text.one("insula_cells_memory_bytes", "gauge", "memory of all sandboxes", stats.cells_memory_bytes);
-    text.one("insula_cells_started_total", "counter", "sandboxes started", stats.cells_started);
+    text.head("insula_cells_started_total", "counter", "sandboxes started");
+    for (class, count) in stats.cells_started.each() {
+        text.line("insula_cells_started_total", &[("class", class)], count);
+    }
     text.head("insula_cells_ended_total", "counter", "sandboxes that did not end well");
     for (why, count) in [("failed", stats.cells_failed), ("out_of_memory", stats.cells_out_of_memory), ("hostile", stats.cells_hostile)] {
         text.line("insula_cells_ended_total", &[("why", why)], count);
@@ -399,6 +405,8 @@ impl Text {
 
 #[cfg(test)]
 mod tests {
+    use platform::ByClass;
+
     use super::*;
 
     #[test]
@@ -449,7 +457,13 @@ mod tests {
             rows: 9,
         };
         answers_text(&[of], &mut text);
-        let stats = PlatformStats { cells_evicted_room: 4, zygotes_replaced: 1, ..PlatformStats::default() };
+        let stats = PlatformStats {
+            cells_blank: 5,
+            cells_serving: ByClass { jail: 3, gvisor: 2 },
+            cells_started: ByClass { jail: 30, gvisor: 20 },
+            ..PlatformStats::default()
+        };
+        let stats = PlatformStats { cells_evicted_room: 4, zygotes_replaced: 1, ..stats };
         let mut queued = Times { micros: 2_500_000, ..Times::default() };
         (queued.buckets[1], queued.buckets[12]) = (5, 1);
         let mut batches = Batches { rows: 9, ..Batches::default() };
@@ -465,6 +479,12 @@ mod tests {
             "insula_batch_rows_sum 9",
             "insula_batch_rows_count 2",
             "insula_cells_evicted_total{why=\"room\"} 4",
+            "insula_cells{kind=\"blank\",class=\"jail\"} 5",
+            "insula_cells{kind=\"serving\",class=\"jail\"} 3",
+            "insula_cells{kind=\"serving\",class=\"gvisor\"} 2",
+            "insula_cells{kind=\"working\",class=\"gvisor\"} 0",
+            "insula_cells_started_total{class=\"jail\"} 30",
+            "insula_cells_started_total{class=\"gvisor\"} 20",
             "insula_zygotes_replaced_total 1",
             "insula_queue_seconds_bucket{le=\"0.001\"} 0",
             "insula_queue_seconds_bucket{le=\"0.002\"} 5",

@@ -11,7 +11,8 @@
 //! tenant's ledger begins with an entry that names the old one, and the old one stays with the tenant as an object.
 //!
 //! An import reads all of it twice: first to verify everything, before anything is made; then into a tenant that becomes known only
-//! with its last step. Jobs that wait or run begin anew there. API keys are not taken out.
+//! with its last step. Jobs that wait or run begin anew there. API keys are not taken out. Of the limits one goes along: the isolation class that
+//! the tenant was promised, which holds where it comes to, or it does not come.
 
 mod export;
 mod format;
@@ -25,6 +26,7 @@ use crate::act::LedgerRead;
 use crate::blobs::{BlobId, BlobReader};
 use crate::error::Result;
 use crate::permit::Permit;
+use crate::quota::IsolationClass;
 use crate::rows::Record;
 
 pub use export::{Export, ExportInfo};
@@ -39,8 +41,14 @@ const FORMER_LEDGERS_MAX: u32 = 1000;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "item", rename_all = "snake_case", deny_unknown_fields)]
 enum Item {
-    /// First. Times in Unix microseconds.
-    Manifest { tenant: String, tenant_created_at: i64, exported_at: i64 },
+    /// First. Times in Unix microseconds. Without a class, as they were written before there were two: the first one.
+    Manifest {
+        tenant: String,
+        tenant_created_at: i64,
+        exported_at: i64,
+        #[serde(default, skip_serializing_if = "IsolationClass::is_default")]
+        isolation: IsolationClass,
+    },
     /// Data: the plain bytes.
     Object { id: BlobId, bytes: u64, sha256: String },
     /// Data: 16 bytes for each object that the records know; others were deleted while the bundle was written.

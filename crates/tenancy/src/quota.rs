@@ -56,6 +56,13 @@ pub enum IsolationClass {
 }
 
 impl IsolationClass {
+    /// The detail of an entry of the ledger that says in which class of cell its work was done.
+    pub const DETAIL: &'static str = "isolation";
+
+    pub(crate) fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// The word for it.
     #[must_use]
     pub fn name(self) -> &'static str {

@@ -25,6 +25,7 @@ const FIELDS: &[Field] = &[
     ("policy", "/statement/policy"),
     ("input", "/statement/input"),
     ("output", "/statement/output"),
+    ("isolation", "/statement/isolation"),
     ("proven in a log of", "/proven_size"),
     ("found in an export of", "/export_size"),
 ];

@@ -1,5 +1,6 @@
 //! Cells, the fork server and the whole service are killed at random under load: every request is answered or fails in clear words, no
-//! answer is another's, none is given twice, the ledger has each of them, and nothing is left over when it ends.
+//! answer is another's, none is given twice, the ledger has each of them, and nothing is left over when it ends, nor of a service that was
+//! killed once the next one has started. The same for both isolation classes.
 //!
 //! `INSULA_CHAOS_SECONDS` makes it longer, `INSULA_CHAOS_SEED` other.
 
@@ -17,12 +18,17 @@ use serde_json::{Value, json};
 use crate::world::{Service, family, rows, until};
 
 const TENANTS: [&str; 4] = ["amber", "birch", "cedar", "delta"];
+/// A sandbox of theirs takes a quarter of a second of a core to start.
+const GUARDED: [&str; 2] = ["ember", "flint"];
 /// Connections of each tenant.
 const CLIENTS: usize = 5;
 /// How long it is shaken, unless the environment says otherwise.
 const SECONDS: u64 = 18;
 /// Pauses between kills, in milliseconds.
 const PAUSE_MILLIS: u64 = 220;
+const GUARDED_PAUSE_MILLIS: u64 = 600;
+/// User ids from here on are those of sandboxes.
+const OUTER_UID_FIRST: u32 = 1_879_048_192;
 /// No answer takes longer: neither a kill nor a start may leave anybody waiting.
 const ANSWER_MAX: Duration = Duration::from_secs(20);
 /// What a request that could not be answered is told.
@@ -162,19 +168,42 @@ struct Killed {
     services: usize,
 }
 
-/// Kills until the time is over; all processes that there were go into `pids`.
-async fn shake(mut service: Service, place: &Place, random: &mut Random, seconds: u64, pids: &mut BTreeSet<u32>) -> (Service, Killed) {
+/// All processes of services that there were, and the user ids of their sandboxes.
+#[derive(Debug, Default)]
+struct Known {
+    pids: BTreeSet<u32>,
+    uids: BTreeSet<u32>,
+}
+
+impl Known {
+    fn look(&mut self, service: &Service) {
+        let family = family(service.pid());
+        self.uids.extend(family.iter().filter_map(|pid| uid_of(*pid)).filter(|uid| *uid >= OUTER_UID_FIRST));
+        self.pids.extend(family);
+    }
+}
+
+fn uid_of(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().next()?.parse().ok()
+}
+
+/// Kills until the time is over; all processes that there were are known then.
+async fn shake(mut service: Service, place: &Place, random: &mut Random, pause: u64, known: &mut Known) -> (Service, Killed) {
+    let seconds = number("INSULA_CHAOS_SECONDS", SECONDS);
     let (end, mut killed) = (Instant::now() + Duration::from_secs(seconds), Killed::default());
-    let mut gateways = BTreeSet::from([service.pid()]);
     for turn in 1.. {
         if Instant::now() > end {
             break;
         }
-        tokio::time::sleep(Duration::from_millis(PAUSE_MILLIS / 2 + random.below(PAUSE_MILLIS as usize) as u64)).await;
-        pids.extend(family(service.pid()));
-        let below = children();
-        let zygotes = below.get(&service.pid()).cloned().unwrap_or_default();
-        let cells: Vec<u32> = zygotes.iter().flat_map(|zygote| below.get(zygote).cloned().unwrap_or_default()).collect();
+        tokio::time::sleep(Duration::from_millis(pause / 2 + random.below(pause as usize) as u64)).await;
+        known.look(&service);
+        let all = children();
+        let below = |pids: &[u32]| pids.iter().filter_map(|pid| all.get(pid)).flatten().copied().collect::<Vec<u32>>();
+        let zygotes = below(&[service.pid()]);
+        // A sandbox's first process is one, its file server and its kernel are below it.
+        let mut cells = below(&zygotes);
+        cells.extend(below(&cells));
         match random.below(12) {
             0..=7 if !cells.is_empty() => {
                 kill(cells[random.below(cells.len())]);
@@ -187,18 +216,18 @@ async fn shake(mut service: Service, place: &Place, random: &mut Random, seconds
             // One in a dozen, and never none.
             _ if turn % 4 == 0 || killed.services == 0 => {
                 place.epoch.fetch_add(1, Ordering::AcqRel);
+                known.look(&service);
                 let home = service.kill();
                 killed.services += 1;
                 // A start takes a moment, and blocks: the clients go on beside it.
                 service = tokio::task::block_in_place(|| Service::open(home));
-                gateways.insert(service.pid());
+                tokio::task::block_in_place(|| nothing_is_left(known));
                 place.url.write().unwrap().clone_from(&service.url);
                 place.epoch.fetch_add(1, Ordering::AcqRel);
             }
             _ => {}
         }
     }
-    pids.extend(gateways);
     (service, killed)
 }
 
@@ -214,7 +243,7 @@ async fn entries(service: &Service, key: &str, act: &str) -> Vec<Value> {
 }
 
 /// The ledger against what the clients saw.
-async fn ledger_is_complete(service: &Service, tenant: &str, key: &str, seen: &Seen) {
+async fn ledger_is_complete(service: &Service, tenants: &[&str], (tenant, key): (&str, &str), seen: &Seen) {
     let mut entered: HashMap<String, Value> = HashMap::new();
     for entry in entries(service, key, "Predict").await {
         let id = entry["request"].as_str().unwrap().to_owned();
@@ -231,7 +260,7 @@ async fn ledger_is_complete(service: &Service, tenant: &str, key: &str, seen: &S
     let asked = |id: &String| seen.answered.contains_key(id) || seen.refused.contains_key(id) || seen.broken.contains(id);
     let strangers: Vec<&String> = entered.keys().filter(|id| id.starts_with(tenant) && !asked(id)).collect();
     assert!(strangers.is_empty(), "entries of requests that nobody made: {strangers:?}");
-    assert!(entered.keys().all(|id| TENANTS.iter().all(|other| *other == tenant || !id.starts_with(other))), "an entry of somebody else");
+    assert!(entered.keys().all(|id| tenants.iter().all(|other| *other == tenant || !id.starts_with(other))), "an entry of somebody else");
     for (name, secret) in &seen.keys {
         service.get("/v1/whoami", secret).await.expect(200);
         assert!(!name.is_empty());
@@ -263,11 +292,30 @@ fn groups_of(pids: &BTreeSet<u32>, folder: &Path, depth: usize, found: &mut Vec<
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn killing_at_random_loses_nothing_and_confuses_nobody() {
     let Some(service) = Service::start() else { return };
+    shaken(service, &TENANTS, "isolation=jail", PAUSE_MILLIS, 500).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn the_same_under_gvisor() {
+    let Some(service) = Service::start() else { return };
+    let made = service.run("operator", &["tenant", "create", "first", "--limit", "isolation=gvisor"]);
+    if made.status != 0 {
+        assert!(std::env::var_os("INSULA_REQUIRE").is_none(), "INSULA_REQUIRE is set: {}", made.error);
+        println!("SKIPPED: {}", made.error);
+        return;
+    }
+    shaken(service, &GUARDED, "isolation=gvisor", GUARDED_PAUSE_MILLIS, 100).await;
+}
+
+/// All of it, with these tenants and this limit for them; so many requests must be answered.
+async fn shaken(service: Service, tenants: &'static [&'static str], limit: &str, pause_millis: u64, answered_min: usize) {
+    let mounts = sandbox_mounts();
     let seed = number("INSULA_CHAOS_SEED", 20_261_130);
     println!("INSULA_CHAOS_SEED={seed}");
     let mut keys = Vec::new();
-    for tenant in TENANTS {
+    for tenant in tenants {
         let key = service.busy_tenant(tenant, "ada");
+        service.run("operator", &["tenant", "limits", tenant, limit]).json();
         // Its own words, so that an answer tells whose it is.
         let table = rows(120).replace("up", &format!("{tenant}-up")).replace("down", &format!("{tenant}-down"));
         service.ask(Method::PUT, "/v1/datasets/fence", &key, table).await.expect(201);
@@ -278,24 +326,24 @@ async fn killing_at_random_loses_nothing_and_confuses_nobody() {
         keys.push(key);
     }
     let place = Arc::new(Place { url: RwLock::new(service.url.clone()), epoch: AtomicUsize::new(0), over: AtomicBool::new(false) });
-    let seen: Vec<Arc<Mutex<Seen>>> = TENANTS.iter().map(|_| Arc::default()).collect();
+    let seen: Vec<Arc<Mutex<Seen>>> = tenants.iter().map(|_| Arc::default()).collect();
     let authority = reqwest::Certificate::from_pem(&fs::read(&service.cacert).unwrap()).unwrap();
     let mut clients = Vec::new();
-    for ((tenant, key), seen) in TENANTS.iter().zip(&keys).zip(&seen) {
+    for ((tenant, key), seen) in tenants.iter().zip(&keys).zip(&seen) {
         for number in 0..CLIENTS {
             // A connection of its own each.
             let http = Client::builder().tls_certs_only([authority.clone()]).http1_only().no_proxy().timeout(ANSWER_MAX).build().unwrap();
             clients.push(tokio::spawn(client(http, Arc::clone(&place), (tenant, key.clone()), number, Arc::clone(seen))));
         }
     }
-    let (mut random, mut pids) = (Random(seed), BTreeSet::new());
-    let (mut service, killed) = shake(service, &place, &mut random, number("INSULA_CHAOS_SECONDS", SECONDS), &mut pids).await;
+    let (mut random, mut known) = (Random(seed), Known::default());
+    let (mut service, killed) = shake(service, &place, &mut random, pause_millis, &mut known).await;
     place.over.store(true, Ordering::Release);
     for client in clients {
         client.await.unwrap();
     }
     let mut seen: Vec<Seen> = seen.iter().map(|seen| std::mem::take(&mut *seen.lock().unwrap())).collect();
-    for ((tenant, key), seen) in TENANTS.iter().zip(&keys).zip(&mut seen) {
+    for ((tenant, key), seen) in tenants.iter().zip(&keys).zip(&mut seen) {
         let codes = seen.refused.values().fold(BTreeMap::<&str, usize>::new(), |mut codes, code| {
             *codes.entry(code).or_default() += 1;
             codes
@@ -313,27 +361,39 @@ async fn killing_at_random_loses_nothing_and_confuses_nobody() {
             assert!(Instant::now() < deadline, "{tenant} is not answered again: {}", answer.text());
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        ledger_is_complete(&service, tenant, key, seen).await;
+        ledger_is_complete(&service, tenants, (tenant, key), seen).await;
     }
     println!("{killed:?}");
     let total: usize = seen.iter().map(|seen| seen.answered.len()).sum();
-    assert!(total > 500 && seen.iter().all(|seen| seen.answered.len() > 20), "too little was answered to say anything: {total}");
+    assert!(total > answered_min && seen.iter().all(|seen| seen.answered.len() > 20), "too little was answered to say anything: {total}");
     assert!(killed.cells >= 5 && killed.zygotes >= 2 && killed.services >= 1, "{killed:?}");
-    pids.extend(family(service.pid()));
+    known.look(&service);
     service.stop();
-    nothing_is_left(&service, &pids);
+    nothing_is_left(&known);
+    assert_eq!(sandbox_mounts(), mounts, "mounts are left");
+    let left: Vec<_> = fs::read_dir(service.path("tmp")).unwrap().flatten().map(|entry| entry.path()).collect();
+    assert!(left.is_empty(), "temporary files are left: {left:?}");
 }
 
-fn nothing_is_left(service: &Service, pids: &BTreeSet<u32>) {
+/// Of services that are gone.
+fn nothing_is_left(known: &Known) {
     until("no process is left", || {
         // A process id may be somebody else's by now.
         let ours = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("insula"));
-        let alive = |pid: &&u32| ours(pid) && fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
-        (pids.iter().filter(alive).count() == 0).then_some(())
+        let alive = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
+        let running = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        let sandboxed = |pid: &u32| uid_of(*pid).is_some_and(|uid| known.uids.contains(&uid));
+        let left =
+            known.pids.iter().copied().filter(|pid| ours(pid) && alive(pid)).chain(running.filter(|pid| sandboxed(pid) && alive(pid)));
+        (left.count() == 0).then_some(())
     });
     let mut groups = Vec::new();
-    groups_of(pids, Path::new("/sys/fs/cgroup"), 5, &mut groups);
+    groups_of(&known.pids, Path::new("/sys/fs/cgroup"), 5, &mut groups);
     assert!(groups.is_empty(), "control groups are left: {groups:?}");
-    let left: Vec<_> = fs::read_dir(service.path("tmp")).unwrap().flatten().map(|entry| entry.path()).collect();
-    assert!(left.is_empty(), "temporary files are left: {left:?}");
+}
+
+/// What the machine sees of sandboxes' file systems: nothing, if all is as it should be.
+fn sandbox_mounts() -> Vec<String> {
+    let ours = |line: &&str| [" - tmpfs keeper ", " - tmpfs sandbox ", "runsc"].iter().any(|name| line.contains(name));
+    fs::read_to_string("/proc/self/mountinfo").unwrap().lines().filter(ours).map(str::to_owned).collect()
 }

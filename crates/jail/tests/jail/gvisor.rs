@@ -2,8 +2,9 @@
 
 use std::{
     fs,
-    io::Write,
+    io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -102,6 +103,27 @@ fn nothing_is_left_of_a_sandbox() {
 }
 
 #[test]
+fn a_whole_sandbox_dies_with_the_service_and_the_next_one_cleans_up() {
+    let Some(runsc) = runsc() else { return };
+    let before = mounts();
+    let mut service = Command::new(evil_cell()).arg("service").arg(runsc).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(service.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let pids: Vec<u32> = line.split_whitespace().map(|pid| pid.parse().unwrap()).collect();
+    let [keeper, cell] = pids[..] else { panic!("`{line}`") };
+    let uid = uid_of(cell).unwrap();
+    eventually("a whole sandbox", || processes_of(&uid).len() >= 4);
+    assert_ne!(super::life::groups_of(service.id()), Vec::<String>::new());
+    service.kill().unwrap();
+    service.wait().unwrap();
+    eventually("the end of every process", || processes_of(&uid).is_empty() && uid_of(keeper).is_none());
+    // A service that starts again has no launcher for gVisor before one is needed: the other one cleans up for both.
+    let _next = Launcher::start(&evil_cell(), &[], &[], Floor::Strict).unwrap();
+    assert_eq!(super::life::groups_of(service.id()), Vec::<String>::new());
+    assert_eq!(mounts(), before, "no mount is left");
+}
+
+#[test]
 fn limits_hold_for_the_whole_sandbox() {
     let Some(launcher) = start("keeper") else { return };
     assert_eq!(attempt(&launcher, &LIMITS, &format!("memory {}", 512 << 20)), Outcome::OutOfMemory);
@@ -187,6 +209,6 @@ fn where_runsc_is_missing_or_broken_it_is_said() {
     fs::set_permissions(&fake, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     assert!(Launcher::start_gvisor(&evil_cell(), &["keeper"], &[], &fake, Floor::Strict).is_err(), "a program that starts no sandbox");
     // The guest's program outside of gVisor does not serve.
-    let said = std::process::Command::new(evil_cell()).arg("inside").stdin(std::process::Stdio::null()).output().unwrap();
+    let said = Command::new(evil_cell()).arg("inside").stdin(Stdio::null()).output().unwrap();
     assert!(String::from_utf8_lossy(&said.stdout).contains("not gVisor's"));
 }

@@ -177,7 +177,10 @@ impl Cells {
         let forked = tokio::task::spawn_blocking(move || classes.spawn(isolation, &limits)).await;
         let forked = forked.unwrap_or_else(|error| Err(CellFailure::NotStarted(error.to_string())));
         let cell = forked.map_err(Error::CellFailed)?;
-        bump(&self.0.counters.started);
+        bump(match isolation {
+            IsolationClass::Jail => &self.0.counters.started_jail,
+            IsolationClass::Gvisor => &self.0.counters.started_gvisor,
+        });
         Ok(Blank::new(cell, isolation, place))
     }
 
@@ -342,8 +345,8 @@ impl Cells {
     /// Live numbers.
     pub(crate) fn stats(&self) -> PlatformStats {
         let blank = self.0.blank.lock().len() as u64;
-        let serving = self.0.islands.lock().values().filter(|island| island.is_serving()).count() as u64;
-        let working = self.0.working.lock().iter().filter(|(_, process)| process.strong_count() > 0).count() as u64;
+        let serving = self.0.islands.lock().values().filter_map(|island| island.isolation()).collect();
+        let working = self.0.working.lock().iter().filter_map(|(_, process)| Some(process.upgrade()?.isolation())).collect();
         PlatformStats {
             cells_live: (self.0.config.cells_max - self.0.places.available_permits()) as u64,
             cells_blank: blank,

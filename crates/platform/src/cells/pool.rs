@@ -337,6 +337,11 @@ impl Island {
         self.serving.lock().is_some()
     }
 
+    /// The class of its cell.
+    pub(super) fn isolation(&self) -> Option<IsolationClass> {
+        self.serving.lock().as_ref().map(|cell| cell.process.isolation())
+    }
+
     /// What its process may have, in bytes.
     pub(super) fn memory_given(&self) -> u64 {
         self.serving.lock().as_ref().map_or(0, |cell| cell.process.memory_bytes_max())
@@ -411,6 +416,9 @@ impl Cells {
                 Err(Miss::Final(error)) => break Err(error),
             }
         };
+        if let Some(isolation) = way.isolation {
+            permit.detail(IsolationClass::DETAIL, isolation.name());
+        }
         owner.meter.count_queued(way.waited);
         if way.sent.is_some() {
             self.counters().queued.add(way.waited);
@@ -514,6 +522,7 @@ impl Cells {
             }
         }
         let cell = self.ready(island, owner, resolved, asked, open).await?;
+        way.isolation = Some(cell.0.process.isolation());
         turn.come(way).await?;
         let timeout = self.config().infer_timeout;
         let patience = asked.manner.left(timeout)?;

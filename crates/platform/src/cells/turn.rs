@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use tenancy::IsolationClass;
 use tokio::sync::oneshot;
 
 use super::fair::{Entry, Fair, FlowId, Priority, Rules};
@@ -257,6 +258,8 @@ pub(super) struct Way {
     pub(super) waited: Duration,
     /// When its cell was asked.
     pub(super) sent: Option<Instant>,
+    /// The class of that cell, or of the one that was to be asked.
+    pub(super) isolation: Option<IsolationClass>,
 }
 
 impl Turn<'_> {

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use tenancy::act::{DatasetRead, DatasetWrite, Predict, PredictionRun};
-use tenancy::{Lease, Permit, StoredUpload, Tenant};
+use tenancy::{IsolationClass, Lease, Permit, StoredUpload, Tenant};
 use wire::{Format, FromCell};
 
 use super::{Prediction, TICKET_KIND};
-use crate::cells::{Event, Source, broken};
-use crate::dataset::{hex, stored_version, version_insert, version_key};
+use crate::cells::{Event, Owner, Source, broken};
+use crate::dataset::{StoredVersion, hex, stored_version, version_insert, version_key};
 use crate::error::{Error, Result};
 use crate::model::StoredModelVersion;
 use crate::page::Timestamp;
@@ -69,7 +69,9 @@ async fn attempt(
         return fail(platform, permit, job, &error).await;
     }
     job.attempts += 1;
-    if !start(permit, &mut job).await? {
+    // Taken once, so that the class in the entries is that of every cell of this attempt.
+    let owner = platform.owner(permit);
+    if !start(permit, &owner, &mut job).await? {
         return Ok(Verdict::Release);
     }
     platform.counters().job_begun(job.attempts, job.created_at);
@@ -78,7 +80,7 @@ async fn attempt(
     }
     let begun = std::time::Instant::now();
     let product = tokio::select! {
-        product = produce(platform, scheduler, tenant, permit, &job, &live) => product,
+        product = produce(platform, scheduler, tenant, (permit, &owner), &job, &live) => product,
         () = live.cancelled() => Err(Stop::Cancelled),
     };
     permit.meter().count_job(begun.elapsed());
@@ -113,13 +115,14 @@ async fn attempt(
 }
 
 /// The row says running; `false` when it was cancelled meanwhile.
-async fn start(permit: &Permit<PredictionRun>, job: &mut Prediction) -> Result<bool> {
+async fn start(permit: &Permit<PredictionRun>, owner: &Owner, job: &mut Prediction) -> Result<bool> {
     job.state = TrainingState::Running;
     job.started_at = Some(Timestamp::now());
     permit.detail("deployment", &job.deployment);
     permit.detail("dataset", &job.lineage.dataset);
     permit.detail("into", &job.into);
     permit.detail("attempt", job.attempts);
+    permit.detail(IsolationClass::DETAIL, owner.limits.isolation.name());
     let mut tx = permit.tx().await?;
     if tx.get::<Prediction>(&job.id).await?.is_none_or(|now| now.state.is_final()) {
         return Ok(false);
@@ -163,7 +166,7 @@ async fn produce(
     platform: &Platform,
     scheduler: &Scheduler,
     tenant: &Tenant,
-    permit: &Permit<PredictionRun>,
+    (permit, owner): (&Permit<PredictionRun>, &Owner),
     job: &Prediction,
     live: &Live,
 ) -> Result<Product, Stop> {
@@ -173,11 +176,11 @@ async fn produce(
     let dataset = stored_version(&reading, Some(job.lineage.dataset_version)).await?;
     let rows = Source::blob(reading.blobs().open(dataset.blob).await?);
     let _ = reading.finish()?;
-    let model = model(tenant, job).await?;
+    let model = model(tenant, owner, job).await?;
     let writing = tenant.allow::<DatasetWrite>(job.into.as_str())?;
     writing.detail("prediction", &job.id);
     let _ = writing.finish()?;
-    let (sealed, answered) = ask(platform, permit, job, dataset.version.format, dataset.version.rows, model, rows, live).await?;
+    let (sealed, answered) = ask(platform, (permit, owner), job, &dataset, model, rows, live).await?;
     if scheduler.stops_at(JobStep::Trained) {
         return Err(Stop::Crash);
     }
@@ -189,7 +192,7 @@ async fn produce(
         columns_max: config.columns_max,
     };
     let source = Source::blob(sealed.open().await?);
-    let inspection = platform.cells().inspect(&platform.owner(permit), inspect, source).await?;
+    let inspection = platform.cells().inspect(owner, inspect, source).await?;
     if inspection.rows != answered {
         return Err(broken("a table with other rows than it said").into());
     }
@@ -200,13 +203,14 @@ async fn produce(
 }
 
 /// The bytes of the model that was meant when the job was queued.
-async fn model(tenant: &Tenant, job: &Prediction) -> Result<Source, Stop> {
+async fn model(tenant: &Tenant, owner: &Owner, job: &Prediction) -> Result<Source, Stop> {
     let lineage = &job.lineage;
     let asking = tenant.allow::<Predict>(job.deployment.as_str())?;
     asking.detail("prediction", &job.id);
     asking.detail("model_version", lineage.model_version);
     asking.detail("model_sha256", &lineage.model_sha256);
     asking.detail("input_sha256", &lineage.dataset_sha256);
+    asking.detail(IsolationClass::DETAIL, owner.limits.isolation.name());
     let key = version_key(lineage.model.as_str(), lineage.model_version);
     let stored = asking.rows().get::<StoredModelVersion>(&key).await?.ok_or(Error::not_found("model version"))?.loadable()?;
     let reader = asking.blobs().open(stored.blob).await?;
@@ -220,26 +224,25 @@ async fn model(tenant: &Tenant, job: &Prediction) -> Result<Source, Stop> {
 /// The cell answers; its table is sealed while it comes.
 async fn ask(
     platform: &Platform,
-    permit: &Permit<PredictionRun>,
+    (permit, owner): (&Permit<PredictionRun>, &Owner),
     job: &Prediction,
-    format: Format,
-    rows: u64,
+    dataset: &StoredVersion,
     model: Source,
     source: Source,
     live: &Live,
 ) -> Result<(StoredUpload, u64), Stop> {
-    let owner = platform.owner(permit);
+    let rows = dataset.version.rows;
     let time = platform.config().training_timeout.min(Duration::from_secs(permit.limits().job_seconds.max(1)));
     let predict = wire::Predict {
         source_bytes: source.bytes(),
-        format,
+        format: dataset.version.format,
         load: platform.cells().load_of(job.deployment.as_str(), &job.lineage.model_version.to_string(), model.bytes()),
         features: job.features.clone(),
         keep: job.keep.clone(),
         batch_rows: job.batch_rows,
     };
     let mut upload = permit.blob_create().await?;
-    let mut cell = platform.cells().predict_all(&owner, predict, &model, source, time).await?;
+    let mut cell = platform.cells().predict_all(owner, predict, &model, source, time).await?;
     let predicted = loop {
         match cell.next().await? {
             Event::Output(piece) => upload.write(piece).await?,

@@ -7,7 +7,7 @@
 use std::cmp::Ordering;
 
 use tenancy::act::Act;
-use tenancy::{Listed, PAGE_BYTES_MAX, Permit, Record, Rows};
+use tenancy::{Got, Listed, PAGE_BYTES_MAX, Permit, Record, Rows};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::index::{SEARCH_TIME_MAX, Tracking};
@@ -79,7 +79,8 @@ impl<K, R: Record> Hits<K, R> {
         self.all.sort_by(|(a, _), (b, _)| compare(a, b));
     }
 
-    /// At most `limit` of them after the first `skip`, as many as an answer holds, and how many to skip for those after them.
+    /// At most `limit` of them after the first `skip`, as many as an answer holds, and how many to skip for those after them: what is gone
+    /// by then is not among those that the next search finds, and not skipped.
     ///
     /// # Errors
     /// The kernel's.
@@ -90,7 +91,17 @@ impl<K, R: Record> Hits<K, R> {
         limit: usize,
         stored: impl Fn(&K) -> String,
     ) -> Result<(Vec<(K, R)>, Option<usize>)> {
-        let (all, mut end, mut bytes, mut page) = (self.all.len(), skip, 0, Vec::new());
+        self.page_of(|keys| async move { rows.get_page::<R>(&keys).await.map_err(Error::from) }, skip, limit, stored).await
+    }
+
+    async fn page_of<F: Future<Output = Result<Got<R>>>>(
+        self,
+        read: impl Fn(Vec<String>) -> F,
+        skip: usize,
+        limit: usize,
+        stored: impl Fn(&K) -> String,
+    ) -> Result<(Vec<(K, R)>, Option<usize>)> {
+        let (all, mut end, mut gone, mut bytes, mut page) = (self.all.len(), skip, 0, 0, Vec::new());
         let mut rest = self.all.into_iter().skip(skip).take(limit).peekable();
         while let Some((key, record)) = rest.next() {
             if let Some(record) = record {
@@ -104,14 +115,58 @@ impl<K, R: Record> Hits<K, R> {
             {
                 again.push(key);
             }
-            let got = rows.get_page::<R>(&again.iter().map(&stored).collect::<Vec<_>>()).await?;
+            let got = read(again.iter().map(&stored).collect()).await?;
             (end, bytes) = (end + got.records.len(), bytes + got.bytes);
+            gone += got.records.iter().filter(|record| record.is_none()).count();
             let whole = got.records.len() == again.len() && bytes <= READ_BYTES_MAX;
             page.extend(again.into_iter().zip(got.records).filter_map(|(key, record)| Some((key, record?))));
             if !whole {
                 break;
             }
         }
-        Ok((page, (end < all).then_some(end)))
+        Ok((page, (end < all).then_some(end - gone)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::{Deserialize, Serialize};
+
+    use super::*;
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Note(u32);
+
+    impl Record for Note {
+        const KIND: &'static str = "note";
+        fn key(&self) -> String {
+            self.0.to_string()
+        }
+    }
+
+    /// Pages of two of the notes that are there, none of which is held, until the last. `gone` goes while it is on the first page.
+    async fn paged(notes: u32, gone: Option<u32>) -> Vec<u32> {
+        let (mut seen, mut skip, mut vanished) = (Vec::new(), Some(0), None);
+        while let Some(from) = skip {
+            let mut hits = Hits::<u32, Note>::new();
+            hits.all = (0..notes).filter(|note| Some(*note) != vanished).map(|note| (note, None)).collect();
+            vanished = gone;
+            let read = |keys: Vec<String>| async move {
+                let notes = keys.iter().map(|key| Some(Note(key.parse().unwrap())).filter(|note| Some(note.0) != gone));
+                Ok::<_, Error>(Got { records: notes.collect(), bytes: 0 })
+            };
+            let (page, next) = hits.page_of(read, from, 2, ToString::to_string).await.unwrap();
+            seen.extend(page.into_iter().map(|(_, Note(note))| note));
+            skip = next;
+        }
+        seen
+    }
+
+    #[tokio::test]
+    async fn who_pages_meets_each_that_stays_once_though_another_goes() {
+        assert_eq!(paged(7, None).await, [0, 1, 2, 3, 4, 5, 6]);
+        assert_eq!(paged(7, Some(0)).await, [1, 2, 3, 4, 5, 6]);
+        assert_eq!(paged(7, Some(1)).await, [0, 2, 3, 4, 5, 6]);
+        assert_eq!(paged(7, Some(6)).await, [0, 1, 2, 3, 4, 5]);
     }
 }

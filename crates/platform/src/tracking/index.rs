@@ -723,7 +723,7 @@ impl Inputs {
     /// Adds a data set as it is [held](Part::held); its bytes.
     fn dataset(&mut self, input: DatasetInput) -> usize {
         let dataset = &input.dataset;
-        self.cut |= dataset.source.is_empty();
+        self.cut |= input.cut;
         let texts = [Some(&dataset.name), Some(&dataset.digest), Some(&dataset.source), dataset.schema.as_ref(), dataset.profile.as_ref()];
         let bytes: usize = texts.into_iter().flatten().map(String::len).sum();
         let tags: usize = input.tags.iter().map(|tag| tag.key.len() + tag.value.len() + 48).sum();

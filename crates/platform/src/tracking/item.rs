@@ -84,6 +84,9 @@ pub struct DatasetInput {
     /// What for, as tags.
     #[serde(default)]
     pub tags: Vec<Text>,
+    /// Its longest texts are missing: it is as it is kept in memory.
+    #[serde(skip)]
+    pub cut: bool,
 }
 
 /// A data set in MLflow's terms.
@@ -188,7 +191,7 @@ impl<M> Part<M> {
             Self::Metric(_) => return METRIC_BYTES,
             Self::Param(param) => text(param),
             Self::Tag(tag) => text(tag),
-            Self::Dataset(DatasetInput { dataset, tags }) => {
+            Self::Dataset(DatasetInput { dataset, tags, .. }) => {
                 let more = [&dataset.schema, &dataset.profile].into_iter().flatten().map(String::len).sum::<usize>();
                 let own = dataset.name.len() + dataset.digest.len() + dataset.source_type.len() + dataset.source.len();
                 own + more + tags.iter().map(text).sum::<usize>()
@@ -201,12 +204,12 @@ impl<M> Part<M> {
 }
 
 impl Part<MetricHead> {
-    /// As it is kept in memory: of a data set without its longest texts, which its empty source tells.
+    /// As it is kept in memory: of a data set without its longest texts.
     pub(crate) fn held(mut self) -> Self {
-        if let Self::Dataset(DatasetInput { dataset, .. }) = &mut self {
+        if let Self::Dataset(DatasetInput { dataset, cut, .. }) = &mut self {
             let texts = [Some(&dataset.source), dataset.schema.as_ref(), dataset.profile.as_ref()];
             if texts.into_iter().flatten().map(String::len).sum::<usize>() > DATASET_HELD_BYTES_MAX {
-                (dataset.schema, dataset.profile, dataset.source) = (None, None, String::new());
+                (dataset.schema, dataset.profile, dataset.source, *cut) = (None, None, String::new(), true);
             }
         }
         self

@@ -67,7 +67,7 @@ fn parts(run: &Run) -> Vec<Part<Metric>> {
         profile: None,
     };
     let context = text("mlflow.data.context", "training".to_owned());
-    let mut parts = vec![Part::Dataset(DatasetInput { dataset, tags: vec![context] })];
+    let mut parts = vec![Part::Dataset(DatasetInput { dataset, tags: vec![context], cut: false })];
     parts.extend(params.into_iter().map(Part::Param));
     parts.extend(recipe.parameters.iter().map(|(name, value)| Part::Param(text(name, value.to_string()))));
     parts.extend(tags.into_iter().map(Part::Tag));

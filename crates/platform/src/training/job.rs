@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use tenancy::act::{Act, DatasetRead, ModelWrite, TrainingRun};
-use tenancy::{Lease, Permit, StoredUpload, Tenant};
+use tenancy::{IsolationClass, Lease, Permit, StoredUpload, Tenant};
 use wire::{FromCell, ToCell, Trained};
 
 use super::scheduler::{Live, Scheduler};
 use super::{Failure, LIST_ITEMS_MAX, LogChunk, Run, Training, TrainingState};
-use crate::cells::{Event, Source, broken, line};
+use crate::cells::{Event, Owner, Source, broken, line};
 use crate::dataset::{StoredVersion, hex, stored_version};
 use crate::error::{CellFailure, Error, Result};
 use crate::model::{Lineage, MadeVersion, Origin, TrainingLineage, version_insert};
@@ -166,7 +166,9 @@ async fn attempt(
         return fail(platform, permit, training, &live, &error).await;
     }
     training.attempts += 1;
-    if !start(permit, &mut training).await? {
+    // Taken once, so that the class in the entry is that of every cell of this attempt.
+    let owner = platform.owner(permit);
+    if !start(permit, &owner, &mut training).await? {
         return Ok(Verdict::Release);
     }
     platform.counters().job_begun(training.attempts, training.created_at);
@@ -175,7 +177,7 @@ async fn attempt(
     }
     let begun = std::time::Instant::now();
     let product = tokio::select! {
-        product = produce(platform, scheduler, tenant, permit, &training, &live) => product,
+        product = produce(platform, scheduler, tenant, (permit, &owner), &training, &live) => product,
         () = live.cancelled() => Err(Stop::Cancelled),
     };
     permit.meter().count_job(begun.elapsed());
@@ -213,12 +215,13 @@ async fn attempt(
 }
 
 /// The row says running; `false` when it was cancelled meanwhile.
-async fn start(permit: &Permit<TrainingRun>, training: &mut Training) -> Result<bool> {
+async fn start(permit: &Permit<TrainingRun>, owner: &Owner, training: &mut Training) -> Result<bool> {
     training.state = TrainingState::Running;
     training.started_at = Some(Timestamp::now());
     permit.detail("dataset", &training.dataset);
     permit.detail("model", &training.name);
     permit.detail("attempt", training.attempts);
+    permit.detail(IsolationClass::DETAIL, owner.limits.isolation.name());
     let mut tx = permit.tx().await?;
     if tx.get::<Training>(&training.id).await?.is_none_or(|now| now.state.is_final()) {
         return Ok(false);
@@ -263,7 +266,7 @@ async fn produce(
     platform: &Platform,
     scheduler: &Scheduler,
     tenant: &Tenant,
-    permit: &Permit<TrainingRun>,
+    (permit, owner): (&Permit<TrainingRun>, &Owner),
     training: &Training,
     live: &Live,
 ) -> Result<Product, Stop> {
@@ -276,12 +279,12 @@ async fn produce(
     let writing = tenant.allow::<ModelWrite>(training.name.as_str())?;
     writing.detail("training", &training.id);
     let _ = writing.finish()?;
-    let (trained, sealed) = train(platform, permit, training, &dataset, Source::blob(reader), live).await?;
+    let (trained, sealed) = train(platform, (permit, owner), training, &dataset, Source::blob(reader), live).await?;
     if scheduler.stops_at(JobStep::Trained) {
         return Err(Stop::Crash);
     }
     let source = Source::blob(sealed.open().await?);
-    let info = platform.cells().admit(&platform.owner(permit), training.name.as_str(), source).await?;
+    let info = platform.cells().admit(owner, training.name.as_str(), source).await?;
     if scheduler.stops_at(JobStep::Admitted) {
         return Err(Stop::Crash);
     }
@@ -291,7 +294,7 @@ async fn produce(
 /// The cell trains; its model is sealed while it comes.
 async fn train(
     platform: &Platform,
-    permit: &Permit<TrainingRun>,
+    (permit, owner): (&Permit<TrainingRun>, &Owner),
     training: &Training,
     dataset: &StoredVersion,
     source: Source,
@@ -308,10 +311,9 @@ async fn train(
         parameters: recipe.parameters.clone(),
         split: wire::Split { test_share: recipe.test_share, seed: recipe.seed },
     });
-    let owner = platform.owner(permit);
     let time = platform.config().training_timeout.min(Duration::from_secs(permit.limits().job_seconds.max(1)));
     let mut upload = permit.blob_create().await?;
-    let mut job = platform.cells().job(&owner, &request, None, Some(source), time).await?;
+    let mut job = platform.cells().job(owner, &request, None, Some(source), time).await?;
     let trained = loop {
         match job.next().await? {
             Event::Output(piece) => upload.write(piece).await?,

@@ -110,7 +110,7 @@ async fn models_share_a_cell_within_its_bounds() {
         }
     }
     let stats = world.platform.stats();
-    assert_eq!(stats.cells_serving, 1);
+    assert_eq!(stats.cells_serving.total(), 1);
     assert!(stats.models_evicted >= 6 && stats.models_loaded >= 8, "{stats:?}");
     // Many at once, more models than slots: every answer is the right model's.
     let world_ref = &world;
@@ -134,7 +134,7 @@ async fn many_first_requests_start_one_cell_and_load_one_model() {
         assert_eq!(number_of(&answer.unwrap()), 6.0);
     }
     let after = world.platform.stats();
-    assert_eq!((after.cells_started - before.cells_started, after.models_loaded), (1, 1));
+    assert_eq!((after.cells_started.total() - before.cells_started.total(), after.models_loaded), (1, 1));
     world.stop().await;
 }
 
@@ -181,7 +181,7 @@ async fn an_idle_cell_goes_and_comes_back() {
     world.serve(&key, "twice", times(2.0)).await;
     world.predict(&key, "twice", ask_times(1.0)).await.unwrap();
     let pid = world.pid(&key, "twice").await.unwrap();
-    until("the idle cell's end", async || (world.platform.stats().cells_serving == 0 && !lives(pid)).then_some(())).await;
+    until("the idle cell's end", async || (world.platform.stats().cells_serving.total() == 0 && !lives(pid)).then_some(())).await;
     assert_eq!(number_of(&world.predict(&key, "twice", ask_times(4.0)).await.unwrap()), 8.0);
     assert_eq!(world.platform.stats().cold_starts, 2);
     world.stop().await;
@@ -197,14 +197,14 @@ async fn a_busy_tenant_gets_a_cell_a_core_and_no_more() {
     }
     // Eight at once, each for a while; those that wait behind others open one more cell, and none after that.
     let crowd = async |key: &str, cells: u64| {
-        until("the idle cells' end", async || (world.platform.stats().cells_serving == 0).then_some(())).await;
+        until("the idle cells' end", async || (world.platform.stats().cells_serving.total() == 0).then_some(())).await;
         world.predict(key, "counts", ask_counts(1)).await.unwrap();
         let mut busy = futures_util::future::join_all((0..8).map(|n| world.predict(key, "counts", ask_counts(LONG / 16 + n))));
         let mut most = 0;
         let answers = loop {
             tokio::select! {
                 answers = &mut busy => break answers,
-                () = tokio::time::sleep(Duration::from_millis(10)) => most = most.max(world.platform.stats().cells_serving),
+                () = tokio::time::sleep(Duration::from_millis(10)) => most = most.max(world.platform.stats().cells_serving.total()),
             }
         };
         for (n, answer) in answers.into_iter().enumerate() {
@@ -215,7 +215,7 @@ async fn a_busy_tenant_gets_a_cell_a_core_and_no_more() {
     crowd(&wide, 2).await;
     crowd(&narrow, 1).await;
     assert_eq!(world.platform.stats().cells_failed, 0);
-    until("the idle cells' end", async || (world.platform.stats().cells_serving == 0).then_some(())).await;
+    until("the idle cells' end", async || (world.platform.stats().cells_serving.total() == 0).then_some(())).await;
     assert_eq!(number_of(&world.predict(&wide, "counts", ask_counts(3)).await.unwrap()), 3.0);
     world.stop().await;
 }
@@ -233,7 +233,7 @@ async fn replicas_come_and_go_and_lose_nobody() {
         for (n, answer) in burst.into_iter().enumerate() {
             assert_eq!(number_of(&answer.unwrap()), 2_000.0 + n as f64);
         }
-        most = most.max(world.platform.stats().cells_serving);
+        most = most.max(world.platform.stats().cells_serving.total());
         tokio::time::sleep(Duration::from_millis(70 + round * 11 % 50)).await;
     }
     let stats = world.platform.stats();
@@ -253,7 +253,7 @@ async fn cells_of_one_tenant_stay_within_its_memory_also_when_one_of_them_needs_
     world.predict(&key, "counts", ask_counts(1)).await.unwrap();
     let busy = futures_util::future::join_all((0..8).map(|n| world.predict(&key, "counts", ask_counts(LONG / 16 + n))));
     let late = async {
-        until("a second cell", async || (world.platform.stats().cells_serving == 2).then_some(())).await;
+        until("a second cell", async || (world.platform.stats().cells_serving.total() == 2).then_some(())).await;
         loop {
             // On a busy machine those of the second cell may take longer than they are waited for: then again, as a client would.
             match world.predict(&key, "heavy", ask_times(3.0)).await {
@@ -307,7 +307,7 @@ async fn a_replica_takes_no_core_that_others_want() {
     world.serve(&key, "counts", counts()).await;
     world.predict(&key, "counts", ask_counts(1)).await.unwrap();
     futures_util::future::join_all((0..8).map(|n| world.predict(&key, "counts", ask_counts(LONG / 16 + n)))).await;
-    assert_eq!(world.platform.stats().cells_serving, 1);
+    assert_eq!(world.platform.stats().cells_serving.total(), 1);
     world.stop().await;
 }
 
@@ -328,7 +328,11 @@ async fn the_idle_make_room_and_the_busy_do_not() {
     for (at, key) in keys.iter().enumerate() {
         assert_eq!(number_of(&world.predict(key, "counts", ask_counts(at as u64 + 1)).await.unwrap()), at as f64 + 1.0);
     }
-    assert!(world.platform.stats().cells_serving <= 2 && world.platform.stats().cells_evicted_room >= 1, "{:?}", world.platform.stats());
+    assert!(
+        world.platform.stats().cells_serving.total() <= 2 && world.platform.stats().cells_evicted_room >= 1,
+        "{:?}",
+        world.platform.stats()
+    );
     let (first, second, third) = tokio::join!(
         world.predict(&keys[0], "counts", ask_counts(FOREVER)),
         world.predict(&keys[1], "counts", ask_counts(FOREVER)),

@@ -1,12 +1,13 @@
 //! The isolation class of a tenant: what it is promised is what its cells run in, and nothing else changes.
 
-use platform::tenancy::act::ModelRead;
-use platform::tenancy::{IsolationClass, Limits};
-use platform::{PlatformConfig, TrainingState};
+use platform::tenancy::act::{LedgerRead, ModelRead};
+use platform::tenancy::{Filter, IsolationClass, Limits};
+use platform::{ByClass, PlatformConfig, TrainingState};
 use serde_json::json;
 
 use crate::cells::kill;
 use crate::models::{ask_counts, ask_times, ask_zeros, counts, number_of, times, zeros};
+use crate::prediction::{ended, queue};
 use crate::world::{World, code, example, until};
 
 fn no_runsc(config: &mut PlatformConfig) {
@@ -42,6 +43,24 @@ fn is_sandbox(pid: u32) -> bool {
     ["runsc", "runsc-gofer", "runsc-sandbox"].iter().all(|wanted| names.iter().any(|name| name == wanted))
 }
 
+/// What an auditor reads of it: in the entries of whatever ran in a cell, and in a prediction's receipt.
+async fn class_is_told(world: &World, key: &str, class: &str) {
+    let permit = world.allow::<LedgerRead>(key, "").await;
+    for act in ["Predict", "TrainingRun", "PredictionRun"] {
+        let found = permit.ledger().search(&Filter { act: Some(act.to_owned()), ..Filter::default() }, 500).unwrap().entries;
+        assert!(!found.is_empty(), "{act}");
+        for item in found {
+            let entry = item.entry.unwrap();
+            assert_eq!(entry.detail.get("isolation").map(String::as_str), Some(class), "{act}: {entry:?}");
+            if entry.detail.contains_key("output_sha256") {
+                let receipt = until("a checkpoint over it", async || permit.ledger().receipt(item.index).ok()).await;
+                assert!(receipt.receipt.contains(&format!("\nisolation {class}\n\n")), "{}", receipt.receipt);
+            }
+        }
+    }
+    let _ = permit.finish().unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn under_gvisor_everything_is_as_in_the_jail() {
     let Some(world) = start().await else { return };
@@ -62,6 +81,15 @@ async fn under_gvisor_everything_is_as_in_the_jail() {
         answers.push((version.onnx.unwrap().sha256, answer));
     }
     assert_eq!(answers[0], answers[1], "the same model and the same numbers, to the last bit");
+    let stats = world.platform.stats();
+    assert_eq!(stats.cells_serving, ByClass { jail: 1, gvisor: 1 });
+    assert!(stats.cells_started.gvisor >= 2 && stats.cells_started.jail >= 2, "{stats:?}");
+    for (key, class) in [(&jailed, "jail"), (&guarded, "gvisor")] {
+        let ask = json!({"deployment": "grapes", "dataset": "wines", "into": "tasted"});
+        let job = queue(&world, key, ask).await.unwrap();
+        assert_eq!(ended(&world, key, &job.id).await.state, TrainingState::Succeeded);
+        class_is_told(&world, key, class).await;
+    }
     let (jail, sandbox) = (world.pid(&jailed, "grapes").await.unwrap(), world.pid(&guarded, "grapes").await.unwrap());
     assert!(!is_sandbox(jail) && is_sandbox(sandbox), "{:?}", names_beside(sandbox));
     let report = world.platform.gvisor_report().unwrap();
@@ -139,5 +167,9 @@ async fn without_runsc_nothing_runs_in_its_place() {
     assert!(refused.to_string().contains("class `gvisor` only"), "{refused}");
     assert!(refused.private().is_some_and(|reason| reason.contains("/nonexistent/runsc")), "{:?}", refused.private());
     assert_eq!(world.pid(&key, "twice").await, None);
+    let permit = world.allow::<LedgerRead>(&key, "").await;
+    let found = permit.ledger().search(&Filter { act: Some("Predict".to_owned()), ..Filter::default() }, 1).unwrap().entries.remove(0);
+    assert!(!found.entry.unwrap().detail.contains_key("isolation"), "where nothing ran, no class is named");
+    let _ = permit.finish().unwrap();
     world.stop().await;
 }

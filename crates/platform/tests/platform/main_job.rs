@@ -117,7 +117,7 @@ async fn two_tenants_from_upload_to_prediction() {
     assert_eq!(permit.quota_use().used["objects"], 2, "two models are left");
     let _ = permit.finish().unwrap();
     let stats = world.platform.stats();
-    assert_eq!((stats.cold_starts, stats.trainings_succeeded, stats.cells_serving, stats.cells_hostile), (1, 3, 1, 0), "{stats:?}");
+    assert_eq!((stats.cold_starts, stats.trainings_succeeded, stats.cells_serving.total(), stats.cells_hostile), (1, 3, 1, 0), "{stats:?}");
     world.stop().await;
 }
 
@@ -210,7 +210,7 @@ async fn a_training_is_cancelled_queued_or_running() {
         let cancelled = world.platform.training_cancel(&permit).await;
         assert_eq!(close(permit, cancelled).unwrap().state, TrainingState::Cancelled);
     }
-    until("the cell's end", async || (world.platform.stats().cells_working == 0).then_some(())).await;
+    until("the cell's end", async || (world.platform.stats().cells_working.total() == 0).then_some(())).await;
     for id in [&queued.id, &running.id] {
         assert_eq!(world.training(&key, id).await.state, TrainingState::Cancelled);
     }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::models::{endless, times};
 use crate::world::{World, close, code, example, until};
 
-async fn queue(world: &World, key: &str, request: Value) -> Result<Prediction> {
+pub(crate) async fn queue(world: &World, key: &str, request: Value) -> Result<Prediction> {
     let request: PredictionRequest = serde_json::from_value(request).unwrap();
     let permit = world.allow::<PredictionCreate>(key, "").await;
     let prediction = world.platform.prediction_create(&permit, request).await;
@@ -25,7 +25,7 @@ async fn get(world: &World, key: &str, id: &str) -> Result<Prediction> {
     close(permit, prediction)
 }
 
-async fn ended(world: &World, key: &str, id: &str) -> Prediction {
+pub(crate) async fn ended(world: &World, key: &str, id: &str) -> Prediction {
     until("a job of predictions", async || Some(get(world, key, id).await.unwrap()).filter(|job| job.state.is_final())).await
 }
 
@@ -167,7 +167,7 @@ async fn a_job_is_cancelled_queued_or_running_and_the_queue_is_bounded() {
         let cancelled = world.platform.prediction_cancel(&permit).await;
         assert_eq!(close(permit, cancelled).unwrap().state, TrainingState::Cancelled);
     }
-    until("the cell's end", async || (world.platform.stats().cells_working == 0).then_some(())).await;
+    until("the cell's end", async || (world.platform.stats().cells_working.total() == 0).then_some(())).await;
     for id in [&queued.id, &running.id] {
         assert_eq!(get(&world, &key, id).await.unwrap().state, TrainingState::Cancelled);
     }

@@ -240,7 +240,7 @@ async fn a_shadow_makes_room_and_never_asks_for_it() {
     world.serve(&other, "twice", times(2.0)).await;
     world.deploy(&key, "d", json!({"model": "m", "version": 1, "shadow": {"version": 2}})).await.unwrap();
     world.predict(&key, "d", ask_times(1.0)).await.unwrap();
-    until("a shadow", async || (world.platform.stats().cells_serving == 2).then_some(())).await;
+    until("a shadow", async || (world.platform.stats().cells_serving.total() == 2).then_some(())).await;
     assert_eq!(number_of(&world.predict(&other, "twice", ask_times(2.0)).await.unwrap()), 4.0);
     assert!(world.pid(&key, "d").await.is_some(), "the shadow's cell went, not the one that answers");
     // No place is left: the copy is dropped, and nobody's cell goes for it.

@@ -347,3 +347,19 @@ fn a_peer_that_was_started_anew_replaces_the_one_before() {
     assert_eq!(forwarder.peers.lock().len(), PEERS_MAX);
     assert!(forwarder.way(&Peer { url: "http://10.0.0.2".to_owned(), ..peer }).is_err());
 }
+
+/// Requests that stay away for long, because the home hangs.
+#[tokio::test]
+async fn one_tenant_does_not_take_the_seats_of_all() {
+    let home = Home::start().await;
+    let way = Arc::new(Way::new(&home.peer).unwrap());
+    let greedy = Some(Payer::Operators);
+    let mut seats: Vec<Seat> = (0..REQUESTS_PER_TENANT_MAX).map(|_| way.seat(greedy).unwrap()).collect();
+    assert!(way.seat(greedy).is_err_and(|fail| fail.code() == "overloaded"));
+    let other = way.seat(None).unwrap();
+    seats.pop();
+    seats.push(way.seat(greedy).unwrap());
+    assert!(way.seat(greedy).is_err(), "one went, and one came");
+    drop((seats, other));
+    assert!(way.state.lock().taken.is_empty() && way.seats.available_permits() == REQUESTS_PER_PEER_MAX, "nothing is kept of who is gone");
+}

@@ -301,7 +301,7 @@ impl DatasetForm {
     fn given(self) -> Result<DatasetInput> {
         let DatasetInfoForm { name, digest, source_type, source, schema, profile } = required("dataset", self.dataset)?;
         let dataset = DatasetInfo { name, digest, source_type, source, schema, profile };
-        Ok(DatasetInput { dataset, tags: self.tags.into_iter().map(Text::from).collect() })
+        Ok(DatasetInput { dataset, tags: self.tags.into_iter().map(Text::from).collect(), cut: false })
     }
 }
 

@@ -87,6 +87,44 @@ async fn large_bodies_wait_for_their_turn_whichever_way_they_come() {
     }
 }
 
+/// What strangers send is read at the pace of one tenant, and that is none of the operators'.
+#[tokio::test(flavor = "multi_thread")]
+async fn operators_do_not_wait_behind_strangers() {
+    let insula = start().await;
+    let tenant = insula.tenant("beta").await;
+    let (http, body) = (a_connection_each(&insula), garbage(16 << 20));
+    let mut strangers = JoinSet::new();
+    for _ in 0..8 {
+        let request = http.post(format!("{}/v2/models/fence/infer", insula.url)).body(body.clone());
+        strangers.spawn(async move {
+            loop {
+                // However it is answered.
+                let _ = request.try_clone().unwrap().send().await;
+            }
+        });
+    }
+    let import = http.post(format!("{}/v1/tenants/gamma/import", insula.url)).bearer_auth(&insula.operator);
+    let import = import.header("insula-bundle-key", format!("{}=", "A".repeat(43))).body(garbage(BODY_BYTES));
+    let mut took = Duration::ZERO;
+    // With the first one all are under way.
+    for _ in 0..2 {
+        let (begun, mut sent) = (Instant::now(), JoinSet::new());
+        sent.spawn(answer(import.try_clone().unwrap()));
+        while !sent.is_empty() {
+            tokio::select! {
+                answer = sent.join_next() => assert_eq!(answer.unwrap().unwrap().code(), "invalid"),
+                () = tokio::time::sleep(Duration::from_millis(100)) => drop(insula.get("/v1/datasets", &tenant).await.expect(200)),
+            }
+        }
+        took = begun.elapsed();
+    }
+    strangers.abort_all();
+    // Half of the pace is theirs; among eight strangers it would be a ninth.
+    let whole = Duration::from_secs_f64(BODY_BYTES as f64 / PACE as f64);
+    println!("{took:?}, {whole:?} alone");
+    assert!(took < whole * 4, "{took:?}, and {whole:?} alone");
+}
+
 /// Sixteen connections with bodies of 16 MiB: what is asserted is loose, because machines are.
 #[tokio::test(flavor = "multi_thread")]
 async fn large_bodies_of_one_leave_another_its_answers() {

@@ -101,7 +101,8 @@ impl Export {
         let (name, now) = (island.name.as_str(), now_micros());
         let mut writer = Writer::begin(to, &key, &service, &vkey, name, now).await?;
         drop(key);
-        writer.item(&Item::Manifest { tenant: name.to_owned(), tenant_created_at, exported_at: now }).await?;
+        let isolation = island.meter.limits().isolation;
+        writer.item(&Item::Manifest { tenant: name.to_owned(), tenant_created_at, exported_at: now, isolation }).await?;
         writer.end().await?;
         let mut written = HashSet::new();
         for _ in 0..ROUNDS_MAX {

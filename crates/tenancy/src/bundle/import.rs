@@ -28,7 +28,7 @@ use crate::name::{Name, TenantId, hex, unhex};
 use crate::operator::{CreatedTenant, Operator, info, resource};
 use crate::place::Placement;
 use crate::policy::Role;
-use crate::quota::Limits;
+use crate::quota::{IsolationClass, Limits};
 use crate::rows::contents::Item as Content;
 use crate::rows::db::blocking;
 use crate::rows::{Record, Store, content_fits};
@@ -52,10 +52,11 @@ const COPY_BYTES: usize = 256 * 1024;
 
 impl Operator {
     /// Brings a tenant to life from a bundle, under `name`, with new keys. Its first administrator gets the only API key. Limits are the
-    /// service's own.
+    /// service's own, but for the isolation class: of the two that was promised, the stronger one.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when any byte is not as it was written, or the key is another one: nothing is left then.
+    /// [`Error::Invalid`] when any byte is not as it was written, the key is another one, or cells of its class cannot run here: nothing is
+    /// left then.
     /// [`Error::Conflict`] when the name is taken, or another import is under way.
     pub async fn import(&self, name: &Name, from: &mut (impl AsyncRead + Unpin + Send), key: [u8; 32]) -> Result<CreatedTenant> {
         let (id, key) = (TenantId::random()?, Key::new(key));
@@ -95,7 +96,9 @@ async fn import(kernel: &Kernel, id: TenantId, name: Name, file: File, key: Key,
     let read = file.try_clone()?;
     let check = key.clone();
     let verified = blocking(move || verify(read, &check)).await?;
-    within(&verified.counted, &kernel.0.config.limits)?;
+    let limits = verified.limits(&kernel.0.config.limits);
+    within(&verified.counted, &limits)?;
+    kernel.isolates(limits.isolation).await?;
     let _one = kernel.0.importing.try_lock().map_err(|_| Error::Conflict("another import is under way: wait for it".to_owned()))?;
     sweep(kernel).await?;
     if kernel.0.control.tenant_by_name(&name).await?.is_some() {
@@ -195,6 +198,7 @@ pub(crate) async fn finished(kernel: &Kernel, id: TenantId) -> Result<()> {
 pub(super) struct Verified {
     admin: Name,
     counted: Counted,
+    isolation: IsolationClass,
     known: BTreeSet<BlobId>,
     tenant: String,
     service: String,
@@ -206,7 +210,7 @@ pub(super) struct Verified {
 pub(super) fn verify(mut file: File, key: &Key) -> Result<Verified> {
     file.rewind()?;
     let mut reader = Reader::begin(BufReader::new(file), key)?;
-    let Item::Manifest { tenant, .. } = reader.item()? else { return Err(refused("it begins with no manifest")) };
+    let Item::Manifest { tenant, isolation, .. } = reader.item()? else { return Err(refused("it begins with no manifest")) };
     reader.whole(0)?;
     if tenant != reader.header.tenant {
         return Err(refused("the manifest is of another tenant"));
@@ -272,7 +276,15 @@ pub(super) fn verify(mut file: File, key: &Key) -> Result<Verified> {
     let known = found.known.ok_or_else(|| refused("it has no list of objects"))?;
     let admin = admin.ok_or_else(|| refused("no member of it is an administrator"))?;
     let counted = found.counted;
-    Ok(Verified { admin, counted, known, tenant, service, ledger, ledger_vkey })
+    Ok(Verified { admin, counted, isolation, known, tenant, service, ledger, ledger_vkey })
+}
+
+impl Verified {
+    /// What the new tenant may use from its first moment on.
+    fn limits(&self, service: &Limits) -> Limits {
+        let isolation = if service.isolation.is_default() { self.isolation } else { service.isolation };
+        Limits { isolation, ..*service }
+    }
 }
 
 #[derive(Default)]
@@ -407,7 +419,7 @@ async fn make(
         state: TenantState::Active,
         created_at: now_micros(),
         slot: 0,
-        limits: serde_json::to_string(&kernel.0.config.limits).map_err(Error::internal)?,
+        limits: serde_json::to_string(&verified.limits(&kernel.0.config.limits)).map_err(Error::internal)?,
         placement: placement.to_json()?,
         epoch_generation: 0,
     };

@@ -1,5 +1,6 @@
 use std::io::{Seek, Write};
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -7,13 +8,14 @@ use bytes::Bytes;
 
 use super::*;
 use crate::act::{DatasetRead, DatasetWrite, QuotaRead, TrainingRun};
+use crate::erasure::Compute;
 use crate::error::Error;
 use crate::kernel::Kernel;
 use crate::name::Name;
 use crate::operator::Operator;
 use crate::rows::contents::Item as Content;
 use crate::seal::Key;
-use crate::{Filter, Identity, KernelConfig, Limits, Presented, RequestId, Tenant, TenantSpec};
+use crate::{Filter, Identity, IslandToken, IsolationClass, KernelConfig, Limits, Presented, RequestId, Tenant, TenantSpec};
 
 const KEY: [u8; 32] = [7; 32];
 
@@ -326,6 +328,65 @@ async fn jobs_that_waited_or_ran_are_done_where_the_tenant_comes_to() {
     taken.sort_unstable();
     assert_eq!(taken, ["first", "second"]);
     from.kernel.release(running).await.unwrap();
+}
+
+/// Cells of a node with `runsc`, or of one without.
+struct Node {
+    runsc: bool,
+}
+
+impl Compute for Node {
+    fn stop(&self, _: IslandToken) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async {})
+    }
+
+    fn isolates(&self, isolation: IsolationClass) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>> {
+        let can = self.runsc || isolation == IsolationClass::Jail;
+        Box::pin(async move { if can { Ok(()) } else { Err("there is no `runsc` here".to_owned()) } })
+    }
+}
+
+#[tokio::test]
+async fn the_class_that_a_tenant_was_promised_goes_with_it_or_it_does_not_come() {
+    let (from, ..) = furnished(1000).await;
+    from.kernel.compute_attach(Arc::new(Node { runsc: true }));
+    let limits = Limits { isolation: IsolationClass::Gvisor, ..Limits::default() };
+    from.operator.limits_put(&name("a"), limits).await.unwrap();
+    let (bundle, _) = from.export().await;
+
+    let to = House::new().await;
+    let before = to.traces();
+    for without in [None, Some(Node { runsc: false })] {
+        without.into_iter().for_each(|node| to.kernel.compute_attach(Arc::new(node)));
+        let refused = to.import("b", &bundle, KEY).await.map(drop);
+        assert!(
+            matches!(&refused, Err(Error::Invalid(reason)) if reason.contains("`isolation` cannot be `gvisor` on this node")),
+            "{refused:?}"
+        );
+        assert_eq!(to.traces(), before, "nothing is left");
+        assert!(matches!(to.operator.tenant(&name("b")).await, Err(Error::NotFound(_))));
+    }
+    to.kernel.compute_attach(Arc::new(Node { runsc: true }));
+    let created = to.import("b", &bundle, KEY).await.unwrap();
+    assert_eq!(created.tenant.limits, Limits { isolation: IsolationClass::Gvisor, ..to.kernel.0.config.limits });
+
+    // The service's own class, where that is the stronger one.
+    let (from, ..) = furnished(1000).await;
+    let (bundle, _) = from.export().await;
+    let guarded = House::with(Limits { isolation: IsolationClass::Gvisor, ..Limits::default() }).await;
+    let refused = guarded.import("b", &bundle, KEY).await.map(drop);
+    assert!(matches!(&refused, Err(Error::Invalid(reason)) if reason.contains("isolation")), "{refused:?}");
+    guarded.kernel.compute_attach(Arc::new(Node { runsc: true }));
+    assert_eq!(guarded.import("b", &bundle, KEY).await.unwrap().tenant.limits.isolation, IsolationClass::Gvisor);
+}
+
+/// What services wrote before there were classes, and jailed tenants still are.
+#[test]
+fn a_manifest_without_a_class_is_of_a_jailed_tenant() {
+    let text = r#"{"item":"manifest","tenant":"a","tenant_created_at":1,"exported_at":2}"#;
+    let item: Item = serde_json::from_str(text).unwrap();
+    assert!(matches!(item, Item::Manifest { isolation: IsolationClass::Jail, .. }));
+    assert_eq!(serde_json::to_string(&item).unwrap(), text);
 }
 
 /// A take-out in which the tenant has this, too.

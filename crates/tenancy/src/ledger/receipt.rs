@@ -31,6 +31,7 @@ use super::export::verify_each;
 use super::{Ledger, Outcome, verified};
 use crate::act::{Act, Predict};
 use crate::error::{Error, Result};
+use crate::quota::IsolationClass;
 
 const TITLE: &str = "insula prediction receipt v1";
 /// Longest file that is taken for a receipt, in bytes.
@@ -61,6 +62,8 @@ pub struct ReceiptStatement {
     pub input: String,
     /// SHA-256 of the answer's body, hex.
     pub output: String,
+    /// Isolation class of the cell that answered. `None`: the entry is from before this was told.
+    pub isolation: Option<String>,
 }
 
 impl ReceiptStatement {
@@ -88,6 +91,7 @@ impl ReceiptStatement {
             policy: word("policy")?,
             input: word("input_sha256")?,
             output: word("output_sha256")?,
+            isolation: entry.detail.get(IsolationClass::DETAIL).cloned(),
         })
     }
 
@@ -107,7 +111,8 @@ impl fmt::Display for ReceiptStatement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{TITLE}\nlog {}\nentry {}\nleaf {}\ntime {}", self.log, self.entry, self.leaf, self.time)?;
         writeln!(f, "request {}\ndeployment {}\nmodel {}\nversion {}", self.request, self.deployment, self.model, self.version)?;
-        writeln!(f, "policy {}\ninput {}\noutput {}", self.policy, self.input, self.output)
+        writeln!(f, "policy {}\ninput {}\noutput {}", self.policy, self.input, self.output)?;
+        self.isolation.iter().try_for_each(|isolation| writeln!(f, "isolation {isolation}"))
     }
 }
 
@@ -135,8 +140,9 @@ impl FromStr for ReceiptStatement {
             policy: word("policy")?,
             input: word("input")?,
             output: word("output")?,
+            isolation: lines.next().and_then(|line| line.strip_prefix("isolation ")).map(str::to_owned),
         };
-        // One spelling: nothing behind the last line, no second form of a number.
+        // One spelling: nothing else behind the last line, no second form of a number.
         if statement.to_string() == text { Ok(statement) } else { Err(wrong(&"it is not written as a receipt is")) }
     }
 }

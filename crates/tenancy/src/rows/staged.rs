@@ -32,6 +32,8 @@ pub(super) struct Staged {
     counters: BTreeMap<String, Counter>,
     /// Roughly how much memory they take.
     bytes: usize,
+    /// Records and counters of which the database is still to be told.
+    due: usize,
     /// What was before each change since the savepoint, oldest first; none without a savepoint.
     before: Option<Vec<Before>>,
 }
@@ -42,6 +44,12 @@ struct Known {
     /// None when there is no such record.
     content: Option<Arc<Content>>,
     state: State,
+}
+
+impl Known {
+    fn is_due(&self) -> bool {
+        matches!(self.state, State::Due(_))
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -106,7 +114,7 @@ impl Staged {
 
     /// Whether the database has to be told of something.
     pub(super) fn is_due(&self) -> bool {
-        self.records.values().any(|known| matches!(known.state, State::Due(_))) || self.counters.values().any(|counter| counter.due)
+        self.due > 0
     }
 
     /// Whether it is time to tell the database.
@@ -153,22 +161,27 @@ impl Staged {
             match before {
                 Before::Record(spot, Some(known)) => self.set(spot, known),
                 Before::Record(spot, None) => self.forget(&spot),
-                Before::Counter(name, Some(counter)) => drop(self.counters.insert(name, counter)),
-                Before::Counter(name, None) => drop(self.counters.remove(&name)),
+                Before::Counter(name, Some(counter)) => self.set_counter(&name, counter),
+                Before::Counter(name, None) => {
+                    let old = self.counters.remove(&name);
+                    self.due -= usize::from(old.is_some_and(|old| old.due));
+                }
             }
         }
     }
 
     fn set(&mut self, spot: Spot, known: Known) {
         self.bytes += cost(&spot, &known);
+        self.due += usize::from(known.is_due());
         let old = self.records.insert(spot.clone(), known);
         self.bytes = self.bytes.saturating_sub(old.as_ref().map_or(0, |old| cost(&spot, old)));
+        self.due -= usize::from(old.as_ref().is_some_and(Known::is_due));
         if let Some(before) = &mut self.before {
             before.push(Before::Record(spot, old));
         }
         if self.is_full() {
             // What the database has can be read again.
-            self.records.retain(|_, known| matches!(known.state, State::Due(_)));
+            self.records.retain(|_, known| known.is_due());
             self.bytes = self.records.iter().map(|(spot, known)| cost(spot, known)).sum();
         }
     }
@@ -176,11 +189,14 @@ impl Staged {
     fn forget(&mut self, spot: &Spot) {
         if let Some(old) = self.records.remove(spot) {
             self.bytes = self.bytes.saturating_sub(cost(spot, &old));
+            self.due -= usize::from(old.is_due());
         }
     }
 
     fn set_counter(&mut self, name: &str, counter: Counter) {
+        self.due += usize::from(counter.due);
         let old = self.counters.insert(name.to_owned(), counter);
+        self.due -= usize::from(old.is_some_and(|old| old.due));
         if let Some(before) = &mut self.before {
             before.push(Before::Counter(name.to_owned(), old));
         }

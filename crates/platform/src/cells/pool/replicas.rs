@@ -133,8 +133,9 @@ impl Cells {
         }
     }
 
-    /// What a cell in this lane may have, noted there: what it is to have, as far as the others of its tenant have not got it.
-    fn granted(&self, island: &Island, owner: &Owner) -> u64 {
+    /// What a cell in this lane may have, noted there: what it is to have, as far as the others of its tenant have not got it. For a cell that
+    /// serves already, and is gone meanwhile, nothing is noted: its memory was given back when it went.
+    fn granted(&self, island: &Island, owner: &Owner, serves: Option<&Serving>) -> u64 {
         if island.lane == Lane::Shadow || island.memory_bytes.load(Ordering::Acquire) == owner.limits.memory_bytes {
             return owner.limits.memory_bytes;
         }
@@ -147,13 +148,17 @@ impl Cells {
             // The tenant's limit was lowered: the others give back when they are next asked, or idle.
             None => owner.limits.memory_bytes,
         };
-        island.memory_bytes.store(granted, Ordering::Release);
+        // Held while it is noted: nobody takes the cell away in between.
+        let serving = island.serving.lock();
+        if serves.is_none_or(|cell| serving.as_ref().is_some_and(|now| std::ptr::eq(Arc::as_ptr(now), cell))) {
+            island.memory_bytes.store(granted, Ordering::Release);
+        }
         granted
     }
 
     /// A cell follows what it may use now.
     pub(super) fn adjust(&self, island: &Island, cell: &Serving, owner: &Owner) {
-        cell.process.adjust(&owner.with_memory(self.granted(island, owner)));
+        cell.process.adjust(&owner.with_memory(self.granted(island, owner, Some(cell))));
     }
 
     fn adjust_lane(&self, island: &Island, owner: &Owner) {
@@ -173,7 +178,7 @@ pub(super) struct Granted<'a> {
 
 impl<'a> Granted<'a> {
     pub(super) fn to(cells: &Cells, island: &'a Island, owner: &Owner) -> Self {
-        Self { owner: owner.with_memory(cells.granted(island, owner)), island, kept: false }
+        Self { owner: owner.with_memory(cells.granted(island, owner, None)), island, kept: false }
     }
 
     pub(super) fn kept(mut self) {

@@ -52,7 +52,7 @@ fn dataset(name: &str, schema: usize) -> Part<MetricHead> {
         schema: Some("x".repeat(schema)),
         profile: None,
     };
-    Part::Dataset(DatasetInput { dataset, tags: vec![text("mlflow.data.context", "train")] })
+    Part::Dataset(DatasetInput { dataset, tags: vec![text("mlflow.data.context", "train")], cut: false })
 }
 
 fn query(filter: &str, order: &[&str], skip: usize, limit: usize) -> Query {
@@ -169,6 +169,17 @@ fn long_texts_of_data_sets_are_not_held() {
     let found = index.search(&query("", &[], 0, 10)).unwrap();
     assert_eq!(found.cut, [0], "the newer one is read from the rows when it is shown");
     assert_eq!(found.runs[1].datasets[0].dataset.schema.as_ref().map(String::len), Some(100));
+}
+
+#[test]
+fn a_data_set_that_came_from_nowhere_is_not_read_again() {
+    let mut index = Index::default();
+    let mut part = dataset("made up", 0);
+    let Part::Dataset(input) = &mut part else { panic!("a data set") };
+    (input.dataset.source, input.dataset.schema) = (String::new(), None);
+    index.put(run(1, "1", 1), vec![part]);
+    let found = index.search(&query("", &[], 0, 10)).unwrap();
+    assert_eq!((found.runs.len(), found.cut), (1, vec![]), "all of it is in memory");
 }
 
 #[test]

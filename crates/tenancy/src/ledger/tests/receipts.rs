@@ -12,6 +12,7 @@ fn predicted(number: u64) -> Entry {
         ("input_sha256", digest("input")),
         ("model_sha256", digest("model")),
         ("model_version", "3".to_owned()),
+        ("isolation", "gvisor".to_owned()),
         ("output_sha256", digest("output")),
         ("policy", "0123456789abcdef".to_owned()),
     ];
@@ -55,12 +56,44 @@ fn a_receipt_is_the_same_word_early_and_late_in_every_form() {
         let said = &report.statement;
         assert_eq!((said.log.as_str(), said.entry, said.deployment.as_str(), said.version.as_str()), (ORIGIN, index, "iris", "3"));
         assert_eq!(said.time, "2026-11-18T11:06:40.123496Z");
-        assert_eq!(said.output, predicted(index).detail["output_sha256"]);
+        assert_eq!((&said.output, said.isolation.as_deref()), (&predicted(index).detail["output_sha256"], Some("gvisor")));
         assert_eq!(report.proven_size, form.starts_with('{').then_some(300));
         let report = verify_receipt(form.as_bytes(), &vkey, Some(&mut export.as_slice())).unwrap();
         assert_eq!((report.export_size, report.entry_compared), (Some(300), true));
     }
     assert!(!early.contains("bob") && !early.contains("ada"), "a receipt goes to third parties: it does not name who asked");
+}
+
+/// As receipts were before they told the isolation class: every line of one that was given out then.
+#[test]
+fn a_receipt_from_before_the_class_was_told_verifies() {
+    let dir = TempDir::new().unwrap();
+    let ledger = filled(dir.path(), 20);
+    let mut before = predicted(20);
+    before.detail.remove("isolation");
+    let note = ledger.append_receipted(&before).unwrap();
+    let leaf = leaf_hash(&ledger.bundle(0).unwrap()[20].1);
+    let detail = &before.detail;
+    let lines = format!(
+        "insula prediction receipt v1\nlog {ORIGIN}\nentry 20\nleaf {leaf}\ntime 2026-11-18T11:06:40.123476Z\nrequest {}\ndeployment iris\n\
+         model {}\nversion 3\npolicy 0123456789abcdef\ninput {}\noutput {}\n",
+        before.request, detail["model_sha256"], detail["input_sha256"], detail["output_sha256"]
+    );
+    let mut signed = Note::new(&lines).unwrap();
+    signed.sign(&ledger.signing).unwrap();
+    assert_eq!(note, signed.to_string());
+    let mut export = Vec::new();
+    ledger.export(&mut export).unwrap();
+    let report = verify_receipt(note.as_bytes(), &ledger.vkey(), Some(&mut export.as_slice())).unwrap();
+    assert_eq!((report.statement.isolation, report.entry_compared), (None, true));
+    // The class is signed like everything else: one that the log does not say is a lie that the export tells.
+    let mut lie = Note::new(&format!("{lines}isolation gvisor\n")).unwrap();
+    lie.sign(&ledger.signing).unwrap();
+    let told = verify_receipt(lie.to_string().as_bytes(), &ledger.vkey(), Some(&mut export.as_slice())).unwrap_err();
+    assert!(told.to_string().contains("the log says something else"), "{told}");
+    for tail in ["isolation\n", "isolatio gvisor\n", "isolation gvisor\nisolation jail\n", "\n"] {
+        assert!(format!("{lines}{tail}").parse::<receipt::ReceiptStatement>().is_err(), "{tail:?}");
+    }
 }
 
 #[test]

@@ -549,14 +549,19 @@ impl Cells {
                 return Err(Miss::Final(Error::DeadlineExceeded { seconds: timeout.as_secs() }));
             }
         };
+        self.understood(island, &cell.0, &resolved.key, answer).await
+    }
+
+    /// What a cell's word means.
+    async fn understood(&self, island: &Island, cell: &Serving, key: &SlotKey, answer: Result<FromCell, Lost>) -> Result<Inferred, Miss> {
         match answer {
             Ok(FromCell::Inferred(inferred)) => {
-                island.breakers.worked(&resolved.key);
+                island.breakers.worked(key);
                 Ok(inferred)
             }
             Ok(FromCell::Fail(fail)) if fail.code == FailCode::NoModel => {
                 // Put out between look-up and request; the next try loads it again.
-                cell.0.slots.lock().loaded.pop(&resolved.key);
+                cell.slots.lock().loaded.pop(key);
                 Err(Miss::Again)
             }
             Ok(FromCell::Fail(fail)) if fail.code == FailCode::Internal => {
@@ -565,10 +570,10 @@ impl Cells {
             Ok(FromCell::Fail(fail)) => Err(Miss::Final(Error::Input(job::clean(fail)))),
             Ok(_) => {
                 let end = End::Protocol("an answer of another kind".to_owned());
-                cell.0.link.end(end.clone());
-                Err(self.lost(island, &cell.0, &resolved.key, Lost { begun: true, end }).await)
+                cell.link.end(end.clone());
+                Err(self.lost(island, cell, key, Lost { begun: true, end }).await)
             }
-            Err(lost) => Err(self.lost(island, &cell.0, &resolved.key, lost).await),
+            Err(lost) => Err(self.lost(island, cell, key, lost).await),
         }
     }
 

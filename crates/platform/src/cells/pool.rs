@@ -44,6 +44,8 @@ use routes::{Counted, Resolved, Routes};
 const RESOLVED_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 /// By how much the remembered time of a request fades with each: an eighth.
 const TAKES_FADE: u64 = 8;
+/// For how long a request is taken to lie in a cell that none has come from yet, in nanoseconds: so long that a crowd is worth another cell.
+const TAKES_AT_FIRST: u64 = 1_000_000;
 /// Cells whose requests take no longer have short turns on a core.
 const SHORT_MAX: Duration = Duration::from_millis(1);
 /// Share of a tenant's memory that loaded models may take: the rest is for running them.
@@ -247,7 +249,7 @@ impl Island {
             memory_bytes: AtomicU64::new(0),
             leaves: AtomicBool::new(false),
             breakers: Breakers::default(),
-            takes: AtomicU64::new(0),
+            takes: AtomicU64::new(TAKES_AT_FIRST),
             unjoined_until: Mutex::default(),
             used: Mutex::new(Instant::now()),
         }

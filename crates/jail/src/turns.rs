@@ -43,15 +43,20 @@ pub fn take_turns(turns: Turns) -> io::Result<()> {
     set(0, turns)
 }
 
-/// Sets the turns of a thread; 0 is this one.
-pub(crate) fn set(thread: i32, turns: Turns) -> io::Result<()> {
+/// What the kernel knows of a thread; 0 is this one.
+fn get(thread: i32) -> io::Result<Attributes> {
     let mut attributes = Attributes::default();
     let bytes = u32::try_from(size_of::<Attributes>()).unwrap_or(0);
     // SAFETY: the kernel writes at most `bytes` bytes into the structure, which is that long and valid whatever it holds.
     if unsafe { libc::syscall(libc::SYS_sched_getattr, thread, &raw mut attributes, bytes, 0_u32) } == -1 {
         return Err(io::Error::last_os_error());
     }
-    attributes.size = bytes;
+    Ok(Attributes { size: bytes, ..attributes })
+}
+
+/// Sets the turns of a thread; 0 is this one.
+pub(crate) fn set(thread: i32, turns: Turns) -> io::Result<()> {
+    let mut attributes = get(thread)?;
     attributes.runtime = match turns {
         Turns::Short => u64::try_from(SHORT.as_nanos()).unwrap_or(0),
         Turns::Usual => 0,
@@ -68,11 +73,7 @@ mod tests {
     use super::*;
 
     fn runtime() -> u64 {
-        let mut attributes = Attributes::default();
-        // SAFETY: as above.
-        let got = unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, size_of::<Attributes>(), 0_u32) };
-        assert_eq!(got, 0);
-        attributes.runtime
+        get(0).unwrap().runtime
     }
 
     #[test]

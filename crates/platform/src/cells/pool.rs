@@ -594,28 +594,20 @@ impl Cells {
             self.adjust(island, &cell.0, owner);
             return Ok(cell);
         }
-        // Long, and seldom: it does not make every prediction's future as long.
-        Box::pin(self.made_ready(island, owner, resolved, asked, open)).await
-    }
-
-    async fn made_ready(
-        &self,
-        island: &Island,
-        owner: &Owner,
-        resolved: &Resolved,
-        asked: &Question,
-        open: impl Future<Output = Result<BlobReader>> + Send,
-    ) -> Result<InUse, Miss> {
-        let begun = Instant::now();
-        let (cell, fresh_cell) = self.serving_cell(island, owner).await?;
-        let fresh_slot = self.loaded(island, &cell.0, open, resolved).await?;
-        if (fresh_cell || fresh_slot) && island.lane != Lane::Shadow {
-            let waited = begun.elapsed();
-            self.counters().cold_starts.add(waited);
-            owner.meter.count_cold_start(waited);
-            asked.manner.note("cold start", begun);
-        }
-        Ok(cell)
+        // Long, and seldom: boxed, it does not make every prediction's future as long.
+        Box::pin(async {
+            let begun = Instant::now();
+            let (cell, fresh_cell) = self.serving_cell(island, owner).await?;
+            let fresh_slot = self.loaded(island, &cell.0, open, resolved).await?;
+            if (fresh_cell || fresh_slot) && island.lane != Lane::Shadow {
+                let waited = begun.elapsed();
+                self.counters().cold_starts.add(waited);
+                owner.meter.count_cold_start(waited);
+                asked.manner.note("cold start", begun);
+            }
+            Ok(cell)
+        })
+        .await
     }
 
     /// What a lost request means: to be asked again if it was surely not begun, else an error that says how the cell ended.
